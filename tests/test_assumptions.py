@@ -1,0 +1,46 @@
+"""`mudenet assumptions check` passes, and sees an alternative that does not run or is a switch without a wire."""
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mudenet.assumptions import check
+from mudenet.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_whole_register_holds(capsys):
+    assert main(["assumptions", "check"]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.endswith("alternatives run\n")
+
+
+@pytest.fixture
+def register(tmp_path):
+    """A copy of the register whose entries keep no switch but A-002's, so that little has to be trained."""
+    copy = tmp_path / "assumptions"
+    shutil.copytree(ROOT / "assumptions", copy)
+    for f in copy.glob("A-*.md"):
+        if not f.name.startswith("A-002"):
+            head, body = f.read_text(encoding="utf-8").split("\n---\n", 1)
+            lines, skip = [], False
+            for line in head.splitlines():
+                skip = line.startswith(("field:", "alternatives:", "reason:")) or (skip and line.startswith("  "))
+                lines += [] if skip else [line]
+            f.write_text("\n".join([*lines, "field: none", "reason: left out here", "alternatives: []"]) + "\n---\n" + body,
+                         encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize("field, chosen, other, says", [
+    ("model.channels", "128", "500", "500 does not run: ConfigError: model.channels=500 is more than the 448 channels"),
+    ("train.save_minutes", "10.0", "5.0", "5.0 runs, but nothing comes out differently"),
+    ("model.stem_pool", "avg", "max", None),
+])
+def test_an_alternative_must_run_and_matter(register, field, chosen, other, says):
+    f = register / "A-002-stem-pool.md"
+    text = f.read_text(encoding="utf-8")
+    old, new = "model.stem_pool\nchosen: avg\nalternatives: [max]", f"{field}\nchosen: {chosen}\nalternatives: [{other}]"
+    f.write_text(text.replace(old, new), encoding="utf-8")
+    faults = check(register, ROOT)
+    assert faults == [] if says is None else (len(faults) == 1 and "A-002-stem-pool.md: alternatives: " + says in faults[0]), faults

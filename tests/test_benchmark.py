@@ -1,0 +1,94 @@
+"""A benchmark on a local Ray cluster of two workers, one of which is killed in the middle of a run, makes the sequential table."""
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from mudenet.benchmark import Here, OnRay, benchmark, benchmark_table, choose_categories, plan
+from mudenet.config import load_config, override
+from mudenet.core import ConfigError, WeightsError
+from mudenet.synthetic import write_product_line
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+              pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two local workers of one CPU each."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    yield ray
+    ray.shutdown()
+
+
+def runs(top, out):
+    sizes = dict(size=64, train=10, validation=3, good=4, structural=4, logical=4)
+    for name, seed in (("gears", 1), ("fuses", 2)):
+        write_product_line(top / "plant" / name, seed=seed, **sizes)
+    base = load_config("demo", tree=dict(
+        dataset="mvtec_loco", category=None, out=str(top / out), device="cpu", data=dict(image_size=64),
+        backbone=dict(weights="random"), model=dict(channels=8, width=8), distill=dict(steps=20),
+        train=dict(steps=60, save_minutes=1e-4), evaluation=dict(pictures=0)))
+    configs = [override(base, {"root": str(r), "category": c}) for r, c in choose_categories([top / "plant"])]
+    return plan(configs, 1, {"detached": {}, "joint": {"train.detach_autoencoder": False}})
+
+
+class Killer(logging.Handler):
+    """SIGKILL for the worker of the first run, once its stage 2 has saved a state."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run, self.state, self.killed = run, run.folder / "train.state.safetensors", []
+
+    def emit(self, record):
+        text = record.getMessage()
+        if text.startswith(f"{self.run.name}: started on") and not self.killed:
+            threading.Thread(target=self.kill, args=[int(text.rsplit(" ", 1)[1])], daemon=True).start()
+
+    def kill(self, pid):
+        while not self.state.exists():
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        self.killed.append(pid)
+
+
+def test_a_killed_worker_costs_a_retry_and_not_the_table(cluster, tmp_path):
+    alone = benchmark(runs(tmp_path, "alone"), tmp_path / "alone", Here(threads=1))
+    planned = runs(tmp_path, "ray")
+    killer, log, pool = Killer(planned[0]), logging.getLogger("mudenet"), OnRay("local", "cpu", threads=1)
+    log.addHandler(killer)
+    log.setLevel(logging.INFO)
+    try:
+        assert pool.slots == 2
+        there = benchmark(planned, tmp_path / "ray", pool)
+    finally:
+        pool.close()
+        log.removeHandler(killer)
+        log.setLevel(logging.NOTSET)
+    assert len(killer.killed) == 1
+    assert [r["attempts"] for r in there["results"]] == [2, 1, 1, 1]
+    assert [e["what"] for e in there["events"]].count("its worker died, started again (attempt 2)") == 1
+    assert benchmark_table(there) == benchmark_table(alone)
+    assert [r["detector"] for r in there["results"]] == [r["detector"] for r in alone["results"]]
+    assert not any((r.folder / "distill.csv").exists() for r in planned if r.variant == "joint")  # stage 1 was shared
+    assert cluster.is_initialized()  # a cluster that was there is left alone
+
+
+def test_what_a_cluster_cannot_give(cluster):
+    with pytest.raises(ConfigError, match="--threads 99: no machine"):
+        OnRay("local", "cpu", threads=99)
+
+
+def test_weights_that_cannot_be_had_end_the_benchmark_before_the_first_run(cluster, tmp_path):
+    planned = [r for r in runs(tmp_path, "none") if r.variant == "joint"]
+    config = override(planned[0].config, {"backbone.weights": str(tmp_path / "none.pth")})
+    with pytest.raises(WeightsError, match="none.pth"):
+        OnRay("local", "cpu", threads=1).measure(config)

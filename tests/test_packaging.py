@@ -1,0 +1,95 @@
+"""A clean clone holds what the code imports; sdist and wheel build, and the wheel alone runs the demonstration."""
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--data.image_size=64", "--model.channels=8", "--model.width=8", "--backbone.weights=random", "--distill.steps=2",
+        "--distill.batch_size=4", "--train.steps=3", "--train.batch_size=4", "--device=cpu", "--evaluation.pictures=1"]
+
+
+def tracked():
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return set(out.split("\0"))
+
+
+def test_a_clone_holds_every_imported_module():
+    files = tracked()
+    for f in sorted(ROOT.glob("mudenet/*.py")):
+        for node in ast.walk(ast.parse(f.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                names = [node.module.split(".")[0]]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mudenet."):
+                names = [node.module.split(".")[1]]
+            for n in names:
+                assert f"mudenet/{n}.py" in files, f"{f.name} imports mudenet.{n}, which git does not hold"
+    for f in ROOT.glob("mudenet/configs/*.yaml"):
+        assert f.relative_to(ROOT).as_posix() in files
+
+
+def test_modules_import_only_from_lower_numbers():
+    order = [p.stem.split("_", 1)[1] for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))]
+    free = {"core", "assumptions"}  # the register imports nothing of ours but core
+    for f in ROOT.glob("mudenet/[a-z]*.py"):
+        for node in ast.walk(ast.parse(f.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module and node.module not in free:
+                assert order.index(node.module) < order.index(f.stem), f"{f.stem} imports {node.module}"
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """Wheel and sdist, built from a copy of what git holds."""
+    top = tmp_path_factory.mktemp("dist")
+    for name in tracked() - {""}:
+        if (ROOT / name).is_file():
+            (top / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, top / "src" / name)
+    r = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(top / "out"), str(top / "src")],
+                       capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    return top / "out"
+
+
+def test_sdist_and_wheel(dist):
+    wheel, = dist.glob("*.whl")
+    assert len(list(dist.glob("*.tar.gz"))) == 1
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for f in [*ROOT.glob("mudenet/*.py"), *ROOT.glob("mudenet/configs/*.yaml"), ROOT / "mudenet/py.typed"]:
+        assert f.relative_to(ROOT).as_posix() in names
+    assert not [n for n in names if n.startswith(("nbs/", "tests/", "tools/"))]
+
+
+def test_the_wheel_carries_the_register(dist):
+    wheel, = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as z:
+        carried = {Path(n).name: z.read(n) for n in z.namelist() if n.startswith("mudenet/register/")}
+    assert carried == {f.name: f.read_bytes() for f in ROOT.glob("assumptions/A-*.md")}
+
+
+def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
+    wheel, = dist.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = ("import sys, mudenet; print(mudenet.__file__); from mudenet.cli import main; "
+            "from mudenet.synthetic import write_product_line as w; "
+            "w('line', size=64, train=8, validation=2, good=2, structural=2, logical=2); sys.exit(main(sys.argv[1:]))")
+    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-002=max", *TINY],
+                       cwd=tmp_path, text=True,
+                       capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    assert r.returncode == 0, r.stdout + r.stderr
+    assert r.stdout.splitlines()[0].startswith(str(tmp_path / "site"))
+    assert len(list((tmp_path / "out").rglob("record.json"))) == 1
+    config, = (tmp_path / "out").rglob("config.yaml")
+    assert "stem_pool: max" in config.read_text()
+    shown = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
+                            "assumptions", "check"], cwd=tmp_path, text=True, capture_output=True,
+                           env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    assert shown.returncode == 2 and "run it in a checkout" in shown.stderr

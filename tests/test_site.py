@@ -1,0 +1,325 @@
+"""What can be known of the site without building it: pages, links, names in backticks, figures, and what they load.
+
+Every notebook passes the filter that the build runs; Quarto itself is needed only to build.
+"""
+import builtins
+import functools
+import importlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NBS = ROOT / "nbs"
+NOTEBOOKS = sorted(NBS.glob("[0-9]*.ipynb"))
+SITE = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+
+
+def cells(nb, kind):
+    return ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == kind]
+
+
+@functools.cache
+def notebook(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+ALL = """
+import json, pathlib, sys, traceback
+sys.path.insert(0, "../tools")
+from nbdev_quarto_filter import process
+for name in sys.argv[1:]:
+    try: out = process(pathlib.Path(name).read_text(encoding="utf-8"))
+    except BaseException: out = json.dumps(dict(error=traceback.format_exc()))
+    print(json.dumps(json.loads(out)))
+"""
+
+
+@functools.cache
+def all_filtered():
+    """Every notebook as Quarto gets it, from one process: PyTorch is imported once."""
+    r = subprocess.run([sys.executable, "-c", ALL, *(p.name for p in NOTEBOOKS)], cwd=NBS, text=True, capture_output=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    return dict(zip(NOTEBOOKS, map(json.loads, r.stdout.splitlines()), strict=True))
+
+
+def filtered(path):
+    nb = all_filtered()[path]
+    assert "error" not in nb, nb["error"][-2000:]
+    return nb
+
+
+def outputs(nb, kind):
+    return ["".join(o["data"][kind]) for c in nb["cells"] for o in c.get("outputs", []) if kind in o.get("data", {})]
+
+
+@functools.cache
+def pages():
+    """What Quarto renders: the files that `render` names, without any README.md, which it leaves out."""
+    found = [p for pattern in SITE["project"]["render"] for p in sorted(ROOT.glob(pattern))]
+    return [p for p in dict.fromkeys(found) if p.name != "README.md"]
+
+
+@functools.cache
+def text_of(path):
+    """Markdown of a page, as far as it stands in files: an included file is part of the page that includes it."""
+    text = "\n\n".join(cells(notebook(path), "markdown")) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    return re.sub(r"\{\{< include (\S+) >\}\}", lambda m: (path.parent / m[1]).read_text(encoding="utf-8"), text)
+
+
+def without_code(text):
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+@functools.cache
+def anchors(path):
+    """Ids of a page's headings, as pandoc makes them."""
+    text = "\n\n".join([*cells(filtered(path), "markdown"), *outputs(filtered(path), "text/markdown")]) \
+        if path.suffix == ".ipynb" else text_of(path)
+    heads = re.findall(r"^#+\s+(.*?)\s*$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", h.lower()).strip()) for h in heads}
+
+
+# ---------------------------------------------------------------- the filter
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_filter(path):
+    nb = filtered(path)
+    text = "\n".join(map("".join, (c["source"] for c in nb["cells"])))
+    assert len(nb["cells"]) > 5 and "nbdev_export()" not in text
+    assert not [o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
+    # the first cell gives title and description, and what follows them in it stays
+    first = cells(notebook(path), "markdown")[0].split("\n\n")
+    assert "title:" in "".join(nb["cells"][0]["source"])
+    for paragraph in first[2:]:
+        assert paragraph.split("\n")[0].split("`")[0][:40] in text, paragraph
+
+
+def test_filter_as_quarto_calls_it():
+    path = NOTEBOOKS[0]
+    r = subprocess.run([sys.executable, "../tools/nbdev_quarto_filter.py"], cwd=NBS, text=True, capture_output=True,
+                       stdin=path.open(encoding="utf-8"))
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert [c["source"] for c in json.loads(r.stdout)["cells"]] == [c["source"] for c in filtered(path)["cells"]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_nothing_is_loaded_from_elsewhere(path):
+    nb = filtered(path)
+    assert "widgets" not in nb["metadata"] and not outputs(nb, "application/vnd.jupyter.widget-view+json")
+    html = "\n".join([*cells(nb, "markdown"), *outputs(nb, "text/html"), *outputs(nb, "text/markdown")])
+    assert not re.search(r"<script[^>]*\bsrc|<link\b|@import|url\(\s*['\"]?http|\bsrc=['\"]?(https?:)?//|!\[[^\]]*\]\(http", html)
+
+
+def test_site_configuration():
+    html = SITE["format"]["html"]
+    assert html["html-math-method"] == "mathml"
+    for theme in html["theme"].values():  # bootswatch themes load web fonts; ours and the default do not
+        assert theme == "default" or "@import" not in (ROOT / theme).read_text() and theme.endswith(".scss")
+    for f in [*SITE["filters"], *(NBS / f for f in SITE["ipynb-filters"])]:
+        assert (ROOT / f).is_file()
+    assert all(list(ROOT.glob(p)) for p in [*SITE["project"]["render"], *SITE["project"]["resources"]])
+    assert SITE["execute"]["enabled"] is False
+
+
+def hrefs(node):
+    """Every page that navigation names, globs and all."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, list):
+        for n in node:
+            yield from hrefs(n)
+    elif isinstance(node, dict):
+        yield from hrefs(node.get("href", []))
+        yield from hrefs(node.get("contents", []))
+
+
+def test_navigation_reaches_every_page():
+    named = [p for h in hrefs(SITE["website"]["sidebar"]) for p in sorted(ROOT.glob(h)) if p.name != "README.md"]
+    assert sorted(named) == sorted(set(named)) == sorted(pages())
+    assert [p for p in named if p in NOTEBOOKS] == NOTEBOOKS
+    assert set(hrefs(SITE["website"]["navbar"]["left"])) <= {p.relative_to(ROOT).as_posix() for p in pages()}
+    listed = re.findall(r"\(nbs/([^)]+\.ipynb)\)", (ROOT / "README.md").read_text(encoding="utf-8").split("## Read on")[1])
+    assert listed == [p.name for p in NOTEBOOKS]
+
+
+# ---------------------------------------------------------------- links
+
+
+def links():
+    """(page, target) of every link and picture in the files, and in what the filter adds to notebooks."""
+    for page in pages():
+        texts = [text_of(page)]
+        if page.suffix == ".ipynb":
+            texts += [*cells(filtered(page), "markdown"), *outputs(filtered(page), "text/markdown")]
+        for text in texts:
+            for target in re.findall(r"\]\(([^)\s]+)\)(?!`)", without_code(text)):
+                yield page, target
+
+
+def test_no_dead_link():
+    resources = {p for pattern in SITE["project"]["resources"] for p in ROOT.glob(pattern)}
+    seen = set(links())
+    assert len(seen) > 100
+    for page, target in seen:
+        if re.match(r"[a-z]+:", target):
+            assert not target.startswith("file:") and "mudenet.github.io" not in target, (page.name, target)
+            continue
+        name, _, anchor = target.partition("#")
+        to = (page.parent / name.replace("README.md", "index.qmd")).resolve() if name else page
+        assert to in pages() or to in resources or to.suffix in {".png", ".jpg", ".svg"} and to.is_file(), (page.name, target)
+        assert not anchor or anchor in anchors(to), (page.name, target)
+
+
+def test_a_name_leads_to_its_definition():
+    """What doclinks.lua makes of nbdev's index: each public name has a heading on its notebook's page."""
+    from mudenet._modidx import d
+
+    by_module = {re.sub(r"^\d+[a-z]*_", "", p.stem): p for p in NOTEBOOKS}
+    for symbols in d["syms"].values():
+        for name, (address, _) in symbols.items():
+            module, *rest = name.split(".")[1:]
+            if rest and not any(r.startswith("_") for r in rest):
+                assert address.split("#")[1].split(".")[0] in anchors(by_module[module]), name
+
+
+# ---------------------------------------------------------------- names in backticks
+
+MODULES = {p.stem for p in (ROOT / "mudenet").glob("[a-z]*.py")}
+BUILT = {"mudenet/register/"}  # in the wheel only
+OUR_FOLDERS = ("nbs/", "tools/", "tests/", "assumptions/", "mudenet/", "pages/", ".ci/", ".github/")
+
+
+def spans(page):
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+@functools.cache
+def known():
+    """Every identifier and every word in a string of the package's and the tools' code, and Python's own names."""
+    out = set(dir(builtins))
+    for f in [*(ROOT / "mudenet").rglob("*.py"), *(ROOT / "tools").glob("*.py"),
+              ROOT / "setup.py", ROOT / "settings.ini", *(ROOT / "mudenet" / "configs").glob("*.yaml")]:
+        if f.name != "_modidx.py":
+            out |= set(re.findall(r"\w+", f.read_text(encoding="utf-8")))
+    for f in ROOT.glob("assumptions/A-*.md"):  # values that another package knows, checked by notebook 12
+        out |= set(re.findall(r"\w+", f.read_text(encoding="utf-8").split("---")[1]))
+    for f in (NBS / "results").rglob("*.json"):  # runs are called by their records' names
+        out |= set(re.findall(r"\w+", f.stem))
+    return out | {"test_eq", "ColorJitter"}  # fastcore's, torchvision's
+
+
+def names_in(path):
+    """Identifiers of a notebook's own code, comments left out."""
+    found = set()
+    for source in cells(notebook(path), "code"):
+        try:
+            tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        except (tokenize.TokenError, SyntaxError):
+            continue
+        found |= {w for t in tokens if t.type != tokenize.COMMENT for w in re.findall(r"\w+", t.string)}
+    return found
+
+
+@functools.cache
+def options():
+    """Every option of every command."""
+    from mudenet.cli import COMMANDS
+
+    return {o.lstrip("-") for _, make, _ in COMMANDS.values() for a in make()._actions for o in a.option_strings}
+
+
+def resolve(parts):
+    """The object of a dotted name below mudenet; a dataclass's or a named tuple's field is found by its annotation."""
+    found = importlib.import_module(f"mudenet.{parts[0]}")
+    for part in parts[1:]:
+        if part not in getattr(found, "__annotations__", {}):
+            found = getattr(found, part)
+
+
+def wrong(span, page):
+    """What is wrong with a name in backticks, if it looks like one of ours."""
+    import mudenet.config as config
+
+    groups = {n.split(".")[0] for n in config.field_names() if "." in n}
+    if span.startswith("mudenet "):
+        from mudenet.cli import COMMANDS
+
+        command = span.split()[1]
+        if command not in COMMANDS and not command.startswith("-") and command != "COMMAND":
+            return "no such command"
+    if span.startswith(("mudenet ", "--")):
+        gone = [o for o in re.findall(r"--([a-z][\w.]*)", span) if o not in options()]
+        return f"no such option: {gone}" if gone else None
+    if span.startswith(OUR_FOLDERS) and span not in BUILT and not re.search(r"[*…<>{}]|NNN|NN_", span):
+        return None if (ROOT / span.split("#")[0].split("::")[0]).exists() else "no such file"
+    name = re.sub(r"\(.*\)$", "", span.split("=")[0])
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+        return None
+    parts = name.removeprefix("mudenet.").split(".") if name.startswith("mudenet.") else name.split(".")
+    if len(parts) > 1 and parts[0] in groups:
+        return None if name in config.field_names() or hasattr(getattr(config.Config(), parts[0]), parts[1]) else "no such field"
+    if name.startswith("mudenet.") or (len(parts) > 1 and parts[0] in MODULES and parts[-1] not in ("json", "yaml", "csv", "html")):
+        try:
+            resolve(parts)
+        except (AttributeError, ImportError):
+            return "no such name"
+    if len(parts) == 1 and ("_" in name.strip("_") or re.search(r"[a-z][A-Z]|[A-Z][a-z]+[A-Z]", name)):
+        if name not in known() and not (page.suffix == ".ipynb" and name in names_in(page)):
+            return "nothing of that name"
+    return None
+
+
+def test_names_in_backticks_resolve():
+    count, faults = 0, []
+    for page in pages():
+        for span in spans(page):
+            count += 1
+            if why := wrong(span, page):
+                faults.append(f"{page.relative_to(ROOT)}: `{span}`: {why}")
+    assert count > 500 and not faults, "\n".join(sorted(set(faults)))
+
+
+@pytest.mark.parametrize("span", ["mudenet trian", "mudenet train --trian.epochs 3", "train.epocs", "inference.Detecter",
+                                  "mudenet.metric", "rawscores_of", "MuDeNetwork", "nbs/99_nothing.ipynb", "metrics.au_prro()"])
+def test_a_wrong_name_would_be_found(span):
+    assert wrong(span, ROOT / "README.md")
+
+
+# ---------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_figures_and_size(path):
+    for c in notebook(path)["cells"]:
+        kinds = {k for o in c.get("outputs", []) for k in o.get("data", {})}
+        html = "".join("".join(o["data"]["text/html"]) for o in c.get("outputs", []) if "text/html" in o.get("data", {}))
+        if kinds & {"image/png", "image/jpeg", "image/svg+xml"} or "<img" in html or "<svg" in html:
+            source = "".join(c["source"])
+            assert re.search(r"^#\| fig-alt: \".+\"$", source, re.M) and "#| fig-cap:" in source, (path.name, source[:80])
+        assert all(re.search(r'alt="[^"]+"', i) for i in re.findall(r"<img[^>]*>", html)), path.name
+        assert all("aria-label=" in s for s in re.findall(r"<svg[^>]*>", html)), path.name
+    assert path.stat().st_size < 256_000, f"{path.name} has {path.stat().st_size // 1000} KB"
+
+
+def test_pictures_of_pages_have_a_text():
+    for page in pages():
+        for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", without_code(text_of(page))):
+            assert len(alt) > 10, (page.name, target)
+
+
+def test_citation_names_this_version():
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    version = re.search(r"^version = (.+)$", (ROOT / "settings.ini").read_text(), re.M)[1]
+    assert str(cff["version"]) == version == re.search(r"version = \{(.+?)\}", (ROOT / "pages" / "cite.md").read_text())[1]
+    assert {"cff-version", "message", "title", "authors"} <= set(cff)
+    assert cff["preferred-citation"]["doi"] in text_of(ROOT / "pages" / "cite.md")

@@ -130,7 +130,9 @@ def compare(
                 pipe.send(True); turns[name].append(_answer(pipe, name))
     finally:
         for pipe in pipes.values(): pipe.close()
-        for w in workers: w.terminate(); w.join()
+        for w in workers:
+            w.join(10)                                    # a closed pipe ends it; whoever still hangs is ended
+            w.terminate(); w.join()
     base = [s for s, _ in turns[next(iter(variants))]]
     return {name: dict(seconds=[s for s, _ in t], median=statistics.median(s for s, _ in t), peak_bytes=max(p for _, p in t),
                        ratio=statistics.median(s/b for (s, _), b in zip(t, base))) for name, t in turns.items()}

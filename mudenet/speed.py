@@ -113,7 +113,7 @@ def compare(
     what: str,                       # "distill", "train" or "infer"
     rounds: int = 5,                 # Turns that each variant gets
     batch: int = 8,                  # Images at once, for "infer"
-) -> dict[str, dict[str, Any]]:      # seconds (an image: each turn), median, ratio to the base, peak_bytes
+) -> dict[str, dict[str, Any]]:      # seconds (an image: each turn), median, ratio to the base, peak_bytes, matrix_flops (each turn)
     "Measure variants turn by turn, each in a process of its own."
     context = multiprocessing.get_context("spawn")
     pipes, workers = {}, []
@@ -125,7 +125,9 @@ def compare(
             workers[-1].start(); theirs.close()
             _answer(pipes[name], name)                    # ready: the next one warms up alone
         turns: dict[str, list[tuple[float, int]]] = {name: [] for name in variants}
+        rates, device = [], pick_device(next(iter(variants.values())).device)
         for _ in progress(range(rounds), f"{what}: {', '.join(variants)}", unit="round"):
+            rates.append(matrix_rate(device))
             for name, pipe in pipes.items():
                 pipe.send(True); turns[name].append(_answer(pipe, name))
     finally:
@@ -135,7 +137,7 @@ def compare(
             w.terminate(); w.join()
     base = [s for s, _ in turns[next(iter(variants))]]
     return {name: dict(seconds=[s for s, _ in t], median=statistics.median(s for s, _ in t), peak_bytes=max(p for _, p in t),
-                       ratio=statistics.median(s/b for (s, _), b in zip(t, base))) for name, t in turns.items()}
+                       ratio=statistics.median(s/b for (s, _), b in zip(t, base)), matrix_flops=rates) for name, t in turns.items()}
 
 def _answer(pipe: Any, name: str) -> Any:
     try: answer = pipe.recv()
@@ -172,13 +174,11 @@ def bench_steps(
     _, losses, data = (stage1(plain, small, device=device) if what == "distill" else
                        stage2(plain, small, DescriptorNetwork(config.model), device=device))
     flops = step_flops(losses, data[0])
-    before = matrix_rate(device)
     table = dict(compare(dict(plain=plain, all=config), what, rounds))
     for name, fields in switches(config).items():
         pair = compare({"all": config, name: _without(config, **fields)}, what, rounds)
         table[name] = dict(pair[name], ratio_to_all=pair[name].pop("ratio"))
-    rate = statistics.median([before, matrix_rate(device)])
-    return _record(f"bench_{what}", config, rate, flops, table, batch=getattr(config, what).batch_size)
+    return _record(f"bench_{what}", config, flops, table, batch=getattr(config, what).batch_size)
 
 def bench_infer(
     config: Config,                           # Sizes and switches
@@ -191,18 +191,18 @@ def bench_infer(
     detector = Detector(MuDeNet(config.model, config.data.image_size), plain).to(device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         detector(normalize(_images(1, config.data.image_size).to(device)))
-    before = matrix_rate(device)
     table: dict[str, Any] = {}
     for n in batches:
         pair = compare(dict(plain=plain, all=config), "infer", rounds, n)
         table |= {f"{k}, batch {n}": v for k, v in pair.items()}
-    rate = statistics.median([before, matrix_rate(device)])
-    return _record("bench_infer", config, rate, counter.get_total_flops(), table, batch=list(batches))
+    return _record("bench_infer", config, counter.get_total_flops(), table, batch=list(batches))
 
-def _record(kind: str, config: Config, rate: float, flops: int, table: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def _record(kind: str, config: Config, flops: int, table: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     device = pick_device(config.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    rows = {k: dict(v, share=flops/v["median"]/rate) for k, v in table.items()}
+    def share(v: Mapping[str, Any]) -> float: return statistics.median(flops/s/r for s, r in zip(v["seconds"], v["matrix_flops"]))
+    rows = {k: dict(v, share=share(v)) for k, v in table.items()}
+    rate = statistics.median(r for v in table.values() for r in v["matrix_flops"])
     return new_record(kind, config=portable(config), device=name, threads=torch.get_num_threads(), matrix_flops=rate,
                       flops_an_image=flops, variants=rows, **more)
 

@@ -107,12 +107,13 @@ def results_page() -> str:
     notebooks = {nb: nb.read_text(encoding="utf-8") for nb in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
 
     def row(f: Path, r: Any) -> str:
-        name = f.relative_to(RESULTS).as_posix()
-        named = ", ".join(f"[{nb.stem}](../nbs/{nb.name})" for nb, text in notebooks.items() if f.name in text)
-        return f"| [{name}](../nbs/results/{name}) | {r.get('kind', '–') if isinstance(r, dict) else '–'} | {named or '–'} |"
+        name, kind = f.relative_to(RESULTS).as_posix(), r.get("kind", "–") if isinstance(r, dict) else "–"
+        shown = [nb for nb, text in notebooks.items()  # by its name, or with all of its kind (quoted in a cell, hence escaped)
+                 if f.name in text or ('read_records(\\"results\\"' in text and f'\\"{kind}\\"' in text)]
+        return f"| [{name}](../nbs/results/{name}) | {kind} | {', '.join(f'[{nb.stem}](../nbs/{nb.name})' for nb in shown) or '–'} |"
 
     rows = "\n".join(row(f, r) for f, r in others)
-    other = ["## Other records", f"| record | kind | named in |\n|---|---|---|\n{rows}"] if rows else []
+    other = ["## Other records", f"| record | kind | shown in |\n|---|---|---|\n{rows}"] if rows else []
     whole = [r for r in found.values() if not departures(r)]
     reach = (f"{len(whole)} of these runs have the paper's configuration." if whole else
              "No category has been trained with the paper's\n"

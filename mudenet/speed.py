@@ -113,7 +113,7 @@ def compare(
     what: str,                       # "distill", "train" or "infer"
     rounds: int = 5,                 # Turns that each variant gets
     batch: int = 8,                  # Images at once, for "infer"
-) -> dict[str, dict[str, Any]]:      # seconds (an image: each turn), median, ratio to the base, peak_bytes, matrix_flops (each turn)
+) -> dict[str, dict[str, Any]]:      # seconds (an image) and matrix_flops of each turn; median, ratio, peak_bytes
     "Measure variants turn by turn, each in a process of its own."
     context = multiprocessing.get_context("spawn")
     pipes, workers = {}, []

@@ -110,7 +110,8 @@ def results_page() -> str:
         name, kind = f.relative_to(RESULTS).as_posix(), r.get("kind", "–") if isinstance(r, dict) else "–"
         shown = [nb for nb, text in notebooks.items()  # by its name, or with all of its kind (quoted in a cell, hence escaped)
                  if f.name in text or ('read_records(\\"results\\"' in text and f'\\"{kind}\\"' in text)]
-        return f"| [{name}](../nbs/results/{name}) | {kind} | {', '.join(f'[{nb.stem}](../nbs/{nb.name})' for nb in shown) or '–'} |"
+        links = ", ".join(f"[{nb.stem}](../nbs/{nb.name})" for nb in shown)
+        return f"| [{name}](../nbs/results/{name}) | {kind} | {links or '–'} |"
 
     rows = "\n".join(row(f, r) for f, r in others)
     other = ["## Other records", f"| record | kind | shown in |\n|---|---|---|\n{rows}"] if rows else []

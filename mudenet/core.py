@@ -153,6 +153,7 @@ def write_json(
 
 # %% ../nbs/00_core.ipynb #00-core-24
 SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
+_NEEDS = dict(teacher=("config",), detector=("config", "about"), state=("step", "log", "identity"))  # in a header of that kind
 
 def save_tensors(
     path: str|Path,                      # File to write
@@ -182,12 +183,16 @@ def read_meta(
         raise CheckpointError(f"{path} is not a checkpoint: {e}. Checkpoints are safetensors files that "
                               "`mudenet train` or `mudenet distill` wrote.") from None
     if header is None: raise CheckpointError(f"{path} is a safetensors file but not one that mudenet wrote.")
-    meta = json.loads(header)
+    try: meta = json.loads(header)
+    except ValueError: meta = None
+    if not isinstance(meta, dict): raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
     if meta.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {meta.get('kind')!r}; here a {kind!r} is needed.")
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has schema {meta.get('schema')}, this version reads {SCHEMA}; "
                               "use the mudenet version that wrote it, or train again.")
+    if lacks := [k for k in _NEEDS.get(kind, ()) if k not in meta]:
+        raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; copy or make the file again.")
     return meta
 
 def load_tensors(

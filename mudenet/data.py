@@ -28,9 +28,9 @@ from .core import ConfigError, DataError, did_you_mean, progress, rng
 # %% auto #0
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'SUFFIXES', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category',
            'natural_key', 'image_files', 'find_images', 'list_categories', 'recognise', 'read_defects_config',
-           'hold_out', 'open_category', 'summary', 'read_image', 'image_size', 'read_mask_channels', 'read_mask',
-           'resize_image', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'normalize', 'flip', 'rotate',
-           'jitter', 'shift_hue', 'augment']
+           'hold_out', 'open_category', 'summary', 'read_image', 'to_rgb', 'image_size', 'read_mask_channels',
+           'read_mask', 'resize_image', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_empty_masks',
+           'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
 
 # %% ../nbs/02_data.ipynb #02-data-05
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +101,16 @@ def image_files(
     return tuple(p for p in _entries(Path(folder)) if p.suffix.lower() in SUFFIXES and p.is_file())
 
 def find_images(
-    folder: str|Path,      # Where to look, at any depth
-) -> tuple[Path, ...]:     # In natural order of their paths; hidden files are left out
+    folder: str|Path,              # Where to look, at any depth
+    without: str|Path|None = None, # A folder that is left out, such as one for results; it need not exist
+) -> tuple[Path, ...]:             # In natural order of their paths; hidden files are left out
     "All image files below a folder. Raises `DataError` where there is none."
-    inside = (f for f in Path(folder).rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     if not Path(folder).is_dir(): raise DataError(f"{folder}: there is no such folder.")
-    if not (found := tuple(sorted(inside, key=lambda f: natural_key(f.as_posix())))):
-        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}).")
-    return found
+    inside = [f for f in Path(folder).rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
+    if without is not None: inside = [f for f in inside if not f.parent.resolve().is_relative_to(Path(without).resolve())]
+    if not inside:
+        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}){'' if without is None else f' outside of {without}'}.")
+    return tuple(sorted(inside, key=lambda f: natural_key(f.as_posix())))
 
 # %% ../nbs/02_data.ipynb #02-data-17
 _LOSSY = (".jpg", ".jpeg", ".webp")
@@ -129,7 +131,7 @@ def _masks_of(image: Path, index: dict[str, list[tuple[Path, ...]]], folder: Pat
     claims = index.get(image.stem, [])
     if not claims:
         raise DataError(f"{image} has no mask: looked for {image.stem}_mask.png, {image.stem}.png and a folder {image.stem} in "
-                        f"{folder}. Add the mask, or remove the whole folder ground_truth to do without pixel metrics.")
+                        f"{folder}. Add the mask; if this is a published data set, unpack it again.")
     if len(claims) > 1:
         names = ", ".join(c[0].name for c in claims)
         raise DataError(f"{image} has masks under {len(claims)} names ({names}) in {folder}; keep one.")
@@ -187,8 +189,14 @@ def _missing(folder: Path, layout: str) -> list[str]:
     return lacks
 
 def _layout_of(folder: Path, accepted: Sequence[str]) -> str|None:
-    "The first layout that a folder fits."
-    return next((a for a in accepted if not _missing(folder, a)), None)
+    "The first layout that a folder fits. Raises `DataError` for MVTec LOCO without its rules."
+    found = next((a for a in accepted if not _missing(folder, a)), None)
+    if found == "folder" and "mvtec_loco" in accepted and _missing(folder, "mvtec_loco") == [_LOCO_CONFIG]:
+        kinds = [folder/"ground_truth"/f"{k}_anomalies" for k in ("logical", "structural")]
+        if any(k.is_dir() and _subfolders(k) for k in kinds):
+            raise DataError(f"{folder} looks like a category of MVTec LOCO but lacks {_LOCO_CONFIG}, without which there is no "
+                            "AU-sPRO. Unpack the data set again.")
+    return found
 
 # %% ../nbs/02_data.ipynb #02-data-25
 def _accepted(layout: str) -> tuple[str, ...]:
@@ -206,14 +214,14 @@ def _categories(folder: Path, accepted: Sequence[str]) -> dict[str, Path]:
     return {p.name: p for p in _subfolders(folder) if _layout_of(p, plain)}
 
 def _no_layout(folder: Path, accepted: Sequence[str]) -> DataError:
-    "What to say of a folder that fits no layout."
-    below = _subfolders(folder)
+    "What to say of a folder that fits no layout, or not the one that was asked for."
     lines = [f"  {a}: missing {', '.join(_missing(folder, a)) or 'folders of categories'}" for a in accepted]
-    deeper = [p.name for p in below if _layout_of(p, LAYOUTS) or _categories(p, LAYOUTS)]
-    hint = (f"{' and '.join(deeper[:3])} below it looks like a data set: give that folder." if deeper else
-            "For images of your own, put nominal ones in train/good, and those to test on in test/good and test/<defect>.")
-    return DataError("\n".join([f"{folder} is of no known layout, nor is any of the {len(below)} folders in it. Tried:",
-                                *lines, hint]))
+    deeper = [p.name for p in _subfolders(folder) if _layout_of(p, accepted) or _categories(p, accepted)]
+    if deeper: hint = f"{' and '.join(deeper[:3])} below it looks like a data set: give that folder."
+    elif own := _layout_of(folder, LAYOUTS): hint = f"It is of layout {own}."
+    else: hint = "For images of your own, put nominal ones in train/good, and those to test on in test/good and test/<defect>."
+    what = "of no known layout" if tuple(accepted) == LAYOUTS else f"not of layout {' or '.join(accepted)}"
+    return DataError("\n".join([f"{folder} is {what}, nor is any folder in it. Tried:", *lines, hint]))
 
 # %% ../nbs/02_data.ipynb #02-data-26
 def _folder(root: str|Path) -> Path:
@@ -275,18 +283,30 @@ def _index_folder(folder: Path) -> dict[str, Any]:
 # %% ../nbs/02_data.ipynb #02-data-30
 _LOCO_KEYS = {"defect_name", "pixel_value", "saturation_threshold", "relative_saturation"}
 
+def _wrong_rule(e: dict[str, Any]) -> str:
+    "What is wrong with one of LOCO's rules; nothing if it can be used."
+    if lacks := sorted(_LOCO_KEYS - set(e)): return f"lacks {', '.join(lacks)}"
+    value, limit, relative = e["pixel_value"], e["saturation_threshold"], e["relative_saturation"]
+    if type(value) is not int or not 1 <= value <= 255: return f"has pixel_value {value!r}, not a whole number from 1 to 255"
+    if type(relative) is not bool: return f"has relative_saturation {relative!r}, neither true nor false"
+    most = 1 if relative else math.inf
+    if type(limit) not in (int, float) or not 0 < limit <= most or math.isinf(limit):
+        return f"has saturation_threshold {limit!r}, not a number above 0{', at most 1' if relative else ''}"
+    return ""
+
 def read_defects_config(
     path: Path,                  # defects_config.json
 ) -> tuple[dict[str, Any], ...]: # One entry for each kind of defect
-    "LOCO's saturation rules. Raises `DataError` if they are incomplete."
+    "LOCO's saturation rules. Raises `DataError` where one is incomplete or impossible."
     try: entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as why:
         raise DataError(f"{path} cannot be read as JSON: {why}. Unpack the data set again.") from None
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+    if not entries or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise DataError(f"{path} must be a list of entries, one for each kind of defect.")
     for e in entries:
-        if lacks := sorted(_LOCO_KEYS - set(e)):
-            raise DataError(f"{path}: the entry {e.get('defect_name', '?')!r} lacks {', '.join(lacks)}.")
+        if wrong := _wrong_rule(e): raise DataError(f"{path}: the entry {e.get('defect_name', '?')!r} {wrong}.")
+    if twice := [v for v, n in Counter(e["pixel_value"] for e in entries).items() if n > 1]:
+        raise DataError(f"{path}: several entries have the pixel_value {twice[0]}; each needs its own.")
     return tuple(entries)
 
 def _index_mvtec_loco(folder: Path) -> dict[str, Any]:
@@ -398,7 +418,7 @@ def summary(
 
 # %% ../nbs/02_data.ipynb #02-data-59
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: str|Path) -> Iterator[None]:
     "Turn whatever goes wrong with reading an image into a `DataError` that names it."
     try: yield
     except (DataError, MemoryError): raise
@@ -414,7 +434,7 @@ def _decode(path: Path) -> Image.Image:
         f.load()
         return ImageOps.exif_transpose(f)
 
-def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
+def _rgb_values(image: Image.Image, path: str|Path) -> np.ndarray:
     "8-bit RGB (H, W, 3) by fixed rules."
     if image.mode == "F":
         raise DataError(f"{path} holds floating-point values without a known white; save it with 8 or 16 bits.")
@@ -431,7 +451,14 @@ def read_image(
 ) -> np.ndarray:     # uint8 (H, W, 3), RGB
     "One image, upright, as 8-bit RGB. Raises `DataError` naming the file."
     path = Path(path)
-    with _reading(path): return _to_rgb(_decode(path), path)
+    with _reading(path): return _rgb_values(_decode(path), path)
+
+def to_rgb(
+    image: Image.Image,  # Made, or opened from a file
+    name: str,           # What an error calls it
+) -> np.ndarray:         # uint8 (H, W, 3), RGB
+    "A Pillow image as `read_image` would give it. Raises `DataError` with the name."
+    with _reading(name): return _rgb_values(ImageOps.exif_transpose(image), name)
 
 # %% ../nbs/02_data.ipynb #02-data-64
 def image_size(
@@ -452,7 +479,7 @@ def _mask_values(path: Path) -> np.ndarray:
         if image.mode == "F": raise DataError(f"{path} is a mask of floating-point values; save it with 8 bits.")
         if image.mode.startswith("I"): return np.asarray(image).astype(np.int32)
         if image.mode in ("1", "L"): return np.array(image.convert("L"))
-        return _to_rgb(image, path).max(axis=2)
+        return _rgb_values(image, path).max(axis=2)
 
 def read_mask_channels(
     item: Item,             # An image with its masks
@@ -546,6 +573,21 @@ def find_problems(
     "Read every image and mask of a category and say what is wrong with them."
     items = (*category.train, *category.validation, *category.test)
     return [p for p in _each(lambda i: _problem(i, category), items, text) if p]
+
+def _empty(mask: Path) -> str|None:
+    "What to say of a mask that marks nothing."
+    try: marks = _mask_values(mask).any()
+    except DataError: return None  # a problem, not a note
+    if marks: return None
+    with Image.open(mask) as f: alpha = f.getchannel("A").getextrema()[0] < 255 if "A" in f.getbands() else False
+    return f"{mask} marks no defect: it is all black{', and its alpha channel does not count' if alpha else ''}."
+
+def find_empty_masks(
+    category: Category,
+    text: str = "looking for empty masks",  # What the progress bar says
+) -> list[str]:                             # One message for each such file
+    "Masks that mark nothing: allowed, but mostly a slip."
+    return [p for p in _each(_empty, [m for i in category.test for m in i.masks], text) if p]
 
 # %% ../nbs/02_data.ipynb #02-data-85
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values in 0..1

@@ -5,6 +5,7 @@
 # %% ../nbs/05_distillation.ipynb #05-distillation-02
 from __future__ import annotations
 
+import functools
 import pickle
 import socket
 from collections.abc import Mapping
@@ -14,23 +15,23 @@ from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchvision import models
 
 from .architecture import DescriptorNetwork, seeded
-from .config import (Augmentation, BackboneConfig, Config, DistillConfig, differences, image_treatment, portable,
-                            to_dict)
-from .core import CheckpointError, ConfigError, WeightsError, did_you_mean, generator, load_tensors, progress, save_tensors
+from .config import (Augmentation, BackboneConfig, Config, DistillConfig, differences, from_dict, image_treatment,
+                            portable, to_dict)
+from .core import (CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator, load_tensors,
+                   progress, save_tensors)
 from .data import normalize
 from .engine import fold, prepared
 from .loop import Batches, Losses, batches, fit
 
 # %% auto #0
 __all__ = ['backbone_names', 'Backbone', 'Target', 'distance', 'mean_distance', 'level_loss', 'match_grid', 'distillation_loss',
-           'make_target', 'stage1_augmentation', 'stage1', 'distill', 'teacher_identity', 'save_teacher',
-           'load_teacher']
+           'make_target', 'stage1_augmentation', 'stage1', 'distill', 'weights_fingerprint', 'teacher_identity',
+           'save_teacher', 'made_with', 'fill', 'load_teacher']
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-05
 _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -38,6 +39,17 @@ _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
 def backbone_names() -> list[str]:
     "The torchvision networks that have a ResNet's layers."
     return [m for m in models.list_models(module=models) if m.startswith(("resnet", "resnext", "wide_resnet"))]
+
+def _why_not(path: Path, e: Exception) -> str:
+    "Why a file could not be read as a state dict, from its first bytes. PyTorch's own words advise to run what it holds."
+    if isinstance(e, OSError): return e.strerror or str(e)
+    with open(path, "rb") as f: head = f.read(64)
+    if not head: return "it is empty"
+    if head.startswith(b"version https://git-lfs"): return "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"
+    if head.lstrip().startswith(b"<"): return "it looks like an HTML page: fetch the file itself"
+    if isinstance(e, pickle.UnpicklingError) and head[:2] in (b"PK", b"\x80\x02"):
+        return "it holds objects that could run code: save the network's state_dict() alone"
+    return "it is cut short, or no .pth or .safetensors file at all"
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     "A state dict from a local file. Raises `WeightsError`."
@@ -47,8 +59,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
             found: Any = load_file(path)
         else: found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as e:
-        raise WeightsError(f"backbone.weights={path} cannot be read as a state dict: {str(e).splitlines()[0]}") from None
+    except Exception as e:  # whatever torch.load makes of a file that is something else: IndexError, KeyError, …
+        raise WeightsError(f"backbone.weights={path} cannot be read as a state dict: {_why_not(path, e)}.") from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict): found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise WeightsError(f"backbone.weights={path} holds no state dict (names and tensors).")
@@ -145,7 +157,7 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        x = self.features(images)
+        x = self.features(images).float()  # E is exact where the convolutions compute in half precision
         if self.zscore == "none": return x
         if self.zscore == "dataset": return (x - self.mean) / self.std
         return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True, correction=0).clamp_min(1e-6)
@@ -289,6 +301,17 @@ _T_FIELDS = ("channels", "width", "depths", "kernels", "stem", "stem_pool", "blo
 def _shape_of_t(tree: Mapping[str, Any]) -> dict[str, Any]:
     return dict(model={k: tree["model"][k] for k in _T_FIELDS}, data=dict(image_size=tree["data"]["image_size"]))
 
+@functools.lru_cache
+def _content(path: Path, size: int, changed: int) -> str: return fingerprint([path], path.parent)
+
+def weights_fingerprint(
+    config: Config,     # A configuration
+) -> dict[str, str]:    # `backbone_file`: 16 hex digits; empty where no local file is named
+    "Name and content of the backbone's weights file, read once for each size and time of change."
+    path = Path(config.backbone.weights)
+    if not path.is_file(): return {}
+    return dict(backbone_file=_content(path, (s := path.stat()).st_size, s.st_mtime_ns))
+
 def teacher_identity(
     config: Config,              # A configuration
     category: str|None = None,   # Default: the configuration's
@@ -296,8 +319,10 @@ def teacher_identity(
     "Everything that decides what stage 1 makes, apart from the images."
     tree = portable(config)
     schedule = {k: v for k, v in tree["distill"].items() if k != "save_minutes"}
+    content = "".join(f" ({v})" for v in weights_fingerprint(config).values())
+    backbone = dict(tree["backbone"], weights=tree["backbone"]["weights"] + content)
     return dict(model=_shape_of_t(tree)["model"], data=image_treatment(config, stage1_augmentation(config, category)),
-                backbone=tree["backbone"], distill=schedule, seed=config.seed)
+                backbone=backbone, distill=schedule, seed=config.seed)
 
 def save_teacher(
     path: str|Path,                # File to write
@@ -308,15 +333,33 @@ def save_teacher(
     "Write T as one safetensors file, with its configuration."
     return save_tensors(path, teacher.state_dict(), "teacher", dict(config=portable(config), **about))
 
+def made_with(
+    path: str|Path,             # A checkpoint, for the message
+    meta: Mapping[str, Any],    # Its metadata
+) -> Config:
+    "The configuration in a checkpoint. Raises `CheckpointError` where this version does not know it."
+    try: return from_dict(dict(meta["config"]))
+    except (TypeError, ValueError) as e: raise CheckpointError(f"{path}: the configuration in it cannot be used: {e}") from None
+
+def fill(
+    module: nn.Module,              # Built from the checkpoint's configuration
+    tensors: Mapping[str, Tensor],  # The checkpoint's
+    path: str|Path,                 # Its file, for the message
+) -> None:
+    "Give a module its weights. Raises `CheckpointError` where they are not its own."
+    try: module.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise CheckpointError(f"{path}: its tensors do not fit its own configuration: {str(e).splitlines()[0]}") from None
+
 def load_teacher(
     path: str|Path,   # A file of `save_teacher`
     config: Config,   # What it is needed for
 ) -> DescriptorNetwork:
     "Read T. Raises `CheckpointError` where the file is none of ours or does not fit the configuration."
     tensors, meta = load_tensors(path, "teacher")
-    if diff := differences(_shape_of_t(meta["config"]), _shape_of_t(to_dict(config))):
+    if diff := differences(_shape_of_t(to_dict(made_with(path, meta))), _shape_of_t(to_dict(config))):
         raise CheckpointError(f"the teacher {path} belongs to another configuration: {'; '.join(diff)}. "
                               "Use that configuration, or distil a new teacher (leave --teacher out).")
     teacher = DescriptorNetwork(config.model)
-    teacher.load_state_dict(tensors)
+    fill(teacher, tensors, path)
     return teacher.eval()

@@ -5,7 +5,7 @@
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .architecture import Embeddings, MuDeNet
-from .config import Config, InferenceConfig, from_dict, override, portable
-from .core import CheckpointError, DataError, load_tensors, pick_device, progress, save_tensors
-from .data import find_images, normalize, read_image, resize_image
-from .distillation import distance
+from .config import Config, InferenceConfig, override, portable
+from .core import DataError, load_tensors, pick_device, progress, save_tensors
+from .data import find_images, normalize, read_image, resize_image, to_rgb
+from .distillation import distance, fill, made_with
 from .engine import autocast, fold, keep_memory
 
 # %% auto #0
@@ -138,7 +138,7 @@ class Detector(nn.Module):
     ):
         super().__init__()
         self.model, self.config, self.about = model.eval(), config, about or {}
-        self._folded: tuple[torch.device, nn.Module]|None = None  # in a tuple, so that it is no part of the state
+        self._folded: list[nn.Module] = []  # in a list, so that it is no part of the state
         for name in Statistics._fields: self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
         self.register_buffer("threshold", torch.tensor(float("nan")))
 
@@ -156,15 +156,23 @@ class Detector(nn.Module):
         with autocast(self.config.compute, self.device): return raw_scores(self._network()(images))
 
     def _network(self) -> nn.Module:
-        "The four networks as they are run: folded once for the device they are on."
+        "The four networks as they are run: folded once for the weights as they are."
         c = self.config.compute
-        if self._folded is None or self._folded[0] != self.device:
+        if not self._folded:
             if c.keep_memory and self.device.type == "cpu": keep_memory()
             with torch.inference_mode(False):  # its weights must serve outside of inference mode too
                 network = fold(self.model) if c.fold else self.model
                 if c.channels_last: network = network.to(memory_format=torch.channels_last)
-            self._folded = (self.device, network)
-        return self._folded[1]
+            self._folded = [network]
+        return self._folded[0]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Detector:  # to another device or type
+        self._folded = []
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._folded = []
+        super()._load_from_state_dict(*args, **kwargs)
 
     def finish(self, raw: Tensor, size: int|None = None) -> Output:
         "Equations 11 and 12 on raw scores."
@@ -217,11 +225,9 @@ def load_detector(
     "Read a detector. Raises `CheckpointError` where the file is none."
     path = Path(path)
     tensors, meta = load_tensors(path/"detector.safetensors" if path.is_dir() else path, "detector")
-    config = override(from_dict(meta["config"]), {f"inference.{k}": v for k, v in (inference or {}).items()})
+    config = override(made_with(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
-    try: detector.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise CheckpointError(f"{path}: its tensors do not fit its own configuration: {str(e).splitlines()[0]}") from None
+    fill(detector, tensors, path)
     return detector.to(pick_device(device))
 
 # %% ../nbs/07_inference.ipynb #07-inference-25
@@ -246,29 +252,32 @@ class Prediction:
         "Branch and level (from 1) with the highest part: which one spoke."
         return loudest(self.parts)
 
-Inputs = str|Path|np.ndarray|Image.Image|Sequence[Any]
+Inputs = str|Path|np.ndarray|Image.Image|Iterable[Any]
 
-def _named_images(inputs: Inputs) -> Iterator[tuple[str, np.ndarray]]:
-    "Name and uint8 RGB pixels of every input."
+def _named_images(inputs: Inputs, without: str|Path|None, name: str = "0") -> Iterator[tuple[str, np.ndarray]]:
+    "Name and uint8 RGB pixels of every input; each is read when it is asked for."
     if isinstance(inputs, (str, Path)):
         path = Path(inputs)
         if not path.exists(): raise DataError(f"{path}: there is no such file or folder.")
-        for f in find_images(path) if path.is_dir() else [path]:
+        for f in find_images(path, without) if path.is_dir() else [path]:
             yield (f.relative_to(path).as_posix() if path.is_dir() else f.name), read_image(f)
-    elif isinstance(inputs, Image.Image): yield "0", np.asarray(inputs.convert("RGB"))
+    elif isinstance(inputs, Image.Image): yield name, to_rgb(inputs, f"input {name}")
     elif isinstance(inputs, np.ndarray):
         if inputs.dtype != np.uint8 or inputs.ndim != 3 or inputs.shape[2] != 3:
-            raise DataError(f"an array must be uint8 (H, W, 3), got {inputs.dtype} {inputs.shape}.")
-        yield "0", inputs
+            raise DataError(f"input {name}: an array must be uint8 (H, W, 3), got {inputs.dtype} {inputs.shape}.")
+        yield name, inputs
+    elif isinstance(inputs, Iterable) and not isinstance(inputs, Tensor):
+        for i, one in enumerate(inputs): yield from _named_images(one, without, str(i))
     else:
-        for i, one in enumerate(inputs):
-            for name, pixels in _named_images(one): yield (name if name != "0" else str(i)), pixels
+        raise DataError(f"input {name} is of type {type(inputs).__name__}; give a file, a folder, a Pillow image, a uint8 array "
+                        "(H, W, 3), or a list of them. For normalised tensors call the detector itself.")
 
 # %% ../nbs/07_inference.ipynb #07-inference-26
 @torch.inference_mode()
 def stream(
-    detector: Detector,  # Calibrated
-    inputs: Inputs,      # Folder, file, image, array, or a list of them
+    detector: Detector,            # Calibrated
+    inputs: Inputs,                # Folder, file, image, array, or a list of them; each is read when its turn comes
+    without: str|Path|None = None, # A folder to leave out where `inputs` is one, e.g. the one that results go to
 ) -> Iterator[Prediction]:
     "Predictions one after the other; nothing is kept. Raises `DataError` naming an input that cannot be used."
     if bool(detector.threshold.isnan()): raise DataError("this detector has no statistics yet; call `calibrate` first.")
@@ -282,7 +291,7 @@ def stream(
             full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
             yield Prediction(name=name, score=float(s), label=float(s) > limit, threshold=limit, map=full.numpy(),
                              parts=p.numpy())
-    for one in _named_images(inputs):
+    for one in _named_images(inputs, without):
         batch.append(one)
         if len(batch) == detector.config.inference.batch_size:
             yield from flush()
@@ -290,11 +299,12 @@ def stream(
     if batch: yield from flush()
 
 def predict(
-    detector: Detector,  # Calibrated
-    inputs: Inputs,      # Folder, file, image, array, or a list of them
+    detector: Detector,            # Calibrated
+    inputs: Inputs,                # Folder, file, image, array, or a list of them
+    without: str|Path|None = None, # A folder to leave out where `inputs` is one
 ) -> list[Prediction]:
     "Predictions for images, in their order (files by name)."
-    return list(stream(detector, inputs))
+    return list(stream(detector, inputs, without))
 
 # %% ../nbs/07_inference.ipynb #07-inference-28
 Detector.save = lambda self, path: save_detector(path, self)  # type: ignore[attr-defined]

@@ -216,9 +216,11 @@ def _categories(folder: Path, accepted: Sequence[str]) -> dict[str, Path]:
 def _no_layout(folder: Path, accepted: Sequence[str]) -> DataError:
     "What to say of a folder that fits no layout, or not the one that was asked for."
     lines = [f"  {a}: missing {', '.join(_missing(folder, a)) or 'folders of categories'}" for a in accepted]
-    deeper = [p.name for p in _subfolders(folder) if _layout_of(p, accepted) or _categories(p, accepted)]
+    below = _subfolders(folder)
+    deeper = [p.name for p in below if _layout_of(p, accepted) or _categories(p, accepted)]
+    others = sorted({a for p in (folder, *below) if (a := _layout_of(p, LAYOUTS))})
     if deeper: hint = f"{' and '.join(deeper[:3])} below it looks like a data set: give that folder."
-    elif own := _layout_of(folder, LAYOUTS): hint = f"It is of layout {own}."
+    elif others: hint = f"What is there has the layout {' and '.join(others)}."
     else: hint = "For images of your own, put nominal ones in train/good, and those to test on in test/good and test/<defect>."
     what = "of no known layout" if tuple(accepted) == LAYOUTS else f"not of layout {' or '.join(accepted)}"
     return DataError("\n".join([f"{folder} is {what}, nor is any folder in it. Tried:", *lines, hint]))
@@ -389,9 +391,9 @@ def _locate(root: Path, category: str|None, accepted: Sequence[str]) -> tuple[Pa
     found = _categories(root, accepted)
     if category is None and len(found) == 1: category = next(iter(found))
     if category in found: return found[category], category, str(_layout_of(found[category], accepted))
+    if category in [p.name for p in _subfolders(root)]: raise _no_layout(root/category, accepted)
     if not found: raise _no_layout(root, accepted)
     if category is None: raise DataError(f"{root} holds {len(found)} categories; name one of them: {', '.join(found)}.")
-    if category in [p.name for p in _subfolders(root)]: raise _no_layout(root/category, accepted)
     raise DataError(f"{root} has no category {category!r}. {did_you_mean(category, found)}")
 
 def open_category(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -23,10 +26,11 @@ from scipy import ndimage
 from .core import DataError, did_you_mean, new_record, rng
 
 # %% auto #0
-__all__ = ['VERSIONS', 'Points', 'CHUNK', 'LIMITS', 'KINDS', 'Rules', 'BLOCK', 'FEW', 'BINS', 'Ranks', 'pixel_metrics',
-           'pixel_auroc', 'pixel_average_precision', 'pixel_f1_max', 'au_pro', 'pro_curve', 'image_ranks',
-           'image_metrics', 'image_auroc', 'average_precision', 'f1_max', 'saturation_area', 'au_spro', 'PixelStream',
-           'SproStream', 'Interval', 'bootstrap', 'bootstrap_draws', 'bench_metrics', 'bench_table']
+__all__ = ['VERSIONS', 'Points', 'CHUNK', 'BLOCK', 'LIMITS', 'KINDS', 'Rules', 'SLACK', 'FEW', 'BINS', 'Ranks', 'Lazy',
+           'pixel_metrics', 'pixel_auroc', 'pixel_average_precision', 'pixel_f1_max', 'au_pro', 'pro_curve',
+           'image_ranks', 'image_metrics', 'image_auroc', 'average_precision', 'f1_max', 'saturation_area', 'au_spro',
+           'au_spro_types', 'PixelStream', 'SproStream', 'Interval', 'bootstrap', 'bootstrap_draws', 'auroc_interval',
+           'bench_metrics', 'bench_table']
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-04
 # raised when the value of a metric changes for the same input; records carry them
@@ -69,8 +73,9 @@ def _width(
     b: np.ndarray,  # FPR at the score, b ≥ a
 ) -> np.ndarray:
     "Mean of max(0, f − x) for x from a to b."
-    with np.errstate(divide="ignore", invalid="ignore"): cut = (limit - a) ** 2 / (2 * (b - a))
-    return np.where(b <= limit, limit - (a + b) / 2, np.where(a >= limit, 0.0, cut))
+    out, across = np.maximum(limit - (a + b) / 2, 0), (a < limit) & (b > limit)
+    out[across] = (limit - a[across]) ** 2 / (2 * (b - a)[across])
+    return out
 
 def _pro(r: Ranks, limit: float) -> Any:
     "Area under the PRO curve up to the limit, divided by it."
@@ -78,15 +83,23 @@ def _pro(r: Ranks, limit: float) -> Any:
     return (r.weight * _width(limit, r.above / n, (r.above + r.equal) / n)).sum(-1) / limit
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-16
+def _array(
+    x: Any,       # A map, mask or scores: anything that `np.asarray` takes
+    what: str,    # What to call it in a message
+) -> np.ndarray:
+    "Real numbers of at most 64 bits. Raises `DataError` for anything else."
+    try: a = np.asarray(x)
+    except Exception as e: raise DataError(f"{what} cannot be read as an array: {e}") from None
+    if a.dtype.kind in "biuf" and a.itemsize <= 8: return a
+    raise DataError(f"{what} must hold real numbers of at most 64 bits, got {a.dtype} of shape {a.shape}.")
+
 def _keys(
-    x: Any,       # A map or scores: anything that `np.asarray` takes
+    x: Any,       # A map or scores
     what: str,    # What to call it in a message
 ) -> np.ndarray:  # The same numbers in float32 if that loses nothing, else float64; no copy of a float32 array
     "Numbers as sort keys. Raises `DataError` for NaN and for what has no order."
-    try: a = np.asarray(x)
-    except Exception as e: raise DataError(f"{what} cannot be read as an array: {e}") from None
-    if a.dtype.kind not in "biuf" or not a.size:
-        raise DataError(f"{what} must hold real numbers, got {a.dtype} of shape {a.shape}.")
+    a = _array(x, what)
+    if not a.size: raise DataError(f"{what} must hold numbers, got none: its shape is {a.shape}.")
     if a.dtype.kind in "iu" and a.itemsize == 8 and (a.max() > 2**53 or a.min() < -2**53):
         raise DataError(f"{what} holds integers beyond 2**53, which floating point cannot tell apart; scale them down.")
     with np.errstate(over="ignore", invalid="ignore"): key = a.astype(np.float32, copy=False)
@@ -102,9 +115,8 @@ def _map(x: Any, what: str) -> np.ndarray:
 
 def _mask(x: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     "One mask as booleans (H, W): every value but 0 is defective."
-    m = np.asarray(x)
-    if m.dtype.kind not in "biuf" or m.shape != shape:
-        raise DataError(f"{what} must have its map's shape {shape}, got {m.shape} {m.dtype}; scale the map to the mask.")
+    m = _array(x, what)
+    if m.shape != shape: raise DataError(f"{what} must have its map's shape {shape}, got {m.shape}; scale the map to the mask.")
     if m.dtype.kind == "f" and np.isnan(m).any(): raise DataError(f"{what} contains NaN.")
     return m if m.dtype == np.bool_ else m != 0
 
@@ -127,21 +139,32 @@ def _regions(
 @dataclass(frozen=True)
 class _Set:
     "A test set as the metrics see it."
-    points: Sequence[Points]             # Defective pixels of each image
-    free: Sequence[int]                  # Number of nominal pixels of each image
-    nominal: Callable[[int], np.ndarray] # Image number → its nominal scores, 1-D
-    groups: Sequence[int]                # Group of each image, 0 … G−1
+    points: Sequence[Points]           # Defective pixels of each image
+    free: Sequence[int]                # Number of nominal pixels of each image
+    nominal: Callable[..., np.ndarray] # (image, step=1) → nominal scores among every step-th pixel of an image, 1-D
+    groups: Sequence[int]              # Group of each image, 0 … G−1
 
     def gather(self, floor: float = -math.inf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Scores, weights and groups of all defective pixels that reach the floor."
-        owner = np.repeat(self.groups, [p[0].size for p in self.points])
+        owner = np.repeat(np.array(self.groups, np.uint8), [p[0].size for p in self.points])
         scores, weights = (np.concatenate([p[k] for p in self.points]) for k in (0, 1))
         if floor == -math.inf: return scores, weights, owner
         keep = scores >= floor
         return scores[keep], weights[keep], owner[keep]
 
+    def read(self, images: Sequence[int], floor: float = -math.inf) -> np.ndarray:
+        "Nominal scores of some images that reach the floor, as keys in a new array."
+        out, n = np.empty(sum(self.free[i] for i in images), np.result_type(*{p[0].dtype for p in self.points})), 0
+        for i in images:
+            x = self.nominal(i)
+            if floor > -math.inf: x = x[x >= floor]
+            out[n:n + x.size] = x
+            n += x.size
+        return out[:n]
+
 # %% ../nbs/08_metrics.ipynb #08-metrics-24
 CHUNK = 1 << 22  # nominal pixels that one thread sorts at a time, at least
+BLOCK = 1 << 20  # values that are searched, or come to a stream, at a time
 
 def _workers() -> int:
     "Threads: the cores this process may use, at most 16."
@@ -163,28 +186,26 @@ def _batches(free: Sequence[int], groups: Sequence[int], chunk: int) -> list[lis
         filled += free[i]
     return out
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    "One array from a list of arrays, which is emptied: each part is let go once copied."
-    out = np.empty(sum(p.size for p in parts), np.result_type(*parts) if parts else np.float32)
-    end = out.size
-    while parts:
-        p = parts.pop()
-        out[end - p.size:end] = p
-        end -= p.size
-    return out
-
 # %% ../nbs/08_metrics.ipynb #08-metrics-25
 def _lookup(
     chunk: np.ndarray,  # Nominal scores; sorted in place
     score: np.ndarray,  # (U,) ascending
-) -> tuple[np.ndarray, np.ndarray]:  # (U,) above, (U,) equal
-    "How many values of the chunk are above, and how many equal to, each score."
+    above: np.ndarray,  # (U,) gets how many values of the chunk are higher added
+    equal: np.ndarray,  # (U,) gets how many are equal added
+    lock: Any,          # Held while that is done
+) -> None:
+    "Count the values of the chunk that are above, and equal to, each score."
+    if not chunk.size: return
     chunk.sort()
-    left = np.searchsorted(chunk, score)
-    right = left.copy()
-    tied = np.flatnonzero(chunk[np.minimum(left, chunk.size - 1)] == score)
-    right[tied] = np.searchsorted(chunk, score[tied], "right")
-    return chunk.size - right, right - left
+    for i in range(0, score.size, BLOCK):
+        s = score[i:i + BLOCK]
+        left = chunk.searchsorted(s)
+        tied = np.flatnonzero(chunk[np.minimum(left, chunk.size - 1)] == s)
+        ties = chunk.searchsorted(s[tied], "right") - left[tied]
+        with lock:
+            above[i:i + BLOCK] += chunk.size - left
+            above[i + tied] -= ties
+            equal[i + tied] += ties
 
 def _distinct(
     scores: np.ndarray,   # (P,) in any order
@@ -195,12 +216,9 @@ def _distinct(
     "Distinct scores ascending; for each group, how often each occurs and with which weight."
     order = np.argsort(scores)
     s, w, g = scores[order], weights[order], owner[order]
-    new = np.ones(s.size, bool)
-    new[1:] = s[1:] != s[:-1]
-    at, U = np.cumsum(new) - 1, int(new.sum())
-    def by(values: np.ndarray|None) -> np.ndarray:
-        return np.stack([np.bincount(at[g == k], None if values is None else values[g == k], U) for k in range(G)])
-    return s[new], by(None), by(w)
+    first = np.flatnonzero(np.append(True, s[1:] != s[:-1])[:s.size])
+    positive = np.stack([np.add.reduceat(g == k, first, dtype=np.int64) for k in range(G)])
+    return s[first], positive, np.stack([np.add.reduceat(np.where(g == k, w, 0), first) for k in range(G)])
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-26
 @dataclass(frozen=True)
@@ -234,12 +252,10 @@ def _tally(
     np.add.at(nominal, s.groups, s.free)
     lock = threading.Lock()
     def work(batch: list[int]) -> None:
-        x = _join([v if floor == -math.inf else v[v >= floor] for v in map(s.nominal, batch)])
-        if not x.size: return
-        a, e = _lookup(x, score)
-        g = s.groups[batch[0]]
-        with lock: above[g] += a; equal[g] += e; kept[g] += x.size
-    _each(work, _batches(s.free, s.groups, max(CHUNK, 2 * score.size)), sum(s.free))
+        x, g = s.read(batch, floor), s.groups[batch[0]]
+        _lookup(x, score, above[g], equal[g], lock)
+        with lock: kept[g] += x.size
+    _each(work, _batches(s.free, s.groups, max(CHUNK, 8 * score.size)), sum(s.free))
     return _Tally(score, positive, weight, above, equal, regions, nominal, kept)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-30
@@ -248,7 +264,7 @@ def _floor(s: _Set, top: float) -> float:
     total = sum(s.free)
     if total < 1 << 20 or top > 0.7: return -math.inf
     step = (total >> 18) | 1  # odd, so that it does not fall on the same columns of every row
-    x = np.concatenate(_each(lambda i: s.nominal(i)[::step], range(len(s.free)), total))
+    x = np.concatenate(_each(lambda i: s.nominal(i, step), range(len(s.free)), total))
     k = int((1 - 1.05 * top - 0.005) * x.size)
     return float(np.partition(x, k)[k])
 
@@ -260,27 +276,43 @@ def _top_tally(s: _Set, top: float) -> _Tally:
     return t
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-32
+class Lazy(Sequence):
+    "A sequence whose items are read when they are asked for, each time anew; for sets that do not fit into memory."
+    def __init__(
+        self,
+        n: int,                      # How many
+        read: Callable[[int], Any],  # Number → item; called from several threads
+    ): self.n, self.read = n, read
+
+    def __len__(self) -> int: return self.n
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < self.n: raise IndexError(f"item {i} of {self.n}")
+        return self.read(i)
+
 def _pixel_set(maps: Any, masks: Any) -> _Set:
     "Maps and masks as a `_Set` of one group."
     if len(maps) != len(masks) or not len(maps):
         raise DataError(f"one mask for every map is needed, got {len(maps)} maps and {len(masks)} masks.")
-    def read(i: int) -> tuple[np.ndarray, np.ndarray]:
-        key = _map(maps[i], f"map {i}")
-        return key, _mask(masks[i], key.shape, f"mask {i}")
     def first(i: int) -> tuple[Points, int]:
-        key, mask = read(i)
-        p = _regions(key, mask)
+        key = _map(maps[i], f"map {i}")
+        p = _regions(key, _mask(masks[i], key.shape, f"mask {i}"))
         return p, key.size - p[0].size
     found = _each(first, range(len(maps)), len(maps) << 16)
-    def nominal(i: int) -> np.ndarray:
-        key, mask = read(i)
-        return key[~mask] if found[i][0][2] else key.ravel()
+    def nominal(i: int, step: int = 1) -> np.ndarray:  # checked by now
+        x = _array(maps[i], f"map {i}").ravel()[::step]
+        return x[_array(masks[i], f"mask {i}").ravel()[::step] == 0] if found[i][0][2] else x
     return _Set([f[0] for f in found], [f[1] for f in found], nominal, [0] * len(found))
 
 def _fpr_limit(limit: float) -> float:
     "The limit, if it is a false positive rate."
     if not 0 < limit <= 1: raise DataError(f"limit={limit} must lie in (0, 1]: it is a false positive rate (0.3 is usual).")
     return float(limit)
+
+def _fpr_limits(limits: Sequence[float]) -> list[float]:
+    "Each of the limits, of which there must be one at least."
+    if not len(limits): raise DataError("limits is empty: name one false positive rate or more, such as 0.05.")
+    return [_fpr_limit(f) for f in limits]
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-33
 def pixel_metrics(
@@ -357,7 +389,7 @@ def image_ranks(
     if not bad.any(): raise DataError("no anomalous image: all labels are 0, so there is nothing to find.")
     if bad.all(): raise DataError("no nominal image: all labels are 1, so there are no false positives.")
     points = key[bad], np.ones(bad.sum()), int(bad.sum())
-    return _tally(_Set([points], [int((~bad).sum())], lambda i: key[~bad], [0])).ranks()
+    return _tally(_Set([points], [int((~bad).sum())], lambda i, step=1: key[~bad], [0])).ranks()
 
 def image_metrics(
     scores: Any,  # (N,) image scores, higher is more anomalous
@@ -396,13 +428,20 @@ Rules = Mapping[int, tuple[float, bool]]              # pixel value → saturati
 
 def _rules(defects_config: Sequence[Mapping[str, Any]]) -> Rules:
     "LOCO's list of defect types by pixel value."
-    try: out = {int(c["pixel_value"]): (c["saturation_threshold"], bool(c["relative_saturation"])) for c in defects_config}
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f"defects_config: an entry lacks {e}; each needs pixel_value, saturation_threshold and "
-                        "relative_saturation, as in LOCO's defects_config.json.") from None
-    for v, (t, relative) in out.items():
-        if not t > 0 or (relative and t > 1): raise DataError(f"defects_config: pixel_value {v} has saturation_threshold {t}; "
-                                                              "relative ones lie in (0, 1], absolute ones are 1 or more.")
+    out: dict[int, tuple[float, bool]] = {}
+    for n, c in enumerate(defects_config):
+        try: v, t, relative = c["pixel_value"], c["saturation_threshold"], c["relative_saturation"]
+        except (KeyError, TypeError) as e:
+            raise DataError(f"defects_config: entry {n} lacks {e}; each needs pixel_value, saturation_threshold and "
+                            "relative_saturation, as in LOCO's defects_config.json.") from None
+        if not isinstance(v, Integral) or v < 1 or v in out:
+            raise DataError(f"defects_config: entry {n} has pixel_value {v!r}; each needs its own whole number from 1 up.")
+        if relative not in (True, False):
+            raise DataError(f"defects_config: pixel_value {v} has relative_saturation {relative!r}; it must be true or false.")
+        if not isinstance(t, (int, float)) or not (0 < t <= 1 if relative else t >= 1 and t % 1 == 0):
+            raise DataError(f"defects_config: pixel_value {v} has saturation_threshold {t!r}; relative ones lie in (0, 1], "
+                            "absolute ones are whole numbers of pixels, 1 or more.")
+        out[int(v)] = (float(t), bool(relative))
     return out
 
 def saturation_area(
@@ -429,16 +468,18 @@ def _saturated(
     channels: Sequence,  # Of one image
     rules: Rules,
     what: str,           # What to call the image
+    only: int|None = None,  # Defects of this pixel value alone
 ) -> tuple[Points, np.ndarray]:  # The pixels that count, and (H, W) bool: marked by any channel
     "The defects of one image."
     union = np.zeros(key.shape, bool)
     found = [(np.empty(0, key.dtype), np.empty(0))]
     for n, c in enumerate(channels):
         marked = _mask(c, key.shape, f"channel {n} of {what}")
-        found.append(_defect(key, np.asarray(c), marked, rules, f"channel {n} of {what}"))
         union |= marked
+        if only is None or (np.asarray(c) == only).any():
+            found.append(_defect(key, np.asarray(c), marked, rules, f"channel {n} of {what}"))
     scores, weights = (np.concatenate(x) for x in zip(*found, strict=True))
-    return (scores, weights, len(channels)), union
+    return (scores, weights, len(found) - 1), union
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-62
 def _group(kind: str|None, channels: Sequence, what: str) -> int:
@@ -448,25 +489,28 @@ def _group(kind: str|None, channels: Sequence, what: str) -> int:
     if (kind != "good") != (len(channels) > 0): raise DataError(f"{what} is called {kind} but has {len(channels)} channels.")
     return 0 if kind == "good" else 1 + KINDS.index(kind)
 
-def _spro_set(maps: Any, channels: Sequence[Sequence], config: Sequence[Mapping], kinds: Sequence[str]|None) -> _Set:
+def _spro_set(
+    maps: Any,
+    channels: Sequence[Sequence],
+    config: Sequence[Mapping[str, Any]],
+    kinds: Sequence[str]|None,
+    only: int|None = None,  # Pixel value of the defects that count, if not all do
+) -> _Set:
     "Maps and channels as a `_Set` of three groups."
     if not len(maps) or len(channels) != len(maps) or (kinds is not None and len(kinds) != len(maps)):
         raise DataError(f"one list of channels, and one kind, for every map is needed, got {len(maps)} maps, "
                         f"{len(channels)} lists and {'no' if kinds is None else len(kinds)} kinds.")
     rules = _rules(config)
-    groups = [_group(None if kinds is None else kinds[i], c, f"image {i}") for i, c in enumerate(channels)]
-    def read(i: int) -> tuple[Points, np.ndarray, np.ndarray]:
-        key = _map(maps[i], f"map {i}")
-        return *_saturated(key, channels[i], rules, f"image {i}"), key
-    def first(i: int) -> tuple[Points, int]:
-        p, union, _ = read(i)
-        return p, union.size - int(union.sum())
-    found = _each(first, range(len(maps)), len(maps) << 16)
-    def nominal(i: int) -> np.ndarray:
-        if not len(channels[i]): return _map(maps[i], f"map {i}").ravel()
-        _, union, key = read(i)
-        return key[~union]
-    return _Set([f[0] for f in found], [f[1] for f in found], nominal, groups)
+    def first(i: int) -> tuple[Points, int, int]:
+        key, ch, what = _map(maps[i], f"map {i}"), channels[i], f"image {i}"
+        group = _group(None if kinds is None else kinds[i], ch, what)
+        p, union = _saturated(key, ch, rules, what, only)
+        return p, union.size - int(union.sum()), group
+    points, free, groups = zip(*_each(first, range(len(maps)), len(maps) << 16), strict=True)
+    def nominal(i: int, step: int = 1) -> np.ndarray:  # checked by now
+        x = _array(maps[i], f"map {i}").ravel()[::step]
+        return x[np.all([np.asarray(c).ravel()[::step] == 0 for c in channels[i]], 0)] if groups[i] else x
+    return _Set(points, free, nominal, list(groups))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-63
 def _splits(groups: Sequence[int], kinds: bool) -> dict[str, tuple[int, ...]]:
@@ -492,19 +536,43 @@ def au_spro(
     kinds: Sequence[str]|None = None,             # For each image "good", "logical_anomalies" or "structural_anomalies"
 ) -> dict[str, dict[float, float]]:               # Split → limit → AU-sPRO; splits: all, the kinds there are, mean of the two
     "AU-sPRO by LOCO's full rule; exact. Without `kinds` there is only the split `all`."
-    limits = [_fpr_limit(f) for f in limits]
+    limits = _fpr_limits(limits)
     s = _spro_set(maps, channels, defects_config, kinds)
     return _spro_table(_tally(s), _splits(s.groups, kinds is not None), limits)
 
+def _chosen(items: Any, pick: Sequence[int]) -> Lazy:
+    "Some of a sequence."
+    return Lazy(len(pick), lambda k: items[pick[k]])
+
+def au_spro_types(
+    maps: Any,                                    # As for `au_spro`
+    channels: Sequence[Sequence],                 # As for `au_spro`
+    defects_config: Sequence[Mapping[str, Any]],  # LOCO's entries, with defect_name
+    limits: Sequence[float] = LIMITS,             # FPR limits, each in (0, 1]
+) -> dict[str, dict[float, float]]:               # Defect name → limit → AU-sPRO, for the types that there are
+    "AU-sPRO of each defect type alone: its channels, on the images that show it and the good ones. One pass a type."
+    limits, rules = _fpr_limits(limits), _rules(defects_config)
+    shown = [{int(_array(c, f"a channel of image {i}").max()) for c in channels[i]} for i in range(len(channels))]
+    if not any(shown): raise DataError("no defective pixel: no image has a channel, so there is no defect type to report.")
+    out = {}
+    for value, entry in zip(rules, defects_config, strict=True):
+        pick = [i for i, there in enumerate(shown) if not there or value in there]
+        if not any(shown[i] for i in pick): continue
+        t = _tally(_spro_set(_chosen(maps, pick), _chosen(channels, pick), defects_config, None, value))
+        r = t.ranks(range(len(t.nominal)))
+        out[str(entry.get("defect_name", value))] = {f: float(_pro(r, f)) for f in limits}
+    return out
+
 # %% ../nbs/08_metrics.ipynb #08-metrics-70
-BLOCK = 1 << 20  # values that a stream handles at a time
+SLACK = 1024  # values beyond those it must keep that a bounded stream gathers before it drops any, or a quarter if that is more
 
 class _Top:
     "The highest `keep` of all values that were added; None keeps all."
     def __init__(self, keep: int|None):
         self.keep, self.size, self.seen = keep, 0, 0
-        self.buf = np.empty(0, np.float32)   # its first `size` values lie above cut, in no order
-        self.cut, self.tied = -math.inf, 0   # how many equal cut; below it nothing is known
+        self.buf = np.empty(0, np.float32)   # its first `size` values are those kept, in no order
+        self.pruned = False                  # once it is, they lie above cut, tied more equal it, and what lay below is gone
+        self.cut, self.tied = -math.inf, 0
 
     def add(self, x: np.ndarray) -> bool:
         "Add values (1-D), a block at a time; tells whether the cut has risen."
@@ -513,21 +581,23 @@ class _Top:
 
     def _put(self, x: np.ndarray) -> bool:
         self.seen += x.size
-        if self.cut > -math.inf:
+        x = x.astype(self.buf.dtype, copy=False)
+        if self.pruned:
             self.tied += int((x == self.cut).sum())
             x = x[x > self.cut]
         end = self.size + x.size
         if end > self.buf.size: self.buf.resize(max(end, self.buf.size * 5 // 4), refcheck=False)
         self.buf[self.size:end] = x
         self.size = end
-        if self.keep is None or end < self.keep + max(self.keep // 4, 1024): return False
+        if self.keep is None or end < self.keep + max(self.keep // 4, SLACK): return False
         self._prune(self.keep)
         return True
 
     def _prune(self, keep: int) -> None:
-        "Let go of all that `keep` others exceed, in place."
+        "Let go of all that `keep` others exceed, in place. What is kept lies above the last cut, so the new one is higher."
         x, begin, n = self.buf[:self.size], self.size - keep, 0
         x.partition(begin)
+        self.pruned = True
         self.cut = x[begin]
         self.tied = int((x == self.cut).sum())
         for i in range(begin, self.size, BLOCK):
@@ -540,12 +610,9 @@ class _Top:
     def count(self, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Values above and equal to each score (ascending); right for scores from the cut upwards, else all count as above."
         x = self.buf[:self.size]
-        step, lock = max(CHUNK, 2 * score.size), threading.Lock()
+        step, lock = max(CHUNK, 8 * score.size), threading.Lock()
         above, equal = np.zeros((2, score.size), np.int64)
-        def work(i: int) -> None:
-            a, e = _lookup(x[i:i + step], score)
-            with lock: np.add(above, a, out=above); np.add(equal, e, out=equal)
-        _each(work, range(0, x.size, step), x.size)
+        _each(lambda i: _lookup(x[i:i + step], score, above, equal, lock), range(0, x.size, step), x.size)
         above[score < self.cut] = self.seen
         equal[score == self.cut] += self.tied
         return above, equal
@@ -613,14 +680,14 @@ class PixelStream(_Stream):
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-74
 class SproStream(_Stream):
-    "AU-sPRO, image by image."
+    "AU-sPRO, image by image. `pixels` bounds memory only where every limit is below 1; the default limits contain 1."
     def __init__(
         self,
         defects_config: Sequence[Mapping[str, Any]],  # LOCO's entries
         limits: Sequence[float] = LIMITS,             # FPR limits
         pixels: int|None = None,                      # Upper bound of the nominal pixels to come, if known
     ):
-        self.rules, self.limits = _rules(defects_config), [_fpr_limit(f) for f in limits]
+        self.rules, self.limits = _rules(defects_config), _fpr_limits(limits)
         self.kinds: set[str|None] = set()
         super().__init__(max(self.limits), pixels, 3)
 
@@ -647,19 +714,25 @@ class SproStream(_Stream):
 # %% ../nbs/08_metrics.ipynb #08-metrics-78
 @dataclass(frozen=True)
 class Interval:
-    "A metric with its bootstrap interval."
+    "A metric with its interval."
     metric: str; value: float      # The exact value on the set as it is; with two detectors, the difference
-    low: float; high: float        # Percentile interval; equal ends are no certainty, they mean that no draw differed
-    level: float; resamples: int   # e.g. 0.95; how many draws
+    low: float; high: float        # Its ends
+    level: float; resamples: int   # e.g. 0.95; how many draws, 0 where no draw was made
     undefined: int                 # Draws in which the metric had no value; they are left out of the interval
     nominal: int; anomalous: int   # Images of each kind
-    few: bool                      # Fewer than FEW of a kind: the interval is likely too narrow
-    bin_error: float               # |value from the bins − exact value| on the set as it is
+    few: bool                      # Drawn from fewer than FEW of a kind: the interval is likely too narrow
+    bin_error: float               # |value from the bins − exact value| on the set as it is; what the ends are off by is not known
+
+    @property
+    def edge(self) -> bool:
+        "Drawn, and of no width or ending at 1: the draws cannot show what a better or worse sample would, so it is too narrow."
+        return self.resamples > 0 and (self.low == self.high or self.high > 1 - 1e-9)
 
     def __str__(self) -> str:
         text = f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] at {self.level:.0%}"
         if self.undefined: text += f", {self.undefined} of {self.resamples} draws undefined"
-        return text + (f", few images ({self.nominal} nominal, {self.anomalous} anomalous)" if self.few else "")
+        if self.few: text += f", few images ({self.nominal} nominal, {self.anomalous} anomalous)"
+        return text + (", at the edge: too narrow" if self.edge else "")
 
 FEW = 20  # images of a kind; below, intervals are marked, see the simulation
 BINS = 2048
@@ -715,7 +788,7 @@ def _image_set(scores: Any, labels: Any) -> _Set:
     key, bad = _keys(scores, "scores"), np.asarray(labels) == 1
     none: Points = (key[:0], np.empty(0), 0)
     points = [(key[i:i + 1], np.ones(1), 1) if bad[i] else none for i in range(key.size)]
-    return _Set(points, [int(not b) for b in bad], lambda i: key[i:i + (not bad[i])], [0] * key.size)
+    return _Set(points, [int(not b) for b in bad], lambda i, step=1: key[i:i + (not bad[i])], [0] * key.size)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-81
 def _formulas(limit: float) -> dict[str, Callable[[Ranks], Any]]:
@@ -752,15 +825,14 @@ def bootstrap(
     defects_config: Sequence[Mapping[str, Any]] = (),  # For au_spro
     kinds: Sequence[str]|None = None,                  # For au_spro
     split: str = "all",            # For au_spro: all, one of KINDS, or mean
-    resamples: int = 1000,         # Draws
+    resamples: int = 1000,         # Draws, 100 or more
     level: float = 0.95,           # Of the interval, in (0, 1)
     seed: int = 0,                 # The same seed draws the same images for every metric
-    bins: int = BINS,              # Score bins of a pixel metric
+    bins: int = BINS,              # Score bins of a pixel metric, 64 or more
 ) -> Interval:
     "Percentile bootstrap over images. Refuses fewer than two images of a kind that the metric needs."
-    if metric not in VERSIONS: raise DataError(f"metric {metric!r} is unknown. {did_you_mean(metric, VERSIONS)}")
-    if not 0 < level < 1 or resamples < 100:
-        raise DataError(f"level={level} must lie in (0, 1) and resamples={resamples} be 100 or more.")
+    _drawable(metric, resamples, bins)
+    if not 0 < level < 1: raise DataError(f"level={level} must lie in (0, 1).")
     def as_set(x: Any) -> _Set:
         if metric == "au_spro": return _spro_set(x, truth, defects_config, kinds)
         return (_image_set if metric.startswith("image") else _pixel_set)(x, truth)
@@ -777,6 +849,12 @@ def bootstrap(
     few = bad < FEW or (good if metric.startswith("image") else good + bad) < FEW
     return Interval(metric, float(exact), float(low), float(high), level, resamples, resamples - defined.size,
                     good, bad, few, float(abs(drawn[0] - exact)))
+
+def _drawable(metric: str, resamples: int, bins: int) -> None:
+    "Refuse what gives no draws, or draws that say nothing."
+    if metric not in VERSIONS: raise DataError(f"metric {metric!r} is unknown. {did_you_mean(metric, VERSIONS)}")
+    if resamples < 100: raise DataError(f"resamples={resamples} must be 100 or more.")
+    if bins < 64: raise DataError(f"bins={bins} must be 64 or more: values from coarser bins may be far from the exact ones.")
 
 def _times(n: int, resamples: int, seed: int) -> np.ndarray:  # (1 + resamples, N)
     "How often each image is drawn; the first row is the set itself."
@@ -795,19 +873,42 @@ def _kinds_of_images(s: _Set, parts: Sequence[tuple[int, ...]], metric: str) -> 
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-204ca9
 def bootstrap_draws(
-    metric: str,               # A name of `VERSIONS` but au_spro
+    metric: str,               # A name of `VERSIONS`, except au_spro
     scores: Any,               # Image scores (N,), or N maps
     truth: Any,                # Labels (N,), or masks
     *,
     limit: float = 0.3,        # FPR limit of au_pro
-    resamples: int = 1000,     # Draws
+    resamples: int = 1000,     # Draws, 100 or more
     seed: int = 0,             # The same seed draws the same images, whoever scored them
 ) -> np.ndarray:               # (1 + resamples,): the exact value on the set as it is, then one for each draw; NaN where undefined
     "A metric on draws of the images: what `bootstrap` takes its interval from, for intervals over more than one detector."
+    _drawable(metric, resamples, BINS)
+    if metric == "au_spro": raise DataError("bootstrap_draws reads masks, not channels, so it has no au_spro; `bootstrap` has it.")
     s = (_image_set if metric.startswith("image") else _pixel_set)(scores, truth)
     times = _times(len(s.free), resamples, seed)
     exact, drawn = _draws(metric, s, _parts(metric, s, False, "all"), _fpr_limit(limit), times, BINS)
     return np.r_[exact, drawn[1:]]
+
+# %% ../nbs/08_metrics.ipynb #08-metrics-86d
+def auroc_interval(
+    scores: Any,          # (N,) image scores, higher is more anomalous
+    labels: Any,          # (N,) 0 nominal, 1 anomalous
+    level: float = 0.95,  # Of the interval, in (0, 1)
+) -> Interval:
+    "Image AUROC with Newcombe's interval (method 5), which keeps its width where the sample is separated perfectly."
+    if not 0 < level < 1: raise DataError(f"level={level} must lie in (0, 1).")
+    r = image_ranks(scores, labels)
+    value, good, bad, z = float(_auroc(r)), int(r.nominal), int(r.positive.sum()), NormalDist().inv_cdf((1 + level) / 2)
+    M = (good + bad) / 2 - 1
+    def deviation(t: float) -> float: return math.sqrt(t * (1 - t) * (1 + M * (1 - t) / (2 - t) + M * t / (1 + t)) / (good * bad))
+    def lower(seen: float) -> float:
+        low, high = 0.0, seen
+        for _ in range(60):
+            t = (low + high) / 2
+            if seen - t > z * deviation(t): low = t
+            else: high = t
+        return low
+    return Interval("image_auroc", value, lower(value), 1 - lower(1 - value), level, 0, 0, good, bad, False, 0.0)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-91
 def _plain(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str, float]:
@@ -831,13 +932,17 @@ def _plain(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str,
                 au_pro=area(np.r_[x[:k], limit], np.r_[pro[:k], end]) / limit)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-93
-def _bench_maps(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    "n maps of noise and masks with rectangles, seven images in ten with one to three defects, some per cent of the side each."
+# maps, size, sides of a defect as a share of it from … to …: sets of 2 % defective pixels, and one of about 15 %
+_BENCH_SETS = ((100, 256, .02, .2), (1000, 256, .02, .2), (100, 1024, .02, .2), (100, 512, .25, .45))
+_QUICK_SETS = ((10, 64, .02, .2), (20, 96, .02, .2), (10, 80, .25, .45))
+
+def _bench_maps(n: int, size: int, small: float, large: float) -> tuple[np.ndarray, np.ndarray]:
+    "n maps of noise and masks with rectangles, seven images in ten with one to three."
     g = rng(0, "bench-metrics", n, size)
     maps, masks = g.standard_normal((n, size, size), np.float32), np.zeros((n, size, size), np.uint8)
     for i in range(n):
         for _ in range(g.integers(1, 4) if i % 10 < 7 else 0):
-            h, w = g.integers(size // 50 + 1, size // 5 + 2, 2)
+            h, w = g.integers(int(small * size) + 1, int(large * size) + 2, 2)
             y, x = g.integers(0, size - h), g.integers(0, size - w)
             masks[i, y:y + h, x:x + w] = 1
         maps[i] += 1.5 * masks[i]
@@ -873,6 +978,12 @@ def _memory(what: str) -> float|None:
         return int(lines[what].split()[0]) / 1024
     except (OSError, KeyError): return None
 
+def _cpu() -> str:
+    "Model of the CPU, as far as the system says."
+    try:
+        with open("/proc/cpuinfo") as f: return next(l.split(":", 1)[1].strip() for l in f if l.startswith("model name"))
+    except (OSError, StopIteration): return platform.processor() or "unknown"
+
 _CONTENDERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
     "numpy.sort": lambda maps, masks: {} if np.sort(maps, axis=None).size else {},
     "pixel_metrics (all four)": pixel_metrics,
@@ -882,10 +993,10 @@ _CONTENDERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
     "scikit-learn (three)": _sklearn,
     "torchmetrics (two)": _torchmetrics}
 
-def _bench_one(name: str, n: int, size: int) -> dict[str, Any]:
+def _bench_one(name: str, n: int, size: int, small: float, large: float) -> dict[str, Any]:
     "Time and peak memory of one contender, in this process; the best of up to three runs within five seconds."
-    maps, masks = _bench_maps(n, size)
-    try: _CONTENDERS[name](*_bench_maps(10, 32))  # imports, thread pools
+    maps, masks = _bench_maps(n, size, small, large)
+    try: _CONTENDERS[name](*_bench_maps(10, 32, .02, .2))  # imports, thread pools
     except ImportError as e: return dict(missing=str(e.name))
     try:
         with open("/proc/self/clear_refs", "w") as f: f.write("5")  # the peak starts anew
@@ -897,7 +1008,8 @@ def _bench_one(name: str, n: int, size: int) -> dict[str, Any]:
         values = _CONTENDERS[name](maps, masks)
         seconds.append(time.perf_counter() - t)
     peak = _memory("VmHWM")
-    return dict(seconds=min(seconds), mib=None if peak is None or before is None else peak - before, values=values)
+    return dict(seconds=min(seconds), mib=None if peak is None or before is None else peak - before,
+                defective=int(masks.sum()), values=values)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-95
 def bench_metrics(
@@ -906,16 +1018,16 @@ def bench_metrics(
 ) -> dict[str, Any]:      # A record of kind "bench-metrics": one row a contender and set
     "Time, peak memory beside the inputs, and values of the pixel metrics against other ways to compute them."
     rows = []
-    for n, size in ((10, 64), (20, 96)) if quick else ((100, 256), (1000, 256), (100, 1024)):
+    for n, size, *sides in _QUICK_SETS if quick else _BENCH_SETS:
         for name in (n for n in _CONTENDERS if not only or n in only or n == "numpy.sort"):
-            code = f"import json; from mudenet.metrics import _bench_one; print(json.dumps(_bench_one({name!r}, {n}, {size})))"
+            code = f"import json, mudenet.metrics as m; print(json.dumps(m._bench_one({name!r}, {n}, {size}, *{sides})))"
             run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
             found = json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else dict(failed=run.stderr.strip()[-300:])
             rows.append(dict(maps=n, size=size, name=name, **found))
         base = next(r for r in rows if r["size"] == size and r["maps"] == n)
         for r in rows:
             if (r["maps"], r["size"]) == (n, size) and "seconds" in r: r["times_sort"] = r["seconds"] / base["seconds"]
-    return new_record("bench-metrics", quick=quick, threads=_workers(), versions=VERSIONS, rows=rows)
+    return new_record("bench-metrics", quick=quick, threads=_workers(), cpu=_cpu(), versions=VERSIONS, rows=rows)
 
 def bench_table(
     record: Mapping[str, Any],  # Of `bench_metrics`
@@ -923,10 +1035,12 @@ def bench_table(
     "The record as a table."
     def row(r: Mapping[str, Any]) -> str:
         at = f"| {r['maps']} × {r['size']}² | {r['name']} | "
-        if "seconds" not in r: return at + f"{'not installed' if 'missing' in r else 'failed'} | | | | |"
+        if "seconds" not in r: return at + f"{'not installed' if 'missing' in r else 'failed'} | | | | | |"
+        share = f"{r['defective'] / r['maps'] / r['size'] ** 2:.0%}" if "defective" in r else ""
         mib = "" if r["mib"] is None else f"{r['mib']:.0f}"
         values = ", ".join(f"{k.removeprefix('pixel_')} {v:.6f}" for k, v in r["values"].items())
         ns = 1e9 * r["seconds"] / r["maps"] / r["size"] ** 2
-        return at + f"{r['seconds']:.2f} | {r['times_sort']:.2f} | {ns:.1f} | {mib} | {values} |"
-    head = "| maps | what | seconds | × numpy.sort | ns a pixel | peak MiB | values |\n|---|---|--:|--:|--:|--:|---|\n"
+        return at + f"{share} | {r['seconds']:.2f} | {r['times_sort']:.2f} | {ns:.1f} | {mib} | {values} |"
+    head = ("| maps | what | defective | seconds | × numpy.sort | ns a pixel | peak MiB | values |\n"
+            "|---|---|--:|--:|--:|--:|--:|---|\n")
     return head + "\n".join(row(r) for r in record["rows"])

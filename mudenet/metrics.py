@@ -529,8 +529,8 @@ def _spro_table(t: _Tally, splits: Mapping[str, tuple[int, ...]], limits: Sequen
     return out
 
 def au_spro(
-    maps: Any,                                    # N anomaly maps (H, W), at the size of the ground truth
-    channels: Sequence[Sequence],                 # For each image its channels (H, W), 0 or the pixel value; () if good
+    maps: Any,                                    # N anomaly maps (H, W), at the size of the ground truth; may be `Lazy`
+    channels: Sequence[Sequence],                 # For each image its channels (H, W), 0 or the pixel value; () if good; likewise
     defects_config: Sequence[Mapping[str, Any]],  # LOCO's entries: pixel_value, saturation_threshold, relative_saturation
     limits: Sequence[float] = LIMITS,             # FPR limits, each in (0, 1]
     kinds: Sequence[str]|None = None,             # For each image "good", "logical_anomalies" or "structural_anomalies"
@@ -552,8 +552,11 @@ def au_spro_types(
 ) -> dict[str, dict[float, float]]:               # Defect name → limit → AU-sPRO, for the types that there are
     "AU-sPRO of each defect type alone: its channels, on the images that show it and the good ones. One pass a type."
     limits, rules = _fpr_limits(limits), _rules(defects_config)
+    if len(maps) != len(channels): raise DataError(f"got {len(maps)} maps and {len(channels)} lists of channels.")
     shown = [{int(_array(c, f"a channel of image {i}").max()) for c in channels[i]} for i in range(len(channels))]
     if not any(shown): raise DataError("no defective pixel: no image has a channel, so there is no defect type to report.")
+    if unknown := set().union(*shown) - set(rules):
+        raise DataError(f"channels have the values {sorted(unknown)}; defects_config knows {sorted(rules)}.")
     out = {}
     for value, entry in zip(rules, defects_config, strict=True):
         pick = [i for i, there in enumerate(shown) if not there or value in there]
@@ -743,7 +746,7 @@ def _edges(s: _Set, bins: int, limit: float) -> np.ndarray:
     total = sum(s.free)
     step = 1 if total <= 1 << 20 else (total >> 20) | 1
     points = np.sort(s.gather()[0])
-    sample = np.sort(np.concatenate([s.nominal(i)[::step] for i in range(len(s.free))]))
+    sample = np.sort(np.concatenate([s.nominal(i, step) for i in range(len(s.free))]))
     distinct = np.unique(np.concatenate([points, sample]))
     if step == 1 and distinct.size <= bins: return distinct
     def take(a: np.ndarray, share: np.ndarray) -> np.ndarray:  # share: from the top
@@ -830,7 +833,7 @@ def bootstrap(
     seed: int = 0,                 # The same seed draws the same images for every metric
     bins: int = BINS,              # Score bins of a pixel metric, 64 or more
 ) -> Interval:
-    "Percentile bootstrap over images. Refuses fewer than two images of a kind that the metric needs."
+    "Percentile bootstrap over images, two or more of each kind. For the image AUROC of one detector `auroc_interval` is better."
     _drawable(metric, resamples, bins)
     if not 0 < level < 1: raise DataError(f"level={level} must lie in (0, 1).")
     def as_set(x: Any) -> _Set:

@@ -10,7 +10,10 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+import re
+from argparse import _SubParsersAction
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +27,8 @@ from .core import ConfigError, did_you_mean, write_text
 __all__ = ['Augmentation', 'AUGMENT_SETS', 'Dataset', 'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig',
            'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config',
            'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'nest', 'override', 'shipped',
-           'read_yaml', 'load_config', 'save_config', 'portable', 'image_treatment', 'run_key', 'run_folder',
-           'differences']
+           'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment', 'run_key',
+           'run_folder', 'differences']
 
 # %% ../nbs/01_config.ipynb #01-config-04
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its help text
@@ -342,19 +345,35 @@ class Parser(ArgumentParser):
     "An argument parser whose errors are `ConfigError`s that name the field and its neighbours."
     def error(self, message: str, ex: Exception|None = None):
         if isinstance(ex, ConfigError): raise ex
-        raise ConfigError(f"{' '.join(str(message).split())}{_neighbours(str(message))}") from None
+        text = " ".join(str(message).split())
+        raise ConfigError(f"{_plainly(text)}{_neighbours(text, _option_names(self))}") from None
 
-def _neighbours(message: str) -> str:
+def _option_names(parser: ArgumentParser) -> list[str]:
+    "Names of a parser's options and of those of its commands, without dashes."
+    names = [s[2:] for a in parser._actions for s in a.option_strings if s.startswith("--")]
+    commands = [a.choices.values() for a in parser._actions if isinstance(a, _SubParsersAction)]
+    return names + [n for parsers in commands for p in parsers for n in _option_names(p)]
+
+def _plainly(message: str) -> str:
+    "One of jsonargparse's messages in words that do not need Python."
+    if message.startswith("the following arguments are required:"): return re.sub(r"\b\w+\.(?=\w)", "", message)
+    message = re.sub(r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, e.g. [\1]", message)
+    message = re.sub(r"Expected a <class '(\w+)'>", r"needs type \1", message)
+    return re.sub(r" \(choose from .*\)", ".", message.replace("Expected a typing.Literal", "Expected one of "))
+
+def _neighbours(message: str, known: Sequence[str]) -> str:
     "What to say about the unknown names in one of jsonargparse's messages."
-    import re
-    known = field_names()
+    def near(name: str, known: Iterable[str]) -> str:
+        text = did_you_mean(name, known)
+        return f" {text}" if len(text) < 200 else " --help lists what there is."
     if m := re.search(r"[Uu]nrecognized arguments: (.*)", message):
-        return "".join(f" {did_you_mean(a.lstrip('-').split('=')[0], known)}" for a in m[1].split() if a.startswith("--"))
+        return "".join(near(a.lstrip("-").split("=")[0], known) for a in m[1].split() if a.startswith("--"))
     if m := re.search(r"Group '(.+?)' does not accept option '(.+?)'", message):
-        near = [k for k in known if k.startswith(m[1] + ".")]
-        return f" {did_you_mean(f'{m[1]}.{m[2]}', near)}"
+        return near(f"{m[1]}.{m[2]}", [k for k in known if k.startswith(m[1] + ".")])
     if m := re.search(r"[Oo]ption '(.+?)' is not accepted|Key '?\"?([\w.]+)'?\"? is not expected", message):
-        return f" {did_you_mean(m[1] or m[2], known)}"
+        return near(m[1] or m[2], known)
+    if m := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
+        return near(m[1], re.findall(r"[\w-]+", m[2]))
     return ""
 
 # %% ../nbs/01_config.ipynb #01-config-24
@@ -475,6 +494,19 @@ def portable(
     folder = config.distill.folder and Path(config.distill.folder.name)
     distill = dataclasses.replace(config.distill, folder=folder)
     return to_dict(dataclasses.replace(config, backbone=weights, distill=distill, **here))
+
+# %% ../nbs/01_config.ipynb #01-config-ab501e
+def absolute(
+    config: Config,  # A configuration
+) -> Config:         # The same files for a process that was started elsewhere
+    "The configuration with no path that depends on the working directory."
+    def whole(p: Path|None) -> Path|None: return p and Path(os.path.abspath(p.expanduser()))
+    c, weights = config, config.backbone.weights
+    local = weights != "random" and os.path.isfile(weights)
+    backbone = dataclasses.replace(c.backbone, weights=os.path.abspath(weights) if local else weights)
+    distill = dataclasses.replace(c.distill, folder=whole(c.distill.folder))
+    return dataclasses.replace(c, root=whole(c.root), out=Path(os.path.abspath(c.out)), teacher=whole(c.teacher), backbone=backbone,
+                               distill=distill)
 
 # %% ../nbs/01_config.ipynb #01-config-42
 _NOT_IN_KEY = ("dataset", "root", "category", "out", "seed", "device", "teacher", "inference", "evaluation", "compute")

@@ -5,9 +5,13 @@
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +21,14 @@ import torch
 
 from . import metrics
 from .architecture import DescriptorNetwork
-from .config import Config, from_dict, override, portable, run_folder, save_config, to_dict
-from .core import (CheckpointError, ConfigError, DataError, digest, environment, fingerprint, new_record,
-                          pick_device, progress, read_meta, write_json, write_text)
-from .data import (MVTEC_AD, VISA, Category, Item, find_images, image_size, list_categories, load_images, load_masks,
-                          normalize, open_category, read_mask_channels, recognise, summary)
-from .distillation import distill, load_teacher, save_teacher, teacher_identity
+from .config import (Config, absolute, differences, from_dict, merge, override, portable, run_folder, save_config,
+                            to_dict)
+from .core import (CheckpointError, ConfigError, DataError, did_you_mean, digest, environment, fingerprint,
+                          load_tensors, new_record, pick_device, progress, read_meta, write_json, write_text)
+from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_images, find_problems, image_size,
+                          list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
+                          recognise, summary)
+from .distillation import Backbone, distill, load_teacher, save_teacher, teacher_identity
 from .inference import Detector, calibrate, load_detector, save_detector
 from .loop import remove_parts
 from .report import SHOWN, Case, report_html
@@ -30,25 +36,48 @@ from .synthetic import write_product_line
 from .training import train, train_identity
 
 # %% auto #0
-__all__ = ['log', 'recognise_dataset', 'Job', 'open_job', 'images_of', 'stage1_items', 'ensure_teacher', 'calibrate_on',
-           'ensure_detector', 'look', 'measure', 'intervals', 'evaluate', 'run_category', 'results_table']
+__all__ = ['log', 'BENCHMARKS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job', 'images_of',
+           'stage1_items', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure', 'intervals',
+           'setting_name', 'evaluate', 'run_category', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
 log = logging.getLogger("mudenet")
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-06
+BENCHMARKS = dict(mvtec_ad=MVTEC_AD, mvtec_loco=MVTEC_LOCO, visa=VISA)
+
+def _meant(
+    root: str|Path,       # Folder of a data set or a category
+    category: str|None,   # Its name, if given
+) -> tuple[str, ...]:     # One name, or all of the data set's where none was given
+    "The categories that are meant; the data set's name in front of a category's folder does not count: bottle for mvtec_bottle."
+    if category: return (category,)
+    names, own = list_categories(root), os.path.basename(os.path.abspath(Path(root).expanduser()))
+    if names != (own,): return names
+    plain = re.sub("^(mvtec[_ -]ad|mvtec[_ -]loco|mvtec|loco|visa)[_ -]", "", own, flags=re.IGNORECASE)
+    return (plain if any(plain in known for known in BENCHMARKS.values()) else own,)
+
 def recognise_dataset(
     root: str|Path|None,     # Folder of a data set or a category
     category: str|None,      # Its name, if given
 ) -> str:                    # "mvtec_ad", "mvtec_loco", "visa" or "folder"
     "Name of the data set that a folder belongs to. Raises `DataError` where the folder has no known layout."
     if root is None: raise ConfigError("which images? Give --root FOLDER (a data set's folder, or one category's).")
-    layout = recognise(root)
-    if layout != "mvtec_ad": return layout
-    name = category or Path(root).resolve().name
-    known = {p.name for p in Path(root).iterdir() if p.is_dir()} if category is None else set()
-    if name in VISA or (known and known <= set(VISA)): return "visa"
-    return "mvtec_ad" if name in MVTEC_AD or known & set(MVTEC_AD) else "folder"
+    layout, names = recognise(root), set(_meant(root, category))
+    if layout in ("visa", "mvtec_loco"): return layout
+    return next((d for d, known in BENCHMARKS.items() if names & set(known)), "folder")
+
+def check_category(
+    dataset: str,         # As it was asked for
+    root: str|Path,       # Folder of the data set or of one category
+    category: str|None,   # Its name, if given
+) -> None:
+    "Raise `ConfigError` for a category that the benchmark which was asked for does not have."
+    known = BENCHMARKS.get(dataset, ())
+    for name in _meant(root, category) if known else ():
+        if name not in known:
+            raise ConfigError(f"--dataset {dataset} has no category {name!r}. {did_you_mean(name, known)} For images of your own: "
+                              "--dataset folder.")
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-11
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +92,35 @@ class Job:
         "Names and contents of the training and validation images."
         return fingerprint((i.image for i in (*self.category.train, *self.category.validation)), self.category.root)
 
-_LAYOUT = dict(auto="auto", mvtec_ad="mvtec_ad", mvtec_loco="mvtec_loco", visa="visa", folder="auto", synthetic="mvtec_loco")
+def with_teacher(
+    config: Config,                       # With `teacher`, or without
+    said: Mapping[str, Any]|None = None,  # What was asked for, nested; default: every field
+) -> Config:
+    "The configuration with the given teacher's own backbone and stage 1. Raises `CheckpointError` where `said` contradicts them."
+    if config.teacher is None: return config
+    asked, here = to_dict(config) if said is None else said, portable(config)
+    made = portable(from_dict(read_meta(config.teacher, "teacher")["config"]))
+    own = {k: {n: v for n, v in made[k].items() if n != "save_minutes" and v != here[k][n]} for k in ("backbone", "distill")}
+    against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
+    if diff := differences(against, {k: {n: here[k][n] for n in against[k]} for k in against}):
+        raise CheckpointError(f"the teacher {config.teacher} was made otherwise: {'; '.join(diff)}. Leave these out, the teacher's "
+                              "own values are what is recorded; or distil a new teacher (leave --teacher out).")
+    return from_dict(merge(to_dict(config), own))
 
 def open_job(
     config: Config,  # What to run, on which folder
 ) -> Job:
-    "Index the category and name the run's folder. Raises `DataError` or `ConfigError`."
+    "Index the category and name the run's folder. Raises `DataError`, `ConfigError`, or `CheckpointError` for the teacher."
     if config.dataset == "synthetic" and config.root is None:
         config = override(config, {"root": str(write_product_line(config.out/"data"/"product_line"))})
     if config.dataset == "auto":
         config = override(config, {"dataset": recognise_dataset(config.root, config.category)})
     if config.root is None: raise ConfigError("which images? Give --root FOLDER (a data set's folder, or one category's).")
-    category = open_category(config.root, None if config.dataset == "synthetic" else config.category,
-                             _LAYOUT[config.dataset], config.data.holdout, config.seed)
+    root, name = config.root, None if config.dataset == "synthetic" else config.category
+    config = with_teacher(config)
+    if config.dataset in BENCHMARKS and len(meant := _meant(root, name)) == 1: name = meant[0]
+    layout = "mvtec_loco" if config.dataset == "synthetic" else "auto"
+    category = open_category(root, name, layout, config.data.holdout, config.seed)
     config = override(config, {"category": category.name})
     return Job(config=config, category=category, folder=run_folder(config, category.name))
 
@@ -98,45 +143,64 @@ def stage1_items(
     if len(names := list_categories(c.root)) < 2:
         raise DataError(f"distill.images='dataset': {c.root} holds one category only. Give the data set's folder with --root "
                         "and the category with --category.")
-    return tuple(i for name in names for i in open_category(c.root, name, _LAYOUT[c.dataset], c.data.holdout, c.seed).train), c.root
+    return tuple(i for name in names for i in open_category(c.root, name, "auto", c.data.holdout, c.seed).train), c.root
 
-def _images_used(job: Job) -> dict[str, str]:
-    "Fingerprints of the category's images and, where T learns from others, of those."
-    if job.config.distill.images == "category" or job.config.teacher: return dict(data=job.data_fingerprint)
-    items, root = stage1_items(job)
-    return dict(data=job.data_fingerprint, distill_data=fingerprint((i.image if isinstance(i, Item) else i for i in items), root))
+def _sources(job: Job) -> dict[str, tuple[str, str]]:
+    "What a run is made from: name → fingerprint, and where it lies. Of a given teacher its own file tells."
+    c = job.config
+    found = dict(data=(job.data_fingerprint, f"other images than {job.category.root} holds"))
+    if c.teacher: return found
+    if c.distill.images != "category":
+        items, root = stage1_items(job)
+        files = (i.image if isinstance(i, Item) else i for i in items)
+        found["distill_data"] = fingerprint(files, root), f"other images for stage 1 than {c.distill.folder or c.root} holds"
+    if c.backbone.weights != "random" and (weights := Path(c.backbone.weights)).is_file():
+        found["backbone_file"] = fingerprint([weights], weights.parent), f"another backbone.weights than {weights} holds"
+    return found
 
 def _about(job: Job) -> dict[str, Any]:
     "Provenance that a checkpoint carries: nothing that differs between two equal runs."
-    env, weights = environment(), Path(job.config.backbone.weights)
-    file = dict(backbone_file=fingerprint([weights], weights.parent)) if weights.is_file() else {}
-    return dict(dataset=job.config.dataset, category=job.category.name, **_images_used(job),
-                versions=dict(mudenet=env["mudenet"], **env["packages"]), **file)
+    env, given = environment(), {}
+    if job.config.teacher:
+        tensors, meta = load_tensors(job.config.teacher, "teacher")
+        given = dict(teacher=dict(meta.get("about", {}), digest=digest(tensors), identity=meta.get("identity")))
+    return dict(dataset=job.config.dataset, category=job.category.name, **{k: v for k, (v, _) in _sources(job).items()},
+                versions=dict(mudenet=env["mudenet"], **env["packages"]), **given)
 
-def _check_data(path: Path, about: Mapping[str, Any], job: Job) -> None:
-    where = dict(data=job.category.root, distill_data=job.config.distill.folder or job.config.root)
-    for what, now in _images_used(job).items():
+def _check_sources(path: Path, about: Mapping[str, Any], job: Job) -> None:
+    for what, (now, other) in _sources(job).items():
         if about.get(what) != now:
-            raise CheckpointError(f"{path} was made from other images than {where[what]} holds now ({about.get(what)} there, "
-                                  f"{now} here). Delete {path.parent} to start over, or choose another --out.")
+            raise CheckpointError(f"{path} was made from {other} now ({about.get(what)} there, {now} here). "
+                                  f"Delete {path.parent} to start over, or choose another --out.")
+
+def _remove_state(job: Job, stage: str, note: str = "") -> None:
+    "Remove what an unfinished stage would go on from: its file is there, or it is to begin anew (with a note)."
+    state = job.folder/f"{stage}.state.safetensors"
+    if note and state.exists(): log.info("%s %s", note, state)
+    state.unlink(missing_ok=True)
 
 def ensure_teacher(
     job: Job,                          # Its images, where T has yet to be distilled
     images: torch.Tensor|None = None,  # uint8 (N, 3, S, S), if they have been read already
+    resume: bool = True,               # Go on with an unfinished stage 1; else begin it anew
 ) -> DescriptorNetwork:
     "T: the one that was given, the one that is there, or a new one (stage 1)."
-    c, path = job.config, job.folder/"teacher.safetensors"
+    c, path, device = job.config, job.folder/"teacher.safetensors", pick_device(job.config.device)
     if c.teacher: return load_teacher(c.teacher, c)
     if path.exists():
-        _check_data(path, read_meta(path, "teacher")["about"], job)
+        _check_sources(path, read_meta(path, "teacher")["about"], job)
+        _remove_state(job, "distill")
         return load_teacher(path, c)
     if images is None: images = images_of(job, "train")
     about, learned = _about(job), images
     if c.distill.images != "category":
         learned = load_images(stage1_items(job)[0], c.data.image_size, "reading images for stage 1", c.data.interpolation)
-    teacher = distill(c, learned, job.category.name, job.folder, pick_device(c.device), own=images)
+    if not resume:
+        Backbone(c.backbone.name, c.backbone.weights)  # refuses before anything is lost
+        _remove_state(job, "distill", "discarded")
+    teacher = distill(c, learned, job.category.name, job.folder, device, own=images)
     save_teacher(path, teacher, c, identity=teacher_identity(c), about=about)
-    (job.folder/"distill.state.safetensors").unlink(missing_ok=True)
+    _remove_state(job, "distill")
     return teacher
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-14
@@ -150,27 +214,35 @@ def calibrate_on(
     if detector.config.inference.statistics_images == "train" and trained is None: trained = images_of(job, "train")
     return calibrate(detector, images_of(job, "validation") if validation is None else validation, trained)
 
+def _check_test(category: Category) -> None:
+    "Raise `DataError` where a test image or mask cannot be used: before the training, not after it."
+    found = find_problems(replace(category, train=(), validation=()), "checking test images")
+    if found: raise DataError("\n".join([f"{len(found)} test images cannot be used:", *found]))
+
 def ensure_detector(
-    job: Job,            # What to run
-) -> Detector:           # Calibrated
+    job: Job,             # What to run
+    resume: bool = True,  # Go on with an unfinished stage; else begin it anew
+) -> Detector:            # Calibrated
     "The detector of a job: the one that is there, or a new one (both stages and calibration)."
-    c, path = job.config, job.folder/"detector.safetensors"
+    c, path, device = job.config, job.folder/"detector.safetensors", pick_device(job.config.device)
     if path.exists():
         detector = load_detector(path, c.device, to_dict(c)["inference"])
-        _check_data(path, detector.about, job)
+        _check_sources(path, detector.about, job)
         log.info("already trained: %s", path)
-        made = from_dict(read_meta(path, "detector")["config"])
-        if made.inference != c.inference: calibrate_on(detector, job)
+        for stage in ("distill", "train"): _remove_state(job, stage)
+        if from_dict(read_meta(path, "detector")["config"]).inference != c.inference: calibrate_on(detector, job)
         return detector
-    device, images, validation = pick_device(c.device), images_of(job, "train"), images_of(job, "validation")
+    images, validation = images_of(job, "train"), images_of(job, "validation")
+    _check_test(job.category)
     about = _about(job)
-    teacher = ensure_teacher(job, images)
-    save_config(job.folder/"config.yaml", c)
+    teacher = ensure_teacher(job, images, resume)
+    save_config(job.folder/"config.yaml", absolute(c))
+    if not resume: _remove_state(job, "train", "discarded")
     model = train(c, images, teacher, job.category.name, job.folder, device)
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))
     calibrate_on(detector, job, validation, images)
     save_detector(path, detector)
-    (job.folder/"train.state.safetensors").unlink(missing_ok=True)
+    _remove_state(job, "train")
     return detector
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-16
@@ -209,6 +281,11 @@ def _pairs(cases: Sequence[Case], config: Config) -> list[tuple[np.ndarray, np.n
         return [(c.map_at(m.shape), m) for c, m in zip(cases, load_masks([c.item for c in cases]))]
     return [(c.map, m) for c, m in zip(cases, load_masks([c.item for c in cases], config.data.image_size))]
 
+def _has_spro(cases: Sequence[Case], category: Category) -> bool:
+    "Whether AU-sPRO is defined: LOCO's rules, its two kinds of defects, and a mask for each."
+    kinds = {c.item.defect for c in cases if c.item.label}
+    return bool(category.defects_config) and category.has_masks and bool(kinds) and kinds <= set(metrics.KINDS)
+
 def _spro(cases: Sequence[Case], category: Category) -> dict[str, dict[str, float]]:
     "AU-sPRO by LOCO's rule, on the images' own pixels."
     stream = metrics.SproStream(category.defects_config)
@@ -232,27 +309,42 @@ def measure(
         chosen = [i for i, c in enumerate(cases) if not c.item.label or c.item.defect in wanted]
         return _measure([cases[i] for i in chosen], [pairs[i] for i in chosen] if pairs else [], limit)
     out = dict(all=part(*kinds), kinds={k: part(k) for k in kinds})
-    both = len(kinds) > 0 and set(kinds) <= set(metrics.KINDS) and category.has_masks
-    if category.defects_config and both:
+    if _has_spro(cases, category):
         out["au_spro"] = dict(values=_spro(cases, category), version=metrics.VERSIONS["au_spro"])
     return out
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-21
+class _Made(Sequence):
+    "A sequence whose elements are made when they are asked for, and not kept."
+    def __init__(self, make: Callable[[Case], Any], cases: Sequence[Case]): self.make, self.cases = make, cases
+    def __len__(self) -> int: return len(self.cases)
+    def __getitem__(self, i: Any) -> Any: return self.make(self.cases[i])
+
+def _spro_sets(cases: Sequence[Case], category: Category) -> tuple[Sequence, Sequence, dict[str, Any]]:
+    "What `bootstrap` needs for AU-sPRO: maps and channels on the images' own pixels, one at a time."
+    size = {c.item.image: image_size(c.item.image) for c in cases}
+    return (_Made(lambda c: c.map_at(size[c.item.image]), cases),
+            _Made(lambda c: read_mask_channels(c.item, size[c.item.image]), cases),
+            dict(limit=0.05, split="mean", defects_config=category.defects_config, kinds=[c.item.defect for c in cases]))
+
 def intervals(
     cases: Sequence[Case],   # Every test image
     category: Category,
     config: Config,
     resamples: int = 1000,   # Draws
-) -> dict[str, Any]:         # Metric → low, high, level, few
-    "95 % bootstrap intervals of image AUROC, pixel AUROC and AU-PRO over the test images, where they are defined."
-    out, labels = {}, [c.item.label for c in cases]
+) -> dict[str, Any]:         # Metric → low, high, level, few, undefined, bin_error; for AU-sPRO limit and split too
+    "95 % bootstrap intervals of image AUROC, pixel AUROC, AU-PRO and AU-sPRO over the test images, where they are defined."
+    out, labels, limit = {}, [c.item.label for c in cases], dict(limit=config.evaluation.pro_limit)
     pairs = _pairs(cases, config) if category.has_masks else []
-    sets: dict[str, tuple[Any, Any]] = dict(image_auroc=([c.score for c in cases], labels))
-    if pairs: sets |= {k: ([m for m, _ in pairs], [t for _, t in pairs]) for k in ("pixel_auroc", "au_pro")}
-    for name, (scores, truth) in sets.items():
-        try: i = metrics.bootstrap(name, scores, truth, limit=config.evaluation.pro_limit, resamples=resamples)
+    sets: dict[str, tuple[Any, Any, dict[str, Any]]] = dict(image_auroc=([c.score for c in cases], labels, {}))
+    if pairs: sets |= {k: ([m for m, _ in pairs], [t for _, t in pairs], limit) for k in ("pixel_auroc", "au_pro")}
+    if _has_spro(cases, category): sets["au_spro"] = _spro_sets(cases, category)
+    for name, (scores, truth, more) in sets.items():
+        try: i = metrics.bootstrap(name, scores, truth, resamples=resamples, **more)
         except DataError as e: log.info("no interval for %s: %s", name, e)
-        else: out[name] = dict(low=i.low, high=i.high, level=i.level, few=i.few)
+        else:
+            out[name] = dict(low=i.low, high=i.high, level=i.level, few=i.few, undefined=i.undefined, bin_error=i.bin_error,
+                             **({k: more[k] for k in ("limit", "split")} if name == "au_spro" else {}))
     return out
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-29
@@ -264,11 +356,21 @@ def _report(record: Mapping[str, Any], cases: Sequence[Case], category: Category
     curve = metrics.pro_curve([a for a, _ in pairs], [m for _, m in pairs], config.evaluation.pro_limit)
     return report_html(record, cases, mask_of, curve)
 
+def setting_name(
+    run: str,        # A run's name, KEY-sSEED
+    config: Config,  # Other settings of `inference` and `evaluation`
+) -> str:            # KEY-SETTING-sSEED
+    "The name of a run in the record of other settings than its own: a table must not take it for another seed."
+    tree, (key, s, seed) = portable(config), run.rpartition("-s")
+    setting = hashlib.sha256(json.dumps([tree["inference"], tree["evaluation"]], sort_keys=True).encode()).hexdigest()[:8]
+    return f"{key}-{setting}-s{seed}" if s else f"{run}-{setting}"
+
 def evaluate(
     detector: Detector,       # Calibrated
     job: Job,                 # Category, grid, and the folder that gets the report
     note: str = "",           # Said in record and report, e.g. what kind of run this is
     cases: Sequence[Case]|None = None,  # What it says about the test images, where that is known already
+    run: str|None = None,     # The run's name in the record; default: the folder's
 ) -> dict[str, Any]:          # The record, as written to record.json
     "Measure a detector on a category's test images; writes record.json and the report."
     config, category = job.config, job.category
@@ -276,8 +378,9 @@ def evaluate(
     threshold = float(detector.threshold)
     images = [dict(image=c.item.image.relative_to(category.root).as_posix(), defect=c.item.defect, score=c.score,
                    anomalous=c.score > threshold, loudest=c.loudest) for c in cases]
-    record = new_record("evaluation", dataset=config.dataset, category=category.name, run=job.folder.name, note=note,
-                        config=portable(config), data=fingerprint(category.files, category.root), splits=summary(category),
+    record = new_record("evaluation", dataset=config.dataset, category=category.name, run=run or job.folder.name, note=note,
+                        config=portable(config), teacher=detector.about.get("teacher"),
+                        data=fingerprint(category.files, category.root), splits=summary(category),
                         threshold=threshold, detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),
                         scores=images)
@@ -295,21 +398,49 @@ def run_category(
     return job, evaluate(ensure_detector(job), job, note)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-41
+METRICS = ("image_auroc", "pixel_auroc", "au_pro", "au_spro")
+
+def _values(results: Mapping[str, Any], kind: str) -> dict[str, float]:
+    "The numbers of one kind of defect, or of all; AU-sPRO at FPR 0.05, for all its mean over the kinds."
+    part = results["all"] if kind == "all" else results["kinds"][kind]
+    spro = results.get("au_spro", {}).get("values", {}).get("mean" if kind == "all" else kind, {})
+    return {**{k: m["value"] for k, m in part["metrics"].items()}, **({"au_spro": spro["0.05"]} if "0.05" in spro else {})}
+
+def _scoring(record: Mapping[str, Any]) -> dict[str, Any]:
+    "What a record's numbers depend on beside the detector: the metrics' versions, and where there are masks limit and grid."
+    r, e = record["results"], record["config"]["evaluation"]
+    found = {f"version of {k}": m["version"] for k, m in r["all"]["metrics"].items()}
+    if "au_spro" in r: found["version of au_spro"] = r["au_spro"]["version"]
+    return found | ({f"evaluation.{k}": e[k] for k in ("pro_limit", "resolution")} if "au_pro" in r["all"]["metrics"] else {})
+
+def _common_scoring(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    "The scoring of all records. Raises `DataError` where two of them differ (ADR 0007)."
+    common: dict[str, Any] = {}
+    for r in records:
+        for k, v in _scoring(r).items():
+            if common.setdefault(k, v) != v:
+                raise DataError(f"these records cannot share a table: {k} is {v} in {r['dataset']} {r['category']} {r['run']}, "
+                                f"{common[k]} in others. Evaluate again what is old, or make a table of each.")
+    return common
+
 def results_table(
     records: Iterable[Mapping[str, Any]],  # Of `evaluate`
-    names: Sequence[str] = ("image_auroc", "pixel_auroc", "au_pro"),
+    names: Sequence[str] = METRICS,        # Columns, those that no record has left out
     kinds: bool = False,                   # A row for each kind of defect too
 ) -> str:                                  # Markdown
-    "Mean ± deviation over seeds, a row for each data set, category and configuration."
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    "Mean ± deviation over seeds, a row for each data set, category and configuration. Refuses what was scored in different ways."
+    scoring = _common_scoring(records := list(records))
+    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
     for r in records:
         key = (r["dataset"], r["category"], r["run"].rsplit("-s", 1)[0])
-        for kind, part in {"all": r["results"]["all"], **(r["results"]["kinds"] if kinds else {})}.items():
-            groups.setdefault((*key, kind), []).append(part["metrics"])
-    def cell(parts: Sequence[Mapping[str, Any]], n: str) -> str:
-        v = [p[n]["value"] for p in parts if n in p]
+        for kind in ("all", *(r["results"]["kinds"] if kinds else ())):
+            groups.setdefault((*key, kind), []).append(_values(r["results"], kind))
+    titles = dict(SHOWN, au_pro=f"AU-PRO {scoring.get('evaluation.pro_limit', '')}".strip(), au_spro="AU-sPRO 0.05")
+    names = [n for n in names if any(n in p for parts in groups.values() for p in parts)]
+    def cell(parts: Sequence[Mapping[str, float]], n: str) -> str:
+        v = [p[n] for p in parts if n in p]
         return "–" if not v else f"{np.mean(v):.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "")
-    head = ["| data set | category | run | test images | seeds | " + " | ".join(SHOWN[n] for n in names) + " |",
+    head = ["| data set | category | run | test images | seeds | " + " | ".join(titles[n] for n in names) + " |",
             "|---|---|---|---|--:|" + "--:|"*len(names)]
     return "\n".join(head + [f"| {' | '.join(k)} | {len(v)} | {' | '.join(cell(v, n) for n in names)} |"
                              for k, v in sorted(groups.items())])

@@ -11,15 +11,19 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 
 from . import __version__
-from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, from_dict, load_config, merge,
-                            nest, override, read_yaml, shipped, to_dict)
+from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
+                            from_dict, load_config, merge, nest, override, read_yaml, shipped, to_dict)
 from .core import (ConfigError, DataError, MudenetError, TrainingError, WeightsError, atomic, pick_device, progress,
                           read_meta, write_json, write_text)
 
@@ -29,6 +33,8 @@ __all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_eval
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
+    import numpy as np
+
     from mudenet.evaluation import Job
     from mudenet.inference import Prediction
 
@@ -64,123 +70,183 @@ def configure(
     file: str|None = None,      # --config
     base: str|None = None,      # A shipped configuration to begin with; default: the data set's
 ) -> Config:
-    "The configuration of a command. Raises `ConfigError` or `DataError`."
+    "The configuration of a command. Raises `ConfigError`, `DataError`, or `CheckpointError` for --teacher."
     tree = merge(read_yaml(file) if file else {}, given)
     name = tree.get("dataset", "auto")
     if base is None and name == "auto":
         from mudenet.evaluation import recognise_dataset
         name = tree["dataset"] = recognise_dataset(tree.get("root"), tree.get("category"))
+    elif "dataset" in given and tree.get("root"):
+        from mudenet.evaluation import check_category
+        check_category(name, tree["root"], tree.get("category"))
     base = base or (name if name in shipped() else None)
-    return load_config(base, [file] if file else [], {**given, **({"dataset": tree["dataset"]} if "dataset" in tree else {})})
+    config = load_config(base, [file] if file else [], {**given, **({"dataset": tree["dataset"]} if "dataset" in tree else {})})
+    if config.teacher is None: return config
+    from mudenet.evaluation import with_teacher
+    return with_teacher(config, tree)
+
+def _show_defaults(parser: Parser, defaults: Mapping[str, Any]) -> Parser:
+    "Defaults for --help where they are not those of the classes; parsing leaves defaults out."
+    for a in parser._actions: a.default = defaults.get(a.dest, a.default)
+    return parser
 
 # %% ../nbs/11_cli.ipynb #11-cli-08
 def _job_parser(what: str) -> Parser:
     parser = config_parser(description=what)
     parser.add_argument("--config", type=str, help="A YAML file with any of the fields below; single options win over it.")
     _add_assume(parser)
+    return parser
+
+def _train_parser(what: str) -> Parser:
+    parser = _job_parser(what)
     parser.add_argument("--resume", type=bool, default=True, help="Go on with an unfinished run of the same configuration; "
                         "false: begin its unfinished stage anew (finished stages stay).")
     return parser
 
-def _open(config: Config, args: Namespace) -> Job:
-    "The job of a configuration, with unfinished states removed where --resume false was given."
-    from mudenet.evaluation import open_job
-    job = open_job(config)
-    for state in [] if args.get("resume", True) else job.folder.glob("*.state.safetensors"):
-        state.unlink()
-        log.info("discarded %s", state)
-    return job
-
 def run_distill(args: Namespace) -> None:
     "Stage 1 only."
-    from mudenet.evaluation import ensure_teacher
-    job = _open(configure(_given(args, "resume"), args.get("config")), args)
-    pick_device(job.config.device)
-    ensure_teacher(job)
+    from mudenet.evaluation import ensure_teacher, open_job
+    job = open_job(configure(_given(args, "resume"), args.get("config")))
+    ensure_teacher(job, resume=args.get("resume", True))
     print(f"teacher: {job.config.teacher or job.folder/'teacher.safetensors'}\nUse it with: mudenet train --teacher PATH …")
+
+def _job_note(job: Job) -> str:
+    "What is about to be trained, and how: the parts that were recognised rather than said."
+    c, n = job.config, job.category
+    given = f", teacher {c.teacher} ({c.backbone.name}, {c.backbone.weights})" if c.teacher else ""
+    return (f"{c.dataset} {n.name}: {len(n.train)} images to train on, {len(n.validation)} for statistics; "
+            f"augmentation {', '.join(c.data.augmentation(c.category)) or 'none'}{given}; results in {job.folder}")
 
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
-    from mudenet.evaluation import ensure_detector
-    job = _open(configure(_given(args, "resume"), args.get("config")), args)
-    print(f"{job.config.dataset} {job.category.name}: {len(job.category.train)} images to train on, "
-          f"{len(job.category.validation)} for statistics; results in {job.folder}", flush=True)
-    ensure_detector(job)
+    from mudenet.evaluation import ensure_detector, open_job
+    job = open_job(configure(_given(args, "resume"), args.get("config")))
+    print(_job_note(job), flush=True)
+    ensure_detector(job, resume=args.get("resume", True))
     print(f"detector: {job.folder/'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 
 # %% ../nbs/11_cli.ipynb #11-cli-10
 def _evaluate_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Measure a trained detector on the test images of its category.")
-    parser.add_argument("run", type=str, help="A run's folder, or a detector.safetensors file.")
+    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
     parser.add_argument("--root", type=str, help="Folder of the data set or category; default: the one the run was trained on.")
     parser.add_argument("--category", type=str, help="Category; default: the run's.")
-    parser.add_argument("--out", type=str, help="Folder for record.json and report.html; default: the run's.")
+    parser.add_argument("--out", type=str, help="Folder for record.json and report.html; default: the run's. Needed where "
+                        "images or settings are not the run's own.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
     _add_assume(parser)
     parser.add_class_arguments(InferenceConfig, "inference")
     parser.add_class_arguments(EvaluationConfig, "evaluation")
-    return parser
+    return _show_defaults(parser, {n: "the run's" for n in field_names() if n.startswith(("inference.", "evaluation."))})
+
+def _find_run(path: str) -> Path:
+    "A run's folder or a detector's file; in a category's folder the one run that it holds. Raises `ConfigError` for several."
+    here, below = Path(path), sorted(Path(path).glob("*/detector.safetensors"))
+    if (here/"detector.safetensors").is_file() or not below: return here
+    if len(below) == 1: return below[0].parent
+    raise ConfigError("\n".join([f"{path} holds {len(below)} runs; name one of them:", *(str(f.parent) for f in below)]))
 
 def _run_config(run: Path) -> Config:
     "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file."
     if (run/"config.yaml").is_file(): return load_config(files=[run/"config.yaml"])
     return from_dict(read_meta(run/"detector.safetensors" if run.is_dir() else run, "detector")["config"])
 
-def run_evaluate(args: Namespace) -> None:
-    "Metrics, record, report."
+def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
+    "What is to be evaluated, and which settings are not the run's own."
     from mudenet.data import list_categories
-    from mudenet.evaluation import Job, calibrate_on, evaluate, open_job
-    from mudenet.inference import load_detector
-    from mudenet.report import metrics_table
-    run, given = Path(args.run), _given(args, "run", "out", only=("inference", "evaluation"))
-    detector = load_detector(run, args.get("device", "auto"), given.get("inference"))
+    from mudenet.evaluation import open_job
     if given.get("root") and "category" not in given and len(list_categories(given["root"])) == 1:
         given["category"] = None  # one category's folder, whatever it is called
-    config = from_dict(merge(to_dict(_run_config(run)), given))
-    job = open_job(config)
+    own = to_dict(_run_config(run))
+    job = open_job(from_dict(merge(own, given, dict(teacher=None))))  # the teacher has done its work, and may be gone
+    now = to_dict(job.config)
+    own["evaluation"]["pictures"] = now["evaluation"]["pictures"]      # moves no number
+    return job, [d for k in ("inference", "evaluation") for d in differences(own[k], now[k], f"{k}.")]
+
+def run_evaluate(args: Namespace) -> None:
+    "Metrics, record, report."
+    from mudenet.evaluation import calibrate_on, evaluate, setting_name
+    from mudenet.inference import load_detector
+    from mudenet.report import metrics_table
+    run, given = _find_run(args.run), _given(args, "run", "out", only=("inference", "evaluation"))
+    detector = load_detector(run, args.get("device", "auto"), given.get("inference"))
+    (job, changed), folder = _evaluated(run, given), run if run.is_dir() else run.parent
+    other = job.data_fingerprint != detector.about.get("data")
+    if given.get("inference") and other:
+        raise DataError(f"--inference.* calibrates the detector anew on held-out images, and {job.category.root} does not hold "
+                        f"those that {run} was made from: some may have been trained on. Evaluate without it, or train on these "
+                        "images.")
+    if not args.get("out") and (changed or other and ("root" in given or "category" in given)):
+        raise ConfigError(f"{folder/'record.json'} is for the run's own images and settings, and these are others "
+                          f"({'; '.join(changed) or job.category.root}). Give the new record a place: --out FOLDER.")
     if given.get("inference"): calibrate_on(detector, job)
-    out = Path(args.out) if args.get("out") else run if run.is_dir() else run.parent
-    record = evaluate(detector, Job(config=job.config, category=job.category, folder=out))
+    out, name = Path(args.get("out") or folder), folder.resolve().name
+    record = evaluate(detector, replace(job, folder=out), run=setting_name(name, job.config) if changed else name)
     print(f"{metrics_table(record)}\n\nrecord: {out/'record.json'}\nreport: {out/'report.html'}")
 
 # %% ../nbs/11_cli.ipynb #11-cli-12
 def _predict_parser() -> Parser:
-    parser = Parser(allow_abbrev=False, description="Score images with a trained detector.")
-    parser.add_argument("run", type=str, help="A run's folder, or a detector.safetensors file.")
-    parser.add_argument("images", type=str, help="An image, or a folder (searched recursively).")
+    parser = Parser(allow_abbrev=False, description="Score images with a trained detector. What cannot be read is listed, the "
+                    "others are scored, and the exit code is then 2.")
+    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    parser.add_argument("images", type=str, help="An image, or a folder (searched recursively; what predict wrote is left out).")
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")
     parser.add_argument("--maps", type=bool, default=True, help="Write each raw anomaly map as 32-bit TIFF.")
     parser.add_argument("--pictures", type=bool, default=True, help="Write each image beside its map as PNG.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
     return parser
 
-def _write_prediction(p: Prediction, images: Path, out: Path, maps: bool, pictures: bool) -> None:
+def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures: bool) -> None:
     from PIL import Image
     from mudenet.data import read_image
     from mudenet.report import heat
     if maps:
         with atomic(out/"maps"/f"{p.name}.tiff") as f: Image.fromarray(p.map).save(f, "TIFF")
     if pictures:
-        pixels = Image.fromarray(read_image(images/p.name if images.is_dir() else images))
+        pixels = Image.fromarray(read_image(file))
         both = Image.new("RGB", (2*pixels.width, pixels.height))
         both.paste(pixels, (0, 0))
         both.paste(heat(p.map, 0.0, 2*max(p.threshold, 1e-6)), (pixels.width, 0))
         with atomic(out/"pictures"/f"{p.name}.png") as f: both.save(f, "PNG")
 
+def _to_score(images: Path, out: Path) -> dict[Path, str]:
+    "Image files and what they are called; what an earlier call wrote to `out` is left out. Raises `DataError` if there is none."
+    from mudenet.data import find_images
+    if not images.is_dir(): return {images: images.name}
+    written = [(out/part).resolve() for part in ("maps", "pictures")]
+    found = [f for f in find_images(images) if not any(f.resolve().is_relative_to(w) for w in written)]
+    if not found: raise DataError(f"{images} holds no image but what was written to {out}.")
+    return {f: f.relative_to(images).as_posix() for f in found}
+
+def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]) -> Iterator[np.ndarray]:
+    "The pixels of each file in turn, noted in `read`; a file that cannot be read is noted in `bad`, with the reason."
+    from mudenet.data import read_image
+    for f in files:
+        try: pixels = read_image(f)
+        except DataError as e: bad[f] = str(e)
+        else:
+            read.append(f)
+            yield pixels
+
 def run_predict(args: Namespace) -> None:
-    "Score images, write the table last."
+    "Score images, write the table last. Raises `DataError` at the end where some could not be read."
     from mudenet.inference import load_detector, stream
-    detector, images, out = load_detector(args.run, args.device), Path(args.images), Path(args.out)
+    detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
+    files, read, bad = _to_score(images, out), deque[Path](), dict[Path, str]()
+    pixels: Any = _readable(files, read, bad)
+    rows: dict[Path, list[Any]] = {}
+    for p in progress(stream(detector, pixels), "predicting", total=len(files), unit="image"):
+        p = replace(p, name=files[f := read.popleft()])
+        _write_prediction(p, f, out, args.maps, args.pictures)
+        rows[f] = [f"{p.score:.6g}", int(p.label), f"{p.threshold:.6g}", " ".join(map(str, p.loudest())), ""]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "score", "anomalous", "threshold", "loudest"])
-    n = bad = 0
-    for p in progress(stream(detector, images), "predicting", unit="image"):
-        _write_prediction(p, images, out, args.maps, args.pictures)
-        table.writerow([p.name, f"{p.score:.6g}", int(p.label), f"{p.threshold:.6g}", " ".join(map(str, p.loudest()))])
-        n, bad = n + 1, bad + p.label
-    write_text(out/"predictions.csv", text.getvalue())
-    print(f"{n} images, {bad} called anomalous; {out/'predictions.csv'}")
+    table.writerow(["image", "score", "anomalous", "threshold", "loudest", "error"])
+    for f, name in files.items(): table.writerow([name, *rows.get(f, ["", "", "", "", bad.get(f)])])
+    if rows:
+        print(f"{len(rows)} images, {sum(r[1] for r in rows.values())} called anomalous; "
+              f"{write_text(out/'predictions.csv', text.getvalue())}")
+    if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *bad.values()]))
 
 # %% ../nbs/11_cli.ipynb #11-cli-14
 def _data_parser() -> Parser:
@@ -203,14 +269,22 @@ def run_data(args: Namespace) -> None:
     print(f"{args.folder}: layout {recognise(args.folder)}")
     problems: list[str] = []
     for name in [args.category] if args.category else list_categories(args.folder):
-        s = summary(category := open_category(args.folder, name))
+        try: s = summary(category := open_category(args.folder, name))
+        except DataError as e:
+            print(f"{name}: cannot be used")
+            problems.append(str(e))
+            continue
         kinds = ", ".join(f"{k} {n}" for k, n in s["test"].items()) or "none"
         print(f"{s['name']}: train {s['train']}, validation {s['validation']}, test {kinds}; masks {'yes' if s['masks'] else 'no'}")
         if args.action == "check": problems += find_problems(category)
-    if problems: raise DataError(f"{len(problems)} bad files:\n" + "\n".join(problems))
+    if problems: raise DataError("\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *problems]))
     if args.action == "check": print("every file can be read and fits its image")
 
 # %% ../nbs/11_cli.ipynb #11-cli-16
+def _demo_parser() -> Parser:
+    parser = _train_parser("Draw a product line, train, evaluate and report: the whole way in a few minutes, offline.")
+    return _show_defaults(parser, {n: reduce(getattr, n.split("."), load_config("demo")) for n in field_names()})
+
 def _demo_note(c: Config) -> str:
     random = ", fixed random backbone weights" if c.backbone.weights == "random" else ""
     return (f"demonstration configuration: {c.data.image_size} px, {c.model.channels} channels, trunk {c.model.width}, "
@@ -219,7 +293,7 @@ def _demo_note(c: Config) -> str:
 def run_demo(args: Namespace) -> None:
     "Product line, both stages, evaluation, report."
     from mudenet.distillation import Backbone
-    from mudenet.evaluation import ensure_detector, evaluate
+    from mudenet.evaluation import ensure_detector, evaluate, open_job
     from mudenet.report import metrics_table
     c = configure(_given(args, "resume"), args.get("config"), base="demo")
     pick_device(c.device)
@@ -230,8 +304,8 @@ def run_demo(args: Namespace) -> None:
         c = override(c, {"backbone.weights": "random"})
     print(f"{_demo_note(c)[0].upper()}{_demo_note(c)[1:]}.\nThe paper's is 256 px, 128 channels, trunk 64, "
           "wide_resnet50_2, 500 epochs of batches of 8.", flush=True)
-    job = _open(c, args)
-    record = evaluate(ensure_detector(job), job, _demo_note(c))
+    job = open_job(c)
+    record = evaluate(ensure_detector(job, resume=args.get("resume", True)), job, _demo_note(c))
     print(f"\n{metrics_table(record)}\n\nimages:   {job.category.root}\ndetector: {job.folder/'detector.safetensors'}\n"
           f"record:   {job.folder/'record.json'}\nreport:   {job.folder/'report.html'} (open it in a browser)")
 
@@ -241,19 +315,19 @@ def _bench_parser() -> Parser:
     parser.add_argument("what", choices=["distill", "train", "infer", "data", "metrics"],
                         help="distill, train: steps of a stage; infer: images to scores; data: reading and feeding images; "
                         "these four of a configuration. metrics: AU-PRO and the others against other ways to compute them.")
-    parser.add_argument("--rounds", type=int, default=5, help="Turns that each variant gets; metrics has its own.")
+    parser.add_argument("--rounds", type=PositiveInt, default=5, help="Turns that each variant gets; metrics has its own.")
     parser.add_argument("--quick", type=bool, default=False, help="metrics: tiny sets, seconds instead of minutes.")
     return parser
 
 def run_bench(args: Namespace) -> None:
     "Benchmark, record, table."
-    c = configure(_given(args, "what", "rounds", "quick", "resume"), args.get("config"), base="folder")
+    c = configure(_given(args, "what", "rounds", "quick"), args.get("config"), base="folder")
     if args.what == "metrics":
         from mudenet.metrics import bench_metrics, bench_table as table
-        record = bench_metrics(quick=args.get("quick") or False)
+        record = bench_metrics(quick=args.get("quick", False))
     else:
         from mudenet.speed import bench_data, bench_infer, bench_steps, speed_table as table
-        rounds = args.get("rounds") or 5
+        rounds = args.get("rounds", 5)
         if args.what == "infer": record = bench_infer(c, rounds)
         elif args.what == "data": record = bench_data(c, rounds)
         else: record = bench_steps(c, args.what, rounds)
@@ -287,7 +361,7 @@ def _ablate_parser() -> Parser:
     parser = _job_parser("Compare an assumption's alternatives with the choice on record: same seeds, same images, same order, "
                          "nothing else changed. What is finished is not made again. An oracle study: judged on test labels.")
     parser.add_argument("assumptions", nargs="+", help="Entries of the register, e.g. A-012 A-014.")
-    parser.add_argument("--seeds", type=int, default=3, help="How many seeds, from --seed on.")
+    parser.add_argument("--seeds", type=PositiveInt, default=3, help="How many seeds, from --seed on.")
     parser.add_argument("--values", nargs="+", help="Values to compare in place of the entry's alternatives, e.g. 0 0.5 1 2.")
     parser.add_argument("--yes", action="store_true", help="Do not ask before a long run.")
     return parser
@@ -307,7 +381,7 @@ def run_ablate(args: Namespace) -> None:
     from mudenet.benchmark import measure_cost
     own = ("assumptions", "seeds", "values", "yes")
     chosen, config = _chosen_variants(args), configure(_given(args, *own), args.get("config"))
-    seeds = range(config.seed, config.seed + max(1, args.get("seeds", 3)))
+    seeds = range(config.seed, config.seed + args.get("seeds", 3))
     paths = {a: ab.record_path(config, a, choices) for a, choices in chosen.items()}
     runs = ab.plan(config, chosen, seeds)
     print(f"{ab.plan_table(runs)}\n", flush=True)
@@ -333,14 +407,14 @@ def _benchmark_parser() -> Parser:
     parser.add_argument("--roots", type=str, nargs="+", help="Folders of data sets or categories, instead of --root; the word "
                         "synthetic stands for the product line that the package draws.")
     parser.add_argument("--categories", type=str, nargs="+", help="Only these.")
-    parser.add_argument("--seeds", type=int, default=_BENCHMARK["seeds"], help="How many seeds, beginning with --seed.")
+    parser.add_argument("--seeds", type=PositiveInt, default=_BENCHMARK["seeds"], help="How many seeds, beginning with --seed.")
     parser.add_argument("--variants", type=str, help="A YAML file with NAME: {FIELD: VALUE, …}, each of them a variant to run.")
     parser.add_argument("--ray", type=str, help="Run on a Ray cluster: auto (the one that is there, else a local one), local, or "
                         "an address. Its machines must see the same folders.")
-    parser.add_argument("--threads", type=int, help="CPU threads of a run. Runs with as many threads on equal machines give the "
-                        "same bits.")
+    parser.add_argument("--threads", type=PositiveInt, help="CPU threads of a run. Runs with as many threads on equal machines "
+                        "give the same bits.")
     parser.add_argument("--note", type=str, default=_BENCHMARK["note"], help="A sentence for record and table.")
-    return parser
+    return _show_defaults(parser, {"evaluation.pictures": 0})
 
 def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
     "A configuration for each category."
@@ -375,12 +449,11 @@ def run_benchmark(args: Namespace) -> None:
 # %% ../nbs/11_cli.ipynb #11-cli-20
 COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]]] = dict(
     demo=("run everything on a small product line that the package draws itself",
-          lambda: _job_parser("Draw a product line, train, evaluate and report: the whole way in a few minutes, offline."),
-          run_demo),
+          _demo_parser, run_demo),
     distill=("stage 1: make a teacher from a pretrained backbone",
-             lambda: _job_parser("Stage 1: teach a small network what a pretrained one sees."), run_distill),
+             lambda: _train_parser("Stage 1: teach a small network what a pretrained one sees."), run_distill),
     train=("both stages: from nominal images to a detector",
-           lambda: _job_parser("Train a detector on the nominal images of one category; distils a teacher first where none is "
+           lambda: _train_parser("Train a detector on the nominal images of one category; distils a teacher first where none is "
                                "given. An interrupted run goes on when the same command is given again."), run_train),
     evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
     predict=("score images with a detector", _predict_parser, run_predict),
@@ -402,6 +475,8 @@ def make_parser(
         commands.add_subcommand(name, make() if only in (None, name) else Parser(), help=text)
     return parser
 
+_RESUMED = ("demo", "distill", "train", "benchmark", "ablate")  # commands that keep states or finished runs
+
 def _terminate(signum: int, frame: Any) -> None: raise KeyboardInterrupt
 
 def main(
@@ -411,17 +486,18 @@ def main(
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
+    chosen = next((a for a in argv if a in COMMANDS), "")
     there = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if there else None  # as Ctrl-C: what is half-written is removed
     try:
-        chosen = next((a for a in argv if a in COMMANDS), "")
         args = make_parser(chosen).parse_args(argv, defaults=chosen in ("predict", "data"))
         COMMANDS[args.command][2](args[args.command])
     except MudenetError as e:
         print(f"mudenet: error: {e}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
-        print("mudenet: interrupted; the same command goes on from the last saved state", file=sys.stderr)
+        kept = "; the same command goes on from what was saved, if anything was" if chosen in _RESUMED else ""
+        print(f"mudenet: interrupted{kept}", file=sys.stderr)
         return 130
     finally:
         if there: signal.signal(signal.SIGTERM, before)

@@ -359,6 +359,7 @@ def _plainly(message: str) -> str:
     if message.startswith("the following arguments are required:"): return re.sub(r"\b\w+\.(?=\w)", "", message)
     message = re.sub(r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, e.g. [\1]", message)
     message = re.sub(r"Expected a <class '(\w+)'>", r"needs type \1", message)
+    message = re.sub(r"Not of type PositiveInt: .*", "must be a whole number above 0.", message)
     return re.sub(r" \(choose from .*\)", ".", message.replace("Expected a typing.Literal", "Expected one of "))
 
 def _neighbours(message: str, known: Sequence[str]) -> str:

@@ -51,9 +51,9 @@ def _meant(
     category: str|None,   # Its name, if given
 ) -> tuple[str, ...]:     # One name, or all of the data set's where none was given
     "The categories that are meant; the data set's name in front of a category's folder does not count: bottle for mvtec_bottle."
-    if category: return (category,)
-    names, own = list_categories(root), os.path.basename(os.path.abspath(Path(root).expanduser()))
-    if names != (own,): return names
+    own = os.path.basename(os.path.abspath(Path(root).expanduser()))
+    if category not in (None, own): return (category,)
+    if (names := list_categories(root)) != (own,): return (category,) if category else names
     plain = re.sub("^(mvtec[_ -]ad|mvtec[_ -]loco|mvtec|loco|visa)[_ -]", "", own, flags=re.IGNORECASE)
     return (plain if any(plain in known for known in BENCHMARKS.values()) else own,)
 

@@ -212,6 +212,7 @@ def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures
 def _to_score(images: Path, out: Path) -> dict[Path, str]:
     "Image files and what they are called; what an earlier call wrote to `out` is left out. Raises `DataError` if there is none."
     from mudenet.data import find_images
+    if not images.exists(): raise DataError(f"{images}: there is no such file or folder.")
     if not images.is_dir(): return {images: images.name}
     written = [(out/part).resolve() for part in ("maps", "pictures")]
     found = [f for f in find_images(images) if not any(f.resolve().is_relative_to(w) for w in written)]
@@ -246,7 +247,8 @@ def run_predict(args: Namespace) -> None:
     if rows:
         print(f"{len(rows)} images, {sum(r[1] for r in rows.values())} called anomalous; "
               f"{write_text(out/'predictions.csv', text.getvalue())}")
-    if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *bad.values()]))
+    if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *list(bad.values())[:20],
+                                       *["… (all of them are in predictions.csv)"]*(len(bad) > 20)]))
 
 # %% ../nbs/11_cli.ipynb #11-cli-14
 def _data_parser() -> Parser:

@@ -1,11 +1,15 @@
 """Every command of README.md runs. The first two are run whole by .ci/run and on a new machine; here the demo is shrunk."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mudenet.cli import make_parser
+from mudenet.synthetic import write_product_line
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,10 +21,6 @@ TINY = ("--data.image_size=64 --model.channels=8 --model.width=8 --backbone.name
 @pytest.fixture(scope="module")
 def my_parts(tmp_path_factory):
     """A user's folder: the embedded product line, with only what README says is needed."""
-    import shutil
-
-    from mudenet.synthetic import write_product_line
-
     top = tmp_path_factory.mktemp("readme")
     line = write_product_line(top / "line", size=64, train=8, validation=2, good=2, structural=2, logical=2)
     for part in ("train", "test"):
@@ -52,6 +52,35 @@ def test_own_images(my_parts):
         out = shell(f"{command} {TINY}" if command.startswith("mudenet train") else command, my_parts)
         assert out
     assert (my_parts / "found" / "predictions.csv").read_text().count("\n") == 7
+
+
+def test_a_second_run_is_listed_and_not_mixed_up(my_parts):
+    shell(f"{SHELL[2].splitlines()[0]} {TINY} --seed 1", my_parts)
+    with pytest.raises(AssertionError, match="(?s)holds 2 runs; name one of them:.*-s0.*-s1"):
+        shell(SHELL[2].splitlines()[1], my_parts)
+    shutil.rmtree(next((my_parts / "runs" / "folder" / "my_parts").glob("*-s1")))
+
+
+def test_inline_commands(my_parts):
+    """Those within a sentence: run at toy size, or read by the parser where they would want a cluster or a file."""
+    assert set(re.findall(r"`(mudenet [a-zA-Z][^`]*)`", README)) == {
+        "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH"}
+    shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
+    shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
+    assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))
+    assert "| mvtec_ad | cable | 1 |" in shell(f"mudenet benchmark --root mvtec --seeds 1 --out table {TINY}", my_parts)
+    assert "--train.epochs" in shell("mudenet train --help", my_parts)
+    options = re.findall(r"`(--[^`]+)`", README)
+    assert set(options) == {"--backbone.weights PATH", "--ray auto"}
+    for command, option in zip(("train", "benchmark"), options):
+        make_parser(command).parse_args([command, "--root", "mvtec", *option.split()], defaults=False)
+
+
+def test_extras_exist():
+    extras = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", README))
+    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    assert extras == {"dev", "explorer", "ray"} and all(f"\n{e}_requirements = " in settings for e in extras)
+    assert "'mudenet[" not in README  # it is not published
 
 
 def test_python_example(my_parts):

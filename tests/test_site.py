@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tokenize
@@ -60,6 +61,11 @@ def outputs(nb, kind):
     return ["".join(o["data"][kind]) for c in nb["cells"] for o in c.get("outputs", []) if kind in o.get("data", {})]
 
 
+def markdown(path):
+    """What of a notebook's page is Markdown: prose, entries, and outputs."""
+    return "\n\n".join([*cells(filtered(path), "markdown"), *outputs(filtered(path), "text/markdown")])
+
+
 @functools.cache
 def pages():
     """What Quarto renders: the files that `render` names, without any README.md, which it leaves out."""
@@ -81,8 +87,7 @@ def without_code(text):
 @functools.cache
 def anchors(path):
     """Ids of a page's headings, as pandoc makes them."""
-    text = "\n\n".join([*cells(filtered(path), "markdown"), *outputs(filtered(path), "text/markdown")]) \
-        if path.suffix == ".ipynb" else text_of(path)
+    text = markdown(path) if path.suffix == ".ipynb" else text_of(path)
     heads = re.findall(r"^#+\s+(.*?)\s*$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", h.lower()).strip()) for h in heads}
 
@@ -103,6 +108,18 @@ def test_filter(path):
         assert paragraph.split("\n")[0].split("`")[0][:40] in text, paragraph
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_exported_code_is_on_its_page(path):
+    """Every line of it, but for imports; and in no fence a link, which a reader would see as it is written."""
+    page = "\n".join(cells(filtered(path), "code"))
+    for source in cells(notebook(path), "code"):
+        if source.startswith("#| export") and not re.search(r"^(from|import) ", source, re.M):
+            gone = [line for line in source.splitlines()[1:] if line.strip() and line not in page]
+            assert not gone, gone
+    fences = re.findall(r"^```.*?^```", markdown(path), re.M | re.S)
+    assert not [f for f in fences if re.search(r"\[`[^`]*`\]\(", f)]
+
+
 def test_filter_as_quarto_calls_it():
     path = NOTEBOOKS[0]
     r = subprocess.run([sys.executable, "../tools/nbdev_quarto_filter.py"], cwd=NBS, text=True, capture_output=True,
@@ -115,7 +132,7 @@ def test_filter_as_quarto_calls_it():
 def test_nothing_is_loaded_from_elsewhere(path):
     nb = filtered(path)
     assert "widgets" not in nb["metadata"] and not outputs(nb, "application/vnd.jupyter.widget-view+json")
-    html = "\n".join([*cells(nb, "markdown"), *outputs(nb, "text/html"), *outputs(nb, "text/markdown")])
+    html = "\n".join([markdown(path), *outputs(nb, "text/html")])
     assert not re.search(r"<script[^>]*\bsrc|<link\b|@import|url\(\s*['\"]?http|\bsrc=['\"]?(https?:)?//|!\[[^\]]*\]\(http", html)
 
 
@@ -157,12 +174,12 @@ def test_navigation_reaches_every_page():
 def links():
     """(page, target) of every link and picture in the files, and in what the filter adds to notebooks."""
     for page in pages():
-        texts = [text_of(page)]
+        texts, html = [text_of(page)], [without_code(text_of(page))]
         if page.suffix == ".ipynb":
-            texts += [*cells(filtered(page), "markdown"), *outputs(filtered(page), "text/markdown")]
-        for text in texts:
-            for target in re.findall(r"\]\(([^)\s]+)\)(?!`)", without_code(text)):
-                yield page, target
+            texts, html = [*texts, markdown(page)], [*html, *outputs(filtered(page), "text/html")]
+        targets = [t for text in texts for t in re.findall(r"\]\(([^)\s]+)\)(?!`)", without_code(text))]
+        for target in targets + [t for text in html for t in re.findall(r"""<[^>]*\bhref=["']([^"']+)["']""", text)]:
+            yield page, target
 
 
 def test_no_dead_link():
@@ -188,7 +205,52 @@ def test_a_name_leads_to_its_definition():
         for name, (address, _) in symbols.items():
             module, *rest = name.split(".")[1:]
             if rest and not any(r.startswith("_") for r in rest):
-                assert address.split("#")[1].split(".")[0] in anchors(by_module[module]), name
+                assert address.split("#")[1] in anchors(by_module[module]), name
+
+
+def pandoc():
+    """Pandoc 3, alone or as Quarto brings it; skips where there is neither."""
+    for command in (["pandoc"], ["quarto", "pandoc"]):
+        if shutil.which(command[0]):
+            said = subprocess.run([*command, "--version"], text=True, capture_output=True).stdout
+            if (m := re.match(r"pandoc(?:\.exe)? (\d+)", said)) and int(m[1]) >= 3:
+                return command
+    pytest.skip("no pandoc 3 and no Quarto, which brings one")
+
+
+def linked(file, *spans):
+    """What doclinks.lua makes of spans on the page of a notebook: span → address, or None."""
+    text = "\n\n".join(f"`{s}`" for s in spans)
+    page = file.with_suffix(".md")  # of a name that tells the page, in a folder of its own
+    page.write_text(text, encoding="utf-8")
+    out = subprocess.run([*pandoc(), "--lua-filter", "tools/doclinks.lua", "-t", "json", str(page)], cwd=ROOT, text=True,
+                         capture_output=True)
+    assert out.returncode == 0, out.stderr
+    first = [b["c"][0] for b in json.loads(out.stdout)["blocks"]]
+    return dict(zip(spans, (i["c"][2][0] if i["t"] == "Link" else None for i in first), strict=True))
+
+
+def test_names_lead_where_they_are_meant_to(tmp_path):
+    got = linked(tmp_path / "07_inference", "fuse()", "Detector", "load_config(files=[path])", "Detector.raw", "Detector.load(path)",
+                 'mudenet.explorer.explore("…")', "metrics.au_pro", "data.image_size", "mudenet.metrics", "results_table", "Run")
+    assert got == {"fuse()": "/nbs/07_inference.ipynb#fuse", "Detector": "/nbs/07_inference.ipynb#detector",
+                   "load_config(files=[path])": "/nbs/01_config.ipynb#load_config",
+                   "Detector.raw": "/nbs/07_inference.ipynb#detector.raw", "Detector.load(path)": "/nbs/07_inference.ipynb#detector",
+                   'mudenet.explorer.explore("…")': "/nbs/13_explorer.ipynb#explore",
+                   "metrics.au_pro": "/nbs/08_metrics.ipynb#au_pro", "data.image_size": "/nbs/01_config.ipynb#dataconfig",
+                   "mudenet.metrics": "/nbs/08_metrics.ipynb", "results_table": "/nbs/09_evaluation.ipynb#results_table", "Run": None}
+    assert linked(tmp_path / "09a_benchmark", "Run", "plan()") == {
+        "Run": "/nbs/09a_benchmark.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}
+    # words that are folders, splits or values, and names that two modules have
+    assert set(linked(tmp_path / "A-031-resizing", "box", "figure", "train", "plan()", "nothing_of_ours", "a b").values()) == {None}
+
+
+def test_an_entry_of_the_register_shows_its_facts():
+    run = [*pandoc(), "--lua-filter", "tools/doclinks.lua", "-t", "html", "--wrap=none", "assumptions/A-002-stem-pool.md"]
+    html = subprocess.run(run, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split("<h2")[0]
+    for wanted in ("open", "Figure 2, stem", '#modelconfig"><code>model.stem_pool</code></a>', "<code>avg</code>", "<code>max</code>",
+                   '<a href="/nbs/results/ablation-A-002-bottle.json">', "2026-11-22: taken over as open"):
+        assert wanted in html, wanted
 
 
 # ---------------------------------------------------------------- names in backticks

@@ -33,7 +33,7 @@ def find(*names):
 
 @contextlib.contextmanager
 def browser(profile, *flags, size=(1400, 1800)):
-    """A fresh headless browser; skips where there is none, or where it does not start."""
+    """A fresh headless browser; skips where there is none. One that is there and does not start is a failure."""
     program, driver = find("chromium", "chromium-browser", "google-chrome"), find("chromedriver")
     if not (program and driver):
         pytest.skip("no browser: install chromium and chromium-driver")
@@ -42,10 +42,7 @@ def browser(profile, *flags, size=(1400, 1800)):
     for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", *flags):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    try:
-        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    except WebDriverException as e:
-        pytest.skip(f"the browser does not start: {e.msg.splitlines()[0]}")
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     try:
         yield chrome
     finally:
@@ -195,6 +192,34 @@ def test_report_from_disk_without_network(report, tmp_path, size):
         asked = {e["params"]["request"]["url"][:80] for e in events if e["method"] == "Network.requestWillBeSent"}
         assert asked and all(u.startswith(("file:", "data:")) for u in asked), asked
         assert not [e for e in events if e["method"] == "Network.loadingFailed"]
+        assert not chrome.get_log("browser")
+
+
+def test_register_sorts(tmp_path):
+    """The table of notebook 12 as the site shows it, with its script and the site's style."""
+    nb = json.loads((ROOT / "nbs" / "12_assumptions.ipynb").read_text(encoding="utf-8"))
+    shown = ("".join(o.get("data", {}).get("text/html", "")) for c in nb["cells"] for o in c.get("outputs", []))
+    table, = (html for html in shown if "assumption-register" in html)
+    page, style = tmp_path / "page.html", (ROOT / "tools" / "site.css").read_text(encoding="utf-8")
+    page.write_text(f"<!DOCTYPE html><meta charset=utf-8><title>t</title><style>{style}</style>{table}", encoding="utf-8")
+    with browser(tmp_path / "profile") as chrome:
+        chrome.get(page.as_uri())
+
+        def column(k):
+            return [r.find_elements(By.TAG_NAME, "td")[k].text for r in chrome.find_elements(By.CSS_SELECTOR, "tbody tr")]
+
+        def mark(k):
+            button = chrome.find_elements(By.CSS_SELECTOR, "th button")[k]
+            return chrome.execute_script("return getComputedStyle(arguments[0], '::after').content", button)
+
+        ids, status = column(0), 2
+        assert chrome.find_elements(By.TAG_NAME, "th")[status].text.startswith("Status")
+        assert len(ids) >= 40 and ids == sorted(ids) and "↕" in mark(status)
+        button = chrome.find_elements(By.CSS_SELECTOR, "th button")[status]
+        button.click()
+        assert column(status) == sorted(column(status)) and "↑" in mark(status) and column(0) != ids
+        button.click()
+        assert column(status) == sorted(column(status), reverse=True) and "↓" in mark(status)
         assert not chrome.get_log("browser")
 
 

@@ -2,9 +2,11 @@
 
 Every notebook passes the filter that the build runs; Quarto itself is needed only to build.
 """
+import ast
 import builtins
 import functools
 import importlib
+import inspect
 import io
 import json
 import re
@@ -12,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tokenize
+import types
 from pathlib import Path
 
 import pytest
@@ -141,10 +144,21 @@ def test_site_configuration():
     assert html["html-math-method"] == "mathml"
     for theme in html["theme"].values():  # bootswatch themes load web fonts; ours and the default do not
         assert theme == "default" or "@import" not in (ROOT / theme).read_text() and theme.endswith(".scss")
+    assert "http" not in (ROOT / html["css"]).read_text(encoding="utf-8")
     for f in [*SITE["filters"], *(NBS / f for f in SITE["ipynb-filters"])]:
         assert (ROOT / f).is_file()
     assert all(list(ROOT.glob(p)) for p in [*SITE["project"]["render"], *SITE["project"]["resources"]])
     assert SITE["execute"]["enabled"] is False
+
+
+def test_every_page_was_built():
+    """After `quarto render`, which the workflow runs before this."""
+    site = ROOT / SITE["project"]["output-dir"]
+    if not site.is_dir():
+        pytest.skip("the site is not built: quarto render")
+    built = {p: site / p.relative_to(ROOT).with_suffix(".html") for p in pages()}
+    gone = [p.name for p, html in built.items() if not (html.is_file() and html.stat().st_size)]
+    assert not gone, f"not in {site.name}, run quarto render: {gone}"
 
 
 def hrefs(node):
@@ -231,31 +245,32 @@ def linked(file, *spans):
 
 
 def test_names_lead_where_they_are_meant_to(tmp_path):
-    got = linked(tmp_path / "07_inference", "fuse()", "Detector", "load_config(files=[path])", "Detector.raw", "Detector.load(path)",
-                 'mudenet.explorer.explore("…")', "metrics.au_pro", "data.image_size", "mudenet.metrics", "results_table", "Run")
-    assert got == {"fuse()": "/nbs/07_inference.ipynb#fuse", "Detector": "/nbs/07_inference.ipynb#detector",
-                   "load_config(files=[path])": "/nbs/01_config.ipynb#load_config",
-                   "Detector.raw": "/nbs/07_inference.ipynb#detector.raw", "Detector.load(path)": "/nbs/07_inference.ipynb#detector",
-                   'mudenet.explorer.explore("…")': "/nbs/13_explorer.ipynb#explore",
-                   "metrics.au_pro": "/nbs/08_metrics.ipynb#au_pro", "data.image_size": "/nbs/01_config.ipynb#dataconfig",
-                   "mudenet.metrics": "/nbs/08_metrics.ipynb", "results_table": "/nbs/09_evaluation.ipynb#results_table", "Run": None}
-    assert linked(tmp_path / "09a_benchmark", "Run", "plan()") == {
-        "Run": "/nbs/09a_benchmark.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}
+    wanted = {"fuse()": "07_inference.ipynb#fuse", "Detector": "07_inference.ipynb#detector",
+              "Detector.raw": "07_inference.ipynb#detector.raw", "Detector.load(path)": "07_inference.ipynb#detector",
+              "load_config(files=[path])": "01_config.ipynb#load_config", "data.image_size": "01_config.ipynb#dataconfig",
+              'mudenet.explorer.explore("…")': "13_explorer.ipynb#explore", "metrics.au_pro": "08_metrics.ipynb#au_pro",
+              "mudenet.metrics": "08_metrics.ipynb", "results_table": "09_evaluation.ipynb#results_table"}
+    assert linked(tmp_path / "07_inference", *wanted) == {k: f"/nbs/{v}" for k, v in wanted.items()}
+    wanted = {"Run": "/nbs/09a_benchmark.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}
+    assert linked(tmp_path / "09a_benchmark", *wanted) == wanted
     # words that are folders, splits or values, and names that two modules have
-    assert set(linked(tmp_path / "A-031-resizing", "box", "figure", "train", "plan()", "nothing_of_ours", "a b").values()) == {None}
+    words = "box", "figure", "train", "plan()", "Run", "nothing_of_ours", "a b"
+    assert linked(tmp_path / "A-031-resizing", *words) == dict.fromkeys(words)
 
 
 def test_an_entry_of_the_register_shows_its_facts():
     run = [*pandoc(), "--lua-filter", "tools/doclinks.lua", "-t", "html", "--wrap=none", "assumptions/A-002-stem-pool.md"]
     html = subprocess.run(run, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split("<h2")[0]
-    for wanted in ("open", "Figure 2, stem", '#modelconfig"><code>model.stem_pool</code></a>', "<code>avg</code>", "<code>max</code>",
-                   '<a href="/nbs/results/ablation-A-002-bottle.json">', "2026-11-22: taken over as open"):
+    for wanted in ("open", "Figure 2, stem", '#modelconfig"><code>model.stem_pool</code></a>', "<code>avg</code>",
+                   "<code>max</code>", '<a href="/nbs/results/ablation-A-002-bottle.json">', "2026-11-22: taken over as open"):
         assert wanted in html, wanted
 
 
 # ---------------------------------------------------------------- names in backticks
 
 MODULES = {p.stem for p in (ROOT / "mudenet").glob("[a-z]*.py")}
+FOREIGN = {"test_eq", "ColorJitter", "Decoder"}  # fastcore's, torchvision's, the independent reproduction's
+SUFFIXES = {"json", "yaml", "csv", "html", "py", "md"}
 BUILT = {"mudenet/register/"}  # in the wheel only
 OUR_FOLDERS = ("nbs/", "tools/", "tests/", "assumptions/", "mudenet/", "pages/", ".ci/", ".github/")
 
@@ -277,9 +292,10 @@ def known():
         out |= set(re.findall(r"\w+", f.read_text(encoding="utf-8").split("---")[1]))
     for f in (NBS / "results").rglob("*.json"):  # runs are called by their records' names
         out |= set(re.findall(r"\w+", f.stem))
-    return out | {"test_eq", "ColorJitter"}  # fastcore's, torchvision's
+    return out | FOREIGN
 
 
+@functools.cache
 def names_in(path):
     """Identifiers of a notebook's own code, comments left out."""
     found = set()
@@ -298,6 +314,41 @@ def options():
     from mudenet.cli import COMMANDS
 
     return {o.lstrip("-") for _, make, _ in COMMANDS.values() for a in make()._actions for o in a.option_strings}
+
+
+@functools.cache
+def scripts():
+    """What tools and tests define."""
+    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").glob("*.py"), ROOT / "conftest.py"]
+    found = (n.name for f in files for n in ast.walk(ast.parse(f.read_text(encoding="utf-8"))) if hasattr(n, "name"))
+    return {n for n in found if isinstance(n, str)}
+
+
+@functools.cache
+def defined():
+    """Name → the objects of that name in the package's modules, what they import included."""
+    out = {}
+    for module in sorted(MODULES):
+        for name, value in vars(importlib.import_module(f"mudenet.{module}")).items():
+            out.setdefault(name, []).append(value)
+    return out
+
+
+@functools.cache
+def members(owner):
+    """Attributes of a class or module; of a class of ours also its fields, and what its methods keep in `self`."""
+    found = set(dir(owner))
+    for c in getattr(owner, "__mro__", ()):
+        if c.__module__.startswith("mudenet."):
+            found |= set(c.__annotations__) | set(re.findall(r"\bself\.(\w+)", inspect.getsource(c)))
+    return found
+
+
+@functools.cache
+def ours():
+    """What a bare name may be: a definition of the package or of a script, or a member of one of our classes."""
+    classes = {v for vs in defined().values() for v in vs if isinstance(v, type) and v.__module__.startswith("mudenet.")}
+    return set(defined()) | scripts() | set(dir(builtins)) | FOREIGN | {m for c in classes for m in members(c)}
 
 
 def resolve(parts):
@@ -325,20 +376,25 @@ def wrong(span, page):
     if span.startswith(OUR_FOLDERS) and span not in BUILT and not re.search(r"[*…<>{}]|NNN|NN_", span):
         return None if (ROOT / span.split("#")[0].split("::")[0]).exists() else "no such file"
     name = re.sub(r"\(.*\)$", "", span.split("=")[0])
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name) or name.split(".")[-1] in SUFFIXES:
         return None
     parts = name.removeprefix("mudenet.").split(".") if name.startswith("mudenet.") else name.split(".")
     if len(parts) > 1 and parts[0] in groups:
         return None if name in config.field_names() or hasattr(getattr(config.Config(), parts[0]), parts[1]) else "no such field"
-    if name.startswith("mudenet.") or (len(parts) > 1 and parts[0] in MODULES and parts[-1] not in ("json", "yaml", "csv", "html")):
+    if name.startswith("mudenet.") or (len(parts) > 1 and parts[0] in MODULES):
         try:
             resolve(parts)
         except (AttributeError, ImportError):
             return "no such name"
-    if len(parts) == 1 and ("_" in name.strip("_") or re.search(r"[a-z][A-Z]|[A-Z][a-z]+[A-Z]", name)):
-        if name not in known() and not (page.suffix == ".ipynb" and name in names_in(page)):
-            return "nothing of that name"
-    return None
+    here = names_in(page) if page.suffix == ".ipynb" else set()
+    if len(parts) > 1:
+        owners = [o for o in defined().get(parts[0], ()) if isinstance(o, (type, types.ModuleType))]
+        if owners and not any(parts[1] in members(o) for o in owners):
+            return f"{parts[0]} has no {parts[1]}"
+        return "nothing of that name" if not owners and parts[0][0].isupper() and parts[0] not in here | FOREIGN else None
+    if ("(" in span or re.match("[A-Z][a-z]", name)) and name not in ours() | here:
+        return "nothing of that name"
+    return None if "_" not in name.strip("_") or name in known() | here else "nothing of that name"
 
 
 def test_names_in_backticks_resolve():
@@ -352,7 +408,9 @@ def test_names_in_backticks_resolve():
 
 
 @pytest.mark.parametrize("span", ["mudenet trian", "mudenet train --trian.epochs 3", "train.epocs", "inference.Detecter",
-                                  "mudenet.metric", "rawscores_of", "MuDeNetwork", "nbs/99_nothing.ipynb", "metrics.au_prro()"])
+                                  "mudenet.metric", "rawscores_of", "MuDeNetwork", "nbs/99_nothing.ipynb", "metrics.au_prro()",
+                                  "Detecter", "Detector.predictt", "Detector.lode(path)", "RawScores.lables",
+                                  "InferenceConfig.smothing", "evalute(record)", "fus()", "Detecter.load(path)", "np.quantil"])
 def test_a_wrong_name_would_be_found(span):
     assert wrong(span, ROOT / "README.md")
 

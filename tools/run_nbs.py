@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 
 os.environ["IN_TEST"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # as in conftest.py: the last digits of a sum depend on how many threads share it
 SKIP = re.compile(r"^#\|\s*(eval:\s*false|slow)\b|nbdev_export\(", re.M | re.I)
 STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -28,7 +28,7 @@ from .inference import BRANCHES, loudest
 # %% auto #0
 __all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'clopper_pearson',
            'share', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure',
-           'case_html', 'chosen_for_pictures', 'worth_seeing', 'report_html']
+           'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing', 'report_html']
 
 # %% ../nbs/08a_report.ipynb #08a-report-3a12b8
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,13 @@ def heat(
 def outlined(
     pixels: Image.Image,                              # A picture
     region: np.ndarray,                               # bool (H, W), of any size
-    colour: tuple[int, int, int] = (255, 60, 40),     # RGB
-    width: int = 2,                                   # Pixels
+    colour: tuple[int, int, int] = (255, 255, 255),   # RGB
+    width: int = 2,                                   # Pixels, inside the region
 ) -> Image.Image:
-    "A picture with the outline of a region."
+    "A picture with the outline of a region; a dark edge around it shows it on light ground too."
     inside = np.asarray(Image.fromarray(region).resize(pixels.size, Image.Resampling.NEAREST))
     out = np.array(pixels)
+    out[ndimage.binary_dilation(inside) & ~inside] = 0
     out[inside & ~ndimage.binary_erosion(inside, iterations=width)] = colour
     return Image.fromarray(out)
 
@@ -164,26 +165,32 @@ def share(
 SHOWN = dict(image_auroc="image AUROC", pixel_auroc="pixel AUROC", au_pro="AU-PRO", image_ap="image AP", pixel_ap="pixel AP",
              image_f1_max="image F1-max", pixel_f1_max="pixel F1-max")
 
-def metrics_table(
-    record: Mapping[str, Any],                                      # Of `evaluate`
-    names: Sequence[str] = ("image_auroc", "pixel_auroc", "au_pro"),  # Columns
-) -> str:                                                           # Markdown
-    "The metrics of one record: a row for all test images and one for each kind of defect."
+def _tables(record: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
+    "The metrics of a record as tables of texts, each with its head: the metrics, and AU-sPRO where there is one."
     r = record["results"]
     rows = {"all": r["all"], **r["kinds"]}
     def cell(part: Mapping[str, Any], n: str, name: str) -> str:
         v = part["metrics"].get(n)
         i = record.get("intervals", {}).get(n) if name == "all" else None
         return "–" if v is None else f"{v['value']:.4f}" + (f" [{i['low']:.3f}, {i['high']:.3f}]" if i else "")
-    lines = ["| test images | nominal | anomalous | " + " | ".join(SHOWN[n] for n in names) + " |",
-             "|---|--:|--:|" + "--:|"*len(names)]
-    lines += [f"| {k} | {p['images']['nominal']} | {p['images']['anomalous']} | {' | '.join(cell(p, n, k) for n in names)} |"
-              for k, p in rows.items()]
+    tables = [[["test images", "nominal", "anomalous", *(SHOWN[n] for n in names)],
+               *([k, str(p["images"]["nominal"]), str(p["images"]["anomalous"]), *(cell(p, n, k) for n in names)]
+                 for k, p in rows.items())]]
     if spro := r.get("au_spro", {}).get("values"):
-        limits = list(next(iter(spro.values())))
-        lines += ["", "| AU-sPRO up to FPR | " + " | ".join(limits) + " |", "|---|" + "--:|"*len(limits)]
-        lines += [f"| {k} | " + " | ".join(f"{v:.4f}" for v in row.values()) + " |" for k, row in spro.items()]
-    return "\n".join(lines)
+        tables.append([["AU-sPRO up to FPR", *next(iter(spro.values()))],
+                       *([k, *(f"{v:.4f}" for v in row.values())] for k, row in spro.items())])
+    return tables
+
+_COLUMNS = ("image_auroc", "pixel_auroc", "au_pro")
+
+def metrics_table(
+    record: Mapping[str, Any],         # Of `evaluate`
+    names: Sequence[str] = _COLUMNS,   # Columns
+) -> str:                              # Markdown
+    "The metrics of one record: a row for all test images and one for each kind of defect."
+    def line(cells: Sequence[str]) -> str: return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+    return "\n\n".join("\n".join([line(head), "|---|" + "--:|"*(len(head) - 1), *map(line, rows)])
+                       for head, *rows in _tables(record, names))
 
 # %% ../nbs/08a_report.ipynb #08a-report-d05c2d
 def verdict(
@@ -199,15 +206,17 @@ def verdict(
         of = [r["anomalous"] for r in rows if r["defect"] == kind]
         return sum(of), len(of)
     bad = [r["anomalous"] for r in rows if r["defect"] != "good"]
+    counted = [f"{share(sum(bad), len(bad))} anomalous images are found"]*bool(bad)
+    if called("good")[1]: counted.append(f"{share(*called('good'))} nominal ones are false alarms")
     out = []
     if "image_auroc" in found:
         out.append(f"Of all pairs of an anomalous and a nominal test image, the anomalous one scores higher in "
                    f"{100*found['image_auroc']['value']:.1f} % ({value('image_auroc')}).")
     out.append(f"With the threshold {record['threshold']:.4g}, set on nominal validation images only, "
-               f"{share(sum(bad), len(bad))} anomalous images are found, "
-               f"and {share(*called('good'))} nominal ones are false alarms.")
+               f"{', and '.join(counted)}.")
+    if not bad: out.append("There are no anomalous test images.")
     kinds = dict.fromkeys(r["defect"] for r in rows if r["defect"] != "good")
-    if len(kinds) > 1: out.append("Found by kind: " + ", ".join(f"{k} {called(k)[0]} of {called(k)[1]}" for k in kinds) + ".")
+    if len(kinds) > 1: out.append("Found by kind: " + "; ".join(f"{k} {share(*called(k))}" for k in kinds) + ".")
     pixels = [value(n) for n in ("pixel_auroc", "au_pro") if n in found]
     if pixels: out.append("Where in the image: " + "; ".join(pixels) + ".")
     out += [f"Not defined here: {u}." for u in everything["undefined"]]
@@ -245,6 +254,8 @@ def curve_svg(
     limit: float,            # Where the x axis ends
     names: tuple[str, str],  # Of the axes
     alt: str,                # What is to be seen, for those who cannot
+    chance: bool = False,    # Draw the diagonal
+    point: tuple[float, float]|None = None,  # A place on it to mark
 ) -> str:
     "A curve under which an area is measured."
     w, h = _W - _PAD - 10, _H - _PAD - 10
@@ -252,6 +263,8 @@ def curve_svg(
     body = (f'<polygon points="0,{h} {points} {x[-1]/limit*w:.1f},{h}" fill="#3b7dd8" fill-opacity=".2" stroke="none"/>'
             f'<polyline points="{points}" stroke="#3b7dd8" stroke-width="2"/>'
             f'<g fill="currentColor" stroke="none" text-anchor="end"><text x="-6" y="6">1</text><text x="-6" y="{h}">0</text></g>')
+    if chance: body += f'<path d="M0 {h}L{w} 0" stroke-opacity=".6" stroke-dasharray="3 4"/>'
+    if point: body += f'<circle cx="{point[0]/limit*w:.1f}" cy="{(1 - point[1])*h:.1f}" r="5" fill="currentColor" stroke="none"/>'
     return _frame(body, [(0, "0"), (.5, f"{limit/2:g}"), (1, f"{limit:g}")], names, alt)
 
 # %% ../nbs/08a_report.ipynb #08a-report-6cf65a
@@ -301,14 +314,21 @@ def figure(
     return (f'<figure><img src="{data_uri(image)}" width="{image.width}" height="{image.height}" alt="{html.escape(alt, True)}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>")
 
+def case_name(
+    case: Case,  # One test image
+) -> str:        # e.g. "scratch/007.png"
+    "Kind and file."
+    return f"{case.item.defect}/{case.item.image.name}"
+
 def case_html(
     case: Case,             # One test image
     mask: np.ndarray|None,  # bool (H, W), or none
     threshold: float,       # The detector's
     scale: Scale,           # Of `colour_scale`
+    anchor: str = "case",   # Id on its page
 ) -> str:
     "Pictures of one case with what the detector says."
-    name = f"{case.item.defect}/{case.item.image.name}"
+    name = case_name(case)
     alts = {"input": f"Test image {name}", "mask": "The same with the outline of its defect",
             "anomaly map": f"Anomaly map, at most {case.map.max():.2f}"}
     parts = {f"{b} {i}": f"Scores of the {b} branch at level {i}, at most {p.max():.2f}"
@@ -316,21 +336,31 @@ def case_html(
     pictures = tiles(case, mask, scale, 160, 72)
     large = "".join(figure(pictures[n], n, alts[n]) for n in alts if n in pictures)
     small = "".join(figure(pictures[n], n, parts[n]) for n in parts)
-    return (f"<article><h4>{html.escape(name)}: {judged(case, threshold)}</h4>"
+    return (f'<article id="{anchor}"><h4>{html.escape(name)}: {judged(case, threshold)}</h4>'
             f"<p>score {case.score:.3g}, threshold {threshold:.3g}; loudest: {case.loudest}</p>"
             f'<div class="tiles">{large}<div class="parts" style="--levels:{case.parts.shape[1]}">{small}</div></div></article>')
+
+def legend_html(
+    scale: Scale,      # Of `colour_scale`
+    threshold: float,  # The detector's
+) -> str:
+    "What the colours of maps and parts mean, and the outline."
+    bar = heat(np.linspace(0, 1, 240)[None].repeat(12, 0), 0, 1)
+    low, high, dark, bright = scale
+    said = [f"Anomaly maps: {low:.3g} (black) to {high:.3g} and more (bright)"
+            + (f"; the threshold {threshold:.3g} lies at a third" if threshold > low else ""),
+            f"Parts: {dark:.3g} (black) to {bright:.3g} and more (bright)"]
+    bars = "".join(figure(bar, f"{s}.", f"Colour bar from black to bright. {s}.") for s in said)
+    return f'<div class="curves">{bars}</div><p class="note">Where a defect is marked, a white line encloses it.</p>'
 
 def chosen_for_pictures(
     cases: Sequence[Case],  # Every test image
     each: int|None,         # So many of each kind; none: all
-) -> list[Case]:
+) -> dict[str, list[Case]]: # Kind → cases, the highest score first
     "The cases that get a picture."
-    seen: dict[str, int] = {}
-    out = []
-    for c in cases:
-        seen[c.item.defect] = seen.get(c.item.defect, 0) + 1
-        if each is None or seen[c.item.defect] <= each: out.append(c)
-    return out
+    kinds: dict[str, list[Case]] = {}
+    for c in cases: kinds.setdefault(c.item.defect, []).append(c)
+    return {k: sorted(some, key=lambda c: -c.score)[:each] for k, some in kinds.items()}
 
 # %% ../nbs/08a_report.ipynb #08a-report-7556ad
 def worth_seeing(
@@ -345,20 +375,28 @@ def worth_seeing(
              "Best: nominal images with the lowest scores": good[:each]}
     return {k: v for k, v in found.items() if v}
 
-def _html_table(markdown: str) -> str:
-    "Markdown tables as HTML."
-    blocks = [[[html.escape(c.strip()) for c in row.strip("|").split("|")] for row in b.splitlines()]
-              for b in markdown.split("\n\n")]
-    def row(cells: list[str], tag: str, more: str = "") -> str:
-        first = f'<th scope="row">{cells[0]}</th>' if tag == "td" else f"<th{more}>{cells[0]}</th>"
-        return "<tr>" + first + "".join(f"<{tag}{more}>{c}</{tag}>" for c in cells[1:]) + "</tr>"
-    return "".join(f'<div class="scroll"><table><thead>{row(b[0], "th", " scope=col")}</thead><tbody>'
-                   + "".join(row(r, "td") for r in b[2:]) + "</tbody></table></div>" for b in blocks)
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    "A table; on a narrow screen each row is a list, with the heads as labels."
+    e = html.escape
+    def row(cells: Sequence[str]) -> str:
+        values = "".join(f'<td data-label="{e(h, True)}">{e(c)}</td>' for h, c in zip(head[1:], cells[1:]))
+        return f'<tr><th scope="row">{e(cells[0])}</th>{values}</tr>'
+    heads = "".join(f'<th scope="col">{e(h)}</th>' for h in head)
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{e(caption, True)}"><table class="numbers">'
+            f"<caption>{e(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(map(row, rows))}</tbody></table></div>")
+
+def _numbers(record: Mapping[str, Any]) -> str:
+    "The tables of a record."
+    captions = ("Metrics on all test images, and on each kind of defect with all nominal images. "
+                "Brackets: 95 % bootstrap interval over the test images. –: not defined.",
+                "AU-sPRO by the highest false positive rate that counts.")
+    return "".join(_html_table(head, rows, c) for (head, *rows), c in zip(_tables(record, _COLUMNS), captions))
 
 def _provenance(record: Mapping[str, Any]) -> str:
     "What made the numbers, and the whole configuration."
     e, env = html.escape, record["environment"]
-    facts = {"run": record["run"], "seed": record["config"]["seed"], "images (fingerprint)": record["data"],
+    facts = {"run": record["run"], "seed": record["config"]["seed"], "device asked for": record["config"]["device"],
+             "images (fingerprint)": record["data"],
              "detector (SHA-256)": record["detector"],
              "train / validation images": f"{record['splits']['train']} / {record['splits']['validation']}",
              "mudenet": f"{env['mudenet']}, commit {env['commit'] or 'unknown'}", "Python": env["python"],
@@ -366,7 +404,7 @@ def _provenance(record: Mapping[str, Any]) -> str:
              "machine": f"{env['system']} {env['machine']}, {env['cpus']} CPUs"}
     rows = "".join(f'<tr><th scope="row">{e(k)}</th><td>{e(str(v))}</td></tr>' for k, v in facts.items())
     config = e(yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True, width=100))
-    return (f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
+    return (f'<table class="facts"><caption>Run, data, versions and machine.</caption><tbody>{rows}</tbody></table>'
             f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d4
@@ -378,15 +416,19 @@ body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:1
 h1{line-height:1.2}h2{margin-top:2.2em;border-bottom:1px solid var(--line)}h4{margin:0}
 .note,figcaption,article p{color:var(--dim);font-size:.85rem}article p{margin:.1em 0 .4em}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:1em 0;font-size:.92rem;font-variant-numeric:tabular-nums}
+caption{caption-side:bottom;text-align:left;color:var(--dim);font-size:.85rem;padding-top:.4em}
 th,td{padding:.3em .6em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,.facts td{text-align:left}tbody th{font-weight:normal}.facts td{white-space:normal;overflow-wrap:anywhere}
-@media(max-width:40rem){table{font-size:.85rem}th,td{padding:.3em .5em}}
+@media(max-width:40rem){.numbers,.numbers tbody,.numbers tr,.numbers caption{display:block}.numbers thead{display:none}
+.numbers tr{padding:.5em 0;border-bottom:1px solid var(--line)}.numbers :is(th,td){display:flex;border:0;padding:.1em 0}
+.numbers tbody th{font-weight:600}.numbers td{justify-content:space-between}
+.numbers td::before{content:attr(data-label);color:var(--dim)}}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(17rem,100%),1fr));gap:1rem}
 .curves figure{margin:0}svg{width:100%;height:auto}
 article{margin:1.2em 0}.tiles{display:flex;flex-wrap:wrap;gap:.5rem;align-items:flex-start}.tiles figure{margin:0;line-height:1.2}
 .parts{display:grid;grid-template-columns:repeat(var(--levels),auto);gap:.35rem .5rem}
 img{max-width:100%;height:auto;display:block}
-summary{cursor:pointer;padding:.4em 0;font-weight:600}pre{overflow-x:auto;font-size:.85rem}
+summary{cursor:pointer;padding:.4em 0;font-weight:600}summary h3{display:inline;font-size:1rem}pre{overflow-x:auto;font-size:.85rem}
 """
 
 def _curves(record: Mapping[str, Any], cases: Sequence[Case], pro: tuple[np.ndarray, np.ndarray]|None) -> str:
@@ -396,9 +438,11 @@ def _curves(record: Mapping[str, Any], cases: Sequence[Case], pro: tuple[np.ndar
     out = [(histogram_svg(good, bad, record["threshold"]), "Scores of the test images; dashed: the threshold.")]
     found = record["results"]["all"]["metrics"]
     if "image_auroc" in found:
+        fpr, tpr = (float(np.mean(np.array(s) > record["threshold"])) for s in (good, bad))
+        area = found["image_auroc"]["value"]
         svg = curve_svg(*roc_curve(scores, labels), 1.0, ("false positive rate", "true positive rate"),
-                        f"ROC curve over images, area {found['image_auroc']['value']:.4f}")
-        out.append((svg, f"ROC over images; area {found['image_auroc']['value']:.4f}."))
+                        f"ROC curve over images, area {area:.4f}; the threshold is at {fpr:.3f}, {tpr:.3f}", True, (fpr, tpr))
+        out.append((svg, f"ROC over images; area {area:.4f}. Dot: the threshold; dashed: chance."))
     if pro is not None and "au_pro" in found:
         limit = record["config"]["evaluation"]["pro_limit"]
         x = np.linspace(0, limit, 101)
@@ -408,6 +452,25 @@ def _curves(record: Mapping[str, Any], cases: Sequence[Case], pro: tuple[np.ndar
     figures = (f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for svg, caption in out)
     return '<div class="curves">' + "".join(figures) + "</div>"
 
+def _pictures(record: Mapping[str, Any], cases: Sequence[Case], mask_of: Callable[[Item], np.ndarray|None]) -> list[str]:
+    "The hardest and the clearest, then each kind; a case is drawn once, and named where it would come again."
+    e, threshold = html.escape, record["threshold"]
+    scale = colour_scale(np.stack([c.map for c in cases]), np.stack([c.parts for c in cases]), threshold)
+    anchors, drawn = {id(c): f"case-{k}" for k, c in enumerate(cases)}, set()
+    def draw(c: Case) -> str:
+        if (anchor := anchors[id(c)]) in drawn:
+            return f'<p><a href="#{anchor}">{e(case_name(c))}: {judged(c, threshold)}</a>, score {c.score:.3g}, is shown above.</p>'
+        drawn.add(anchor)
+        return case_html(c, mask_of(c.item), threshold, scale, anchor)
+    out = ["<h2>The hardest and the clearest</h2>", legend_html(scale, threshold)]
+    for heading, chosen in worth_seeing(cases).items(): out += [f"<h3>{e(heading)}</h3>", *map(draw, chosen)]
+    out.append("<h2>Test images by kind</h2>")
+    for kind, some in chosen_for_pictures(cases, record["config"]["evaluation"]["pictures"]).items():
+        of = sum(c.item.defect == kind for c in cases)
+        out.append(f"<details><summary><h3>{e(kind)}: {len(some)} of {of} images, the highest score first</h3></summary>")
+        out += [draw(c) for c in progress(some, f"drawing {kind}", unit="picture")] + ["</details>"]
+    return out
+
 def report_html(
     record: Mapping[str, Any],                        # Of `evaluate`
     cases: Sequence[Case],                            # Every test image
@@ -415,25 +478,11 @@ def report_html(
     pro: tuple[np.ndarray, np.ndarray]|None = None,   # The PRO curve, where there are masks
 ) -> str:
     "The report: one HTML page that holds its pictures."
-    e, threshold, each = html.escape, record["threshold"], record["config"]["evaluation"]["pictures"]
-    scale = colour_scale(np.stack([c.map for c in cases]), np.stack([c.parts for c in cases]), threshold)
-    def draw(c: Case) -> str: return case_html(c, mask_of(c.item), threshold, scale)
-    title = f"{record['dataset']}: {record['category']}"
-    def dim(text: str) -> str: return f'<p class="note">{e(text)}</p>' if text else ""
-    body = [f"<h1>{e(title)}</h1>", *(f"<p>{e(s).replace(' %', '&#160;%')}</p>" for s in verdict(record)), dim(record["note"]),
-            "<h2>Numbers</h2>", _html_table(metrics_table(record)),
-            dim("Brackets: 95 % bootstrap interval over the test images. –: not defined."), _curves(record, cases, pro)]
-    if each != 0:
-        body += ["<h2>The hardest and the clearest</h2>",
-                 dim("All maps share one colour scale, the threshold a third of the way from black to bright; all parts another.")]
-        for heading, chosen in worth_seeing(cases).items(): body += [f"<h3>{e(heading)}</h3>", *map(draw, chosen)]
-        body.append("<h2>Test images by kind</h2>")
-        drawn: dict[str, list[Case]] = {}
-        for c in chosen_for_pictures(cases, each): drawn.setdefault(c.item.defect, []).append(c)
-        for kind, some in drawn.items():
-            body.append(f"<details><summary>{e(kind)}: {len(some)} images, the highest score first</summary>")
-            body += [draw(c) for c in progress(sorted(some, key=lambda c: -c.score), f"drawing {kind}", unit="picture")]
-            body.append("</details>")
+    e, title = html.escape, f"{record['dataset']}: {record['category']}"
+    note = f'<p class="note">{e(record["note"])}</p>' if record["note"] else ""
+    body = [f"<h1>{e(title)}</h1>", *(f"<p>{e(s).replace(' %', '&#160;%')}</p>" for s in verdict(record)), note,
+            "<h2>Numbers</h2>", _numbers(record), _curves(record, cases, pro)]
+    if record["config"]["evaluation"]["pictures"] != 0: body += _pictures(record, cases, mask_of)
     body += ["<h2>What made this</h2>", _provenance(record)]
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -19,17 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from . import metrics
-from .config import InferenceConfig, load_config, override
-from .core import ConfigError, DataError, MudenetError, progress
+from .config import Config, InferenceConfig, load_config, override
+from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .evaluation import open_job
 from .inference import BRANCHES, Detector, clamp_parts, fuse, image_scores, load_detector, normalise
 from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, share, tiles
 
 # %% auto #0
-__all__ = ['STYLE', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choice', 'Outcome', 'finish', 'measure_again', 'meaning',
-           'metrics_html', 'threshold_html', 'case_of', 'overlay', 'image_html', 'thumbnail', 'order', 'gallery_html',
-           'static_html', 'open_run', 'Explorer', 'explore']
+__all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choice', 'Outcome', 'finish', 'measure_again',
+           'meaning', 'metrics_html', 'threshold_html', 'case_of', 'overlay', 'image_html', 'thumbnail', 'order',
+           'gallery_html', 'static_html', 'open_run', 'Explorer', 'Still', 'explore']
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-20b965
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +41,7 @@ class RawScores:
     masks: list[np.ndarray]|None # bool (S, S) each; None where the category has none
     test: Tensor                 # Raw scores of the test images, (N, 2, L, h, w)
     validation: Tensor           # The same of nominal validation images
+    calibrated: bool             # Whether these are the validation images that the detector was calibrated on
 
     @property
     def labels(self) -> list[int]:
@@ -62,7 +63,9 @@ def collect(
     test, nominal = (load_images(i, c.image_size, "reading images", c.interpolation) for i in (category.test, category.validation))
     masks = load_masks(category.test, c.image_size) if category.has_masks else None
     found = scores(test, "test images"), scores(nominal, "validation images")
-    return RawScores(detector=detector.cpu(), items=category.test, images=test, masks=masks, test=found[0], validation=found[1])
+    own = fingerprint((i.image for i in (*category.train, *category.validation)), category.root)
+    return RawScores(detector=detector.cpu(), items=category.test, images=test, masks=masks, test=found[0], validation=found[1],
+                     calibrated=own == detector.about.get("data"))
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-8af032
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +142,13 @@ def meaning(
 ) -> list[str]:        # Sentences
     "What a threshold means, in counts with intervals."
     over, bad, nominal = outcome.scores > threshold, np.array(raw.labels, bool), outcome.validation > threshold
-    return [f"Nominal validation images above {threshold:.4g}: {share(int(nominal.sum()), nominal.size)}. They set the statistics "
-            "and the threshold on record, so expect rather more false alarms on new parts.",
-            f"Test images: {share(int(over[~bad].sum()), int((~bad).sum()))} of the nominal are false alarms, "
-            f"{share(int(over[bad].sum()), int(bad.sum()))} of the anomalous are found."]
+    what = "the statistics and " if raw.detector.config.inference.statistics_images == "validation" else ""
+    role = (f"They set {what}the threshold on record, so expect rather more false alarms on new parts." if raw.calibrated else
+            "The detector was calibrated on others: its statistics are theirs, and the suggested threshold comes from these.")
+    tested = [f"{share(int(over[k].sum()), int(k.sum()))} of the {text}" for k, text in
+              ((~bad, "nominal are false alarms"), (bad, "anomalous are found")) if k.any()]
+    return [f"Nominal validation images above {threshold:.4g}: {share(int(nominal.sum()), nominal.size)}. {role}",
+            f"Test images: {', '.join(tested)}."]
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-d12b6a
 STYLE = """<style>
@@ -187,6 +193,8 @@ def case_of(
     return Case(item=raw.items[index], score=float(outcome.scores[index]), map=outcome.maps[index].numpy(),
                 parts=outcome.parts[index].numpy())
 
+CYAN = 0, 220, 220  # is no colour of the maps
+
 def overlay(
     pixels: Image.Image,     # The image
     values: np.ndarray,      # Its map, (S, S)
@@ -198,7 +206,7 @@ def overlay(
     "The map over its image, with the outlines of mask and threshold."
     out = Image.blend(pixels, heat(values, *scale[:2]).resize(pixels.size, Image.Resampling.BILINEAR), opacity)
     if mask is not None and mask.any(): out = outlined(out, mask)
-    return outlined(out, values > threshold, (0, 220, 220))
+    return outlined(out, values > threshold, CYAN)
 
 def image_html(
     raw: RawScores,       # Images and masks
@@ -214,7 +222,8 @@ def image_html(
     found = tiles(case, mask, outcome.scale, side, 72, pixels)
     name = f"{case.item.defect}/{case.item.image.name}"
     over = overlay(found["input"], case.map, mask, threshold, outcome.scale, opacity)
-    large = figure(over, f"overlay, {opacity:.0%} map", f"{name} with its anomaly map laid over it, outlines of mask and threshold")
+    lines = "cyan: above threshold" + (", white: mask" if "mask" in found else "")
+    large = figure(over, f"overlay, {opacity:.0%} map; {lines}", f"{name} under its anomaly map, with outlines")
     seen = {"input": f"input, {raw.images.shape[-1]} px", "mask": "mask", "anomaly map": "anomaly map"}
     large += "".join(figure(found[n], text, f"{name}: {n}") for n, text in seen.items() if n in found)
     small = "".join(figure(found[f"{b} {l}"], f"{b} {l}", f"{b} branch, level {l}: at most {case.parts[k, l - 1].max():.3g}")
@@ -268,6 +277,20 @@ def static_html(
             + image_html(raw, outcome, first[0] if index is None else index, outcome.threshold))
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-b51971
+def _found_again(
+    config: Config,  # Of a run's config.yaml
+    run: Path,       # Its folder
+) -> Config:
+    "The configuration with its folders as seen from here. Raises `DataError` where the images are not found."
+    run, root = run.resolve(), config.root
+    if root is None: return override(config, {"out": str(run.parent.parent.parent)})  # the product line lies there, in data/
+    places = [base/root for base in (Path(), *run.parents)]
+    found = next((p for p in places if p.is_dir()), None)
+    if found is None:
+        raise DataError(f"{run/'config.yaml'}: root: there is no folder {root}, neither from here nor from a folder above the run. "
+                        "Say where the images are (`root`, in the explorer the field Images).")
+    return override(config, {"root": str(found)})
+
 def open_run(
     run: str|Path,             # A run's folder, or a detector.safetensors file
     root: str|Path|None = None,  # Folder of images; the run's own if not given
@@ -277,10 +300,12 @@ def open_run(
     "Load a detector, find its images and run the networks over them."
     run = Path(run)
     detector = load_detector(run, device)
-    config = load_config(files=[run/"config.yaml"]) if (run/"config.yaml").is_file() else detector.config
+    known = (run/"config.yaml").is_file()
+    config = load_config(files=[run/"config.yaml"]) if known else detector.config
     if root is not None:
         name = category or (None if len(list_categories(root)) == 1 else config.category)
-        config = override(config, {"root": str(root), "category": name})
+        config = override(config, {"root": str(root), "category": name, "dataset": "auto"})
+    elif known: config = _found_again(config, run)
     return collect(detector, open_job(config).category)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-3e11e0
@@ -291,7 +316,7 @@ def _widgets() -> Any:
     try: import ipywidgets
     except ImportError:
         raise MudenetError("the explorer's controls need ipywidgets: pip install 'mudenet[explorer]'. Without them, "
-                           "`static_html(open_run(RUN))` gives the same figures as HTML.") from None
+                           "`explore(RUN)` shows the same figures.") from None
     return ipywidgets
 
 def _values(name: str) -> tuple[str, ...]:
@@ -419,14 +444,25 @@ class Explorer:
         still = {"text/html": static_html(self.raw, self.choice, self.index)} if hasattr(self, "raw") else {}
         return {**self.view._repr_mimebundle_(**kwargs), **still, "text/plain": "Explorer (its controls need widgets)"}
 
+@dataclass(frozen=True)
+class Still:
+    "The explorer's figures where there are no controls; shows itself in a notebook."
+    page: str  # HTML
+
+    def _repr_html_(self) -> str:
+        return self.page + "<p>The controls need ipywidgets: <code>pip install 'mudenet[explorer]'</code></p>"
+
 def explore(
     run: str|Path|None = None,   # A run's folder, or a detector.safetensors file; without it, fields ask for one
     root: str|Path|None = None,  # Folder of images; the run's own if not given
     category: str|None = None,   # Its name, where the folder holds several
     device: str = "auto",        # "auto", "cpu", "cuda", …
-) -> Explorer:
-    "Open the explorer. Raises `MudenetError` where ipywidgets is not installed or there is nothing to open."
-    _widgets()
+) -> Explorer|Still:               # Without ipywidgets its figures
+    "Open the explorer. Raises `MudenetError` where there is nothing to open, or neither a run nor ipywidgets."
+    try: _widgets()
+    except MudenetError:
+        if run is None: raise
+        return Still(static_html(open_run(run, root, category, device)))
     explorer = Explorer(open_run(run, root, category, device) if run is not None else None, device)
     if run is not None:
         for f, v in zip(explorer.fields, (run, root or "")): f.value = str(v)

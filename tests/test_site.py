@@ -249,6 +249,7 @@ def test_names_lead_where_they_are_meant_to(tmp_path):
               "Detector.raw": "07_inference.ipynb#detector.raw", "Detector.load(path)": "07_inference.ipynb#detector",
               "load_config(files=[path])": "01_config.ipynb#load_config", "data.image_size": "01_config.ipynb#dataconfig",
               'mudenet.explorer.explore("…")': "13_explorer.ipynb#explore", "metrics.au_pro": "08_metrics.ipynb#au_pro",
+              "config.DataConfig.image_size": "01_config.ipynb#dataconfig",
               "mudenet.metrics": "08_metrics.ipynb", "results_table": "09_evaluation.ipynb#results_table"}
     assert linked(tmp_path / "07_inference", *wanted) == {k: f"/nbs/{v}" for k, v in wanted.items()}
     wanted = {"Run": "/nbs/09a_benchmark.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}

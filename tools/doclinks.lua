@@ -62,8 +62,8 @@ local function address(text)
   if not name:match("^[%a_][%w_]*[%w_%.]*$") then return end
   if names[name] then return names[name] end
   if name == text and not name:match("[%u_%.]") then return end
-  local class = name:match("^(%u%w*)%.%w+$") -- a field, or a method that was added later, leads to its class
-  return home(name) or class and home(class)
+  local class = name:match("^(.*%u%w*)%.[%w_]+$") -- a field, or a method that was added later, leads to its class
+  return home(name) or class and (names[class] or home(class))
 end
 
 local function record(text)

@@ -18,6 +18,7 @@ from mudenet.report import metrics_table, verdict
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"
 BEGIN, END = "<!-- results: written by tools/update_pages.py from nbs/results -->", "<!-- end of results -->"
+COPIES = {"f55fb396a8d201ea": "The images were copies of 256×256 pixels; the publisher's have 900×900."}  # fingerprint → what to know
 DATASETS = dict(synthetic="The embedded product line", mvtec_ad="MVTec AD", mvtec_loco="MVTec LOCO AD", visa="VisA")
 
 
@@ -33,7 +34,9 @@ def schedule(r: Mapping[str, Any]) -> str:
     def stage(s: Mapping[str, Any]) -> str:
         return f"{s['steps']} steps" if s["steps"] else f"{s['epochs']} epochs"
 
-    return (f"{c['data']['image_size']} pixels, {c['model']['channels']} channels, {c['backbone']['name']}, "
+    weights = c["backbone"]["weights"]
+    made = "fixed random weights" if weights == "random" else f"the weights {weights}"
+    return (f"{c['data']['image_size']} pixels, {c['model']['channels']} channels, {c['backbone']['name']} with {made}, "
             f"{stage(c['distill'])} + {stage(c['train'])} of {c['train']['batch_size']} images")
 
 
@@ -75,7 +78,8 @@ def readme_section() -> str:
             parts.append(f"`mudenet demo` on its own product line ({first['note']}); {spread}:")
         else:
             name = DATASETS.get(first["dataset"], first["dataset"])
-            parts.append(f"{name} {first['category']}: {first['note'] or schedule(first)}; {spread}:")
+            copies = f" {COPIES[first['data']]}" if first["data"] in COPIES else ""
+            parts.append(f"{name} {first['category']}: {first['note'] or schedule(first)}; {spread}.{copies}")
         parts.append(results_table(group, kinds=first["dataset"] == "synthetic"))
     return "\n\n".join(parts)
 
@@ -88,7 +92,7 @@ def one_run(file: Path, r: Mapping[str, Any]) -> str:
     return f"""### {file.stem}
 
 {DATASETS.get(r['dataset'], r['dataset'])}, {r['category']}, seed {r['config']['seed']}, run `{r['run']}`.
-{r['note'] or schedule(r)}.
+{r['note'] or schedule(r)}. {COPIES.get(r['data'], '')}
 
 {metrics_table(r)}
 

@@ -152,7 +152,7 @@ def meaning(
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-d12b6a
 STYLE = """<style>
-.mudenet{line-height:1.4}.mudenet figure{margin:0;line-height:1.2}.mudenet figcaption{font-size:12px;opacity:.8}
+.mudenet{line-height:1.4}.mudenet figure{margin:0;line-height:1.2;width:min-content}.mudenet figcaption{font-size:12px;opacity:.8}
 .mudenet img{display:block;height:auto;margin:0}
 .mudenet .gallery figure{width:76px}.mudenet .tiles{display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start}
 .mudenet table{border-collapse:collapse;font-variant-numeric:tabular-nums}

@@ -280,7 +280,7 @@ def histogram_svg(
     high = high if high > low else low + 1
     counts = [np.histogram(s, bins, (low, high))[0] for s in (nominal, anomalous)]
     w, h, top = _W - _PAD - 10, _H - _PAD - 10, max(1, *(int(c.max()) for c in counts))
-    step, unit, at = w/bins, (h/2 - 6)/top, (threshold - low)/(high - low)*w
+    step, unit, at = w/bins, (h/2 - 20)/top, (threshold - low)/(high - low)*w
     def bar(i: int, n: int, up: bool) -> str:
         return (f'<rect x="{i*step + .5:.1f}" y="{h/2 - (n*unit if up else 0):.1f}" width="{step - 1:.1f}" height="{n*unit:.1f}" '
                 f'fill="{"#3b7dd8" if up else "#d9730d"}" stroke="none"/>')
@@ -288,8 +288,8 @@ def histogram_svg(
     body = (f'{bars}<path d="M0 {h/2}H{w}" stroke-opacity=".6"/><path d="M{at:.1f} 0V{h}" stroke-width="2" stroke-dasharray="6 4"/>'
             f'<g fill="currentColor" stroke="none"><text x="{w}" y="12" text-anchor="end">nominal ({len(nominal)})</text>'
             f'<text x="{w}" y="{h - 6}" text-anchor="end">anomalous ({len(anomalous)})</text>'
-            f'<text x="-6" y="10" text-anchor="end">{top}</text><text x="-6" y="{h/2 + 4}" text-anchor="end">0</text>'
-            f'<text x="-6" y="{h}" text-anchor="end">{top}</text></g>')
+            f'<text x="-6" y="24" text-anchor="end">{top}</text><text x="-6" y="{h/2 + 4}" text-anchor="end">0</text>'
+            f'<text x="-6" y="{h - 16}" text-anchor="end">{top}</text></g>')
     over = [int((np.asarray(s, float) > threshold).sum()) for s in (nominal, anomalous)]
     alt = (f"Histogram of scores from {low:.3g} to {high:.3g}: {over[0]} of {len(nominal)} nominal and {over[1]} of "
            f"{len(anomalous)} anomalous images lie above the threshold {threshold:.3g}.")

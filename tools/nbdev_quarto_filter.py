@@ -89,7 +89,7 @@ def heading(level: int, name: str, module: str) -> str:
     """A heading with a link to the line on the server."""
     cfg, line = get_config(), lines_of(module).get(name)
     source = f"{cfg.git_url}/blob/{cfg.branch}/{cfg.lib_path.name}/{module}.py#L{line}"
-    return f"{'#'*level} {name}\n\n[source]({source}){{style=\"float:right; font-size:smaller\"}}"
+    return f"{'#'*level} {name}\n\n[source]({source}){{.source}}"
 
 
 def member(node: ast.stmt, name: str, lines: list[str], module: str) -> str:

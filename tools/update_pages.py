@@ -18,7 +18,8 @@ from mudenet.report import metrics_table, verdict
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"
 BEGIN, END = "<!-- results: written by tools/update_pages.py from nbs/results -->", "<!-- end of results -->"
-COPIES = {"f55fb396a8d201ea": "The images were copies of 256×256 pixels; the publisher's have 900×900."}  # fingerprint → what to know
+# fingerprint of images → what to know of them
+COPIES = {"f55fb396a8d201ea": "The images were copies of 256×256 pixels; the publisher's have 900×900."}
 DATASETS = dict(synthetic="The embedded product line", mvtec_ad="MVTec AD", mvtec_loco="MVTec LOCO AD", visa="VisA")
 
 

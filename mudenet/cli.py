@@ -263,7 +263,7 @@ def _data_parser() -> Parser:
 
 def run_data(args: Namespace) -> None:
     "show, check or draw."
-    from mudenet.data import find_problems, list_categories, open_category, recognise, summary
+    from mudenet.data import find_empty_masks, find_problems, list_categories, open_category, recognise, summary
     if args.action == "draw":
         from mudenet.synthetic import write_product_line
         print(f"product line: {write_product_line(args.folder, seed=args.seed, size=args.size)}")
@@ -278,7 +278,9 @@ def run_data(args: Namespace) -> None:
             continue
         kinds = ", ".join(f"{k} {n}" for k, n in s["test"].items()) or "none"
         print(f"{s['name']}: train {s['train']}, validation {s['validation']}, test {kinds}; masks {'yes' if s['masks'] else 'no'}")
-        if args.action == "check": problems += find_problems(category)
+        if args.action == "show": continue
+        problems += find_problems(category)
+        for note in find_empty_masks(category): print(f"note: {note}")
     if problems: raise DataError("\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *problems]))
     if args.action == "check": print("every file can be read and fits its image")
 

@@ -28,7 +28,8 @@ from .core import (CheckpointError, ConfigError, DataError, did_you_mean, digest
 from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_images, find_problems, image_size,
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
-from .distillation import Backbone, distill, load_teacher, save_teacher, teacher_identity
+from .distillation import (Backbone, distill, load_teacher, made_with, save_teacher, teacher_identity,
+                                  weights_fingerprint)
 from .inference import Detector, calibrate, load_detector, save_detector
 from .loop import remove_parts
 from .report import SHOWN, Case, report_html
@@ -99,7 +100,7 @@ def with_teacher(
     "The configuration with the given teacher's own backbone and stage 1. Raises `CheckpointError` where `said` contradicts them."
     if config.teacher is None: return config
     asked, here = to_dict(config) if said is None else said, portable(config)
-    made = portable(from_dict(read_meta(config.teacher, "teacher")["config"]))
+    made = portable(made_with(config.teacher, read_meta(config.teacher, "teacher")))
     own = {k: {n: v for n, v in made[k].items() if n != "save_minutes" and v != here[k][n]} for k in ("backbone", "distill")}
     against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
     if diff := differences(against, {k: {n: here[k][n] for n in against[k]} for k in against}):
@@ -154,9 +155,7 @@ def _sources(job: Job) -> dict[str, tuple[str, str]]:
         items, root = stage1_items(job)
         files = (i.image if isinstance(i, Item) else i for i in items)
         found["distill_data"] = fingerprint(files, root), f"other images for stage 1 than {c.distill.folder or c.root} holds"
-    if c.backbone.weights != "random" and (weights := Path(c.backbone.weights)).is_file():
-        found["backbone_file"] = fingerprint([weights], weights.parent), f"another backbone.weights than {weights} holds"
-    return found
+    return found | {k: (v, f"another backbone.weights than {c.backbone.weights} holds") for k, v in weights_fingerprint(c).items()}
 
 def _about(job: Job) -> dict[str, Any]:
     "Provenance that a checkpoint carries: nothing that differs between two equal runs."

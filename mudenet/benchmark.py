@@ -30,17 +30,18 @@ from .core import (CheckpointError, ConfigError, DeviceError, MudenetError, did_
                           load_tensors, new_record, pick_device, read_meta, rng, save_tensors, write_json, write_text)
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, list_categories
 from .distillation import distill, load_teacher, teacher_identity
-from .evaluation import SHOWN, Job, ensure_detector, evaluate, open_job, recognise_dataset, stage1_items
+from .evaluation import METRICS, Job, ensure_detector, evaluate, metric_values, open_job, recognise_dataset, stage1_items
 from .inference import Detector, calibrate
 from .loop import total_steps
 from .metrics import VERSIONS, _memory
+from .report import SHOWN
 from .training import train
 
 # %% auto #0
-__all__ = ['log', 'PUBLISHED', 'Variants', 'Outcomes', 'METRICS', 'Published', 'choose_categories', 'Run', 'finished_record',
-           'plan_run', 'plan', 'plan_table', 'read_variants', 'measure_cost', 'measure_all', 'expected', 'cost_text',
-           'take_teacher', 'execute', 'Pool', 'Here', 'Starts', 'share_out', 'OnRay', 'metric_values', 'category_rows',
-           'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark']
+__all__ = ['log', 'PUBLISHED', 'Variants', 'Outcomes', 'Published', 'choose_categories', 'Run', 'finished_record', 'plan_run',
+           'plan', 'plan_table', 'read_variants', 'measure_cost', 'measure_all', 'expected', 'cost_text',
+           'take_teacher', 'execute', 'Pool', 'Here', 'Starts', 'share_out', 'OnRay', 'category_rows', 'mean_rows',
+           'benchmark_table', 'benchmark_csv', 'benchmark']
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-653d62
 log = logging.getLogger("mudenet")
@@ -551,17 +552,7 @@ class OnRay(Pool):
         if self.mine: self.ray.shutdown()
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d76db4
-METRICS = ("image_auroc", "pixel_auroc", "au_pro", "au_spro")
 _TITLES = dict(SHOWN, au_spro="AU-sPRO 0.05")
-
-def metric_values(
-    record: Mapping[str, Any],  # Of `evaluate`
-) -> dict[str, float]:
-    "The numbers of a record that a benchmark's table shows."
-    r = record["results"]
-    found = {k: v["value"] for k, v in r["all"]["metrics"].items() if k in METRICS}
-    spro = r.get("au_spro", {}).get("values", {}).get("mean", {}).get("0.05")
-    return found if spro is None else dict(found, au_spro=spro)
 
 def _spread(values: Sequence[float]) -> float|None: return float(np.std(values, ddof=1)) if len(values) > 1 else None
 

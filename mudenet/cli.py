@@ -319,7 +319,8 @@ def _bench_parser() -> Parser:
     parser.add_argument("what", choices=["distill", "train", "infer", "data", "metrics"],
                         help="distill, train: steps of a stage; infer: images to scores; data: reading and feeding images; "
                         "these four of a configuration. metrics: AU-PRO and the others against other ways to compute them.")
-    parser.add_argument("--rounds", type=PositiveInt, default=5, help="Turns that each variant gets; metrics has its own.")
+    parser.add_argument("--rounds", type=PositiveInt,
+                        help="Turns that each variant gets; default 7 for stages, else 5, for metrics its own.")
     parser.add_argument("--quick", type=bool, default=False, help="metrics: tiny sets, seconds instead of minutes.")
     return parser
 
@@ -331,10 +332,10 @@ def run_bench(args: Namespace) -> None:
         record = bench_metrics(quick=args.get("quick", False))
     else:
         from mudenet.speed import bench_data, bench_infer, bench_steps, speed_table as table
-        rounds = args.get("rounds", 5)
-        if args.what == "infer": record = bench_infer(c, rounds)
-        elif args.what == "data": record = bench_data(c, rounds)
-        else: record = bench_steps(c, args.what, rounds)
+        turns = dict(rounds=args.rounds) if args.get("rounds") else {}
+        if args.what == "infer": record = bench_infer(c, **turns)
+        elif args.what == "data": record = bench_data(c, **turns)
+        else: record = bench_steps(c, args.what, **turns)
     print(f"{table(record)}\n\nrecord: {write_json(c.out/f'bench_{args.what}.json', record)}")
 
 # %% ../nbs/11_cli.ipynb #11-cli-88f2e9

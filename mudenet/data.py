@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
@@ -594,6 +595,11 @@ def find_empty_masks(
 # %% ../nbs/02_data.ipynb #02-data-85
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values in 0..1
 
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    "A number a channel, (1, C, 1, 1), brought to a device once."
+    with torch.inference_mode(False): return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
 def normalize(
     images: torch.Tensor,  # (B, 3, H, W): uint8, or floats in 0..1
 ) -> torch.Tensor:         # I, float32 (B, 3, H, W)
@@ -601,8 +607,7 @@ def normalize(
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"need images of shape (B, 3, H, W), got {tuple(images.shape)}.")
     x = images.float()/255 if images.dtype == torch.uint8 else images.float()
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return (x - mean)/std
+    return (x - _constant(MEAN, x.device))/_constant(STD, x.device)
 
 # %% ../nbs/02_data.ipynb #02-data-88
 def flip(
@@ -624,7 +629,7 @@ def rotate(
     cos, sin, zero = a.cos(), a.sin(), torch.zeros_like(a)
     rows = (torch.stack([cos, -sin*h/w, zero], 1), torch.stack([sin*w/h, cos, zero], 1))
     grid = F.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
-    colour = torch.tensor(MEAN if fill == "mean" else (0.,)).to(images).view(1, -1, 1, 1)   # outside is 0: shift it to the colour
+    colour = _constant(MEAN if fill == "mean" else (0.,), images.device).to(images)   # outside is 0: shift it to the colour
     outside = fill if fill in ("reflection", "border") else "zeros"
     return F.grid_sample(images - colour, grid, mode="bilinear", padding_mode=outside, align_corners=False) + colour
 
@@ -638,7 +643,7 @@ def jitter(
     saturation: torch.Tensor, # (B,), 1 changes nothing
 ) -> torch.Tensor:            # Same shape, in 0..1
     "Scale brightness, then contrast, then saturation of each image (A-022)."
-    weights = torch.tensor(_GREY).to(images).view(1, 3, 1, 1)
+    weights = _constant(_GREY, images.device).to(images)
     b, c, s = (f.to(images).view(-1, 1, 1, 1) for f in (brightness, contrast, saturation))
     def grey(x: torch.Tensor) -> torch.Tensor: return (x*weights).sum(1, keepdim=True)
     x = (images*b).clamp(0, 1)
@@ -657,7 +662,7 @@ def shift_hue(
     c = chroma.clamp_min(1e-12)
     sixth = torch.where(value == r, (g - b)/c, torch.where(value == g, (b - r)/c + 2, (r - g)/c + 4))   # hue, six to the circle
     sixth = sixth + 6*turn.to(images).view(-1, 1, 1)
-    k = (torch.tensor([5., 3., 1.]).to(images).view(1, 3, 1, 1) + sixth[:, None]) % 6
+    k = (_constant((5., 3., 1.), images.device).to(images) + sixth[:, None]) % 6
     return value[:, None] - chroma[:, None]*torch.minimum(k, 4 - k).clamp(0, 1)
 
 # %% ../nbs/02_data.ipynb #02-data-95
@@ -682,14 +687,16 @@ def augment(
     if not images.is_floating_point(): raise ValueError(f"need floats in 0..1, got {images.dtype}; divide by 255 first.")
     if not names: return images
     u = torch.rand(len(images), 6, generator=generator)
+    if "jitter" in names and properties == "all": u = torch.cat([u, torch.rand(len(images), 1, generator=generator)], 1)
+    u = u.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else u.to(images.device)   # all draws in one copy
     if "hflip" in names: images = flip(images, u[:, 0] < 0.5, -1)
     if "vflip" in names: images = flip(images, u[:, 1] < 0.5, -2)
     turns = int(degrees//90)
     angle = (2*u[:, 2] - 1)*degrees if angles == "uniform" else 90*((2*turns + 1)*u[:, 2]).floor().clamp(max=2*turns) - 90*turns
-    factors = 1 + (2*u[:, 3:] - 1)*strength
+    factors = 1 + (2*u[:, 3:6] - 1)*strength
     if properties == "brightness": factors[:, 1:] = 1
     if "rotate" in names: images = rotate(images, angle, fill)
     if "jitter" in names: images = jitter(images, *factors.unbind(1))
     if "jitter" in names and properties == "all":
-        images = shift_hue(images, (2*torch.rand(len(images), generator=generator) - 1)*strength)
+        images = shift_hue(images, (2*u[:, 6] - 1)*strength)
     return images

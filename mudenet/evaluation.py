@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ from .training import train, train_identity
 # %% auto #0
 __all__ = ['log', 'BENCHMARKS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job', 'images_of',
            'stage1_items', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure', 'intervals',
-           'setting_name', 'evaluate', 'run_category', 'results_table']
+           'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
 log = logging.getLogger("mudenet")
@@ -285,13 +285,18 @@ def _has_spro(cases: Sequence[Case], category: Category) -> bool:
     kinds = {c.item.defect for c in cases if c.item.label}
     return bool(category.defects_config) and category.has_masks and bool(kinds) and kinds <= set(metrics.KINDS)
 
+def _spro_sets(cases: Sequence[Case], category: Category) -> tuple[Sequence, Sequence, dict[str, Any]]:
+    "What AU-sPRO is computed from: maps and channels on the images' own pixels, one image at a time; LOCO's rules and kinds."
+    size = [image_size(c.item.image) for c in cases]
+    return (metrics.Lazy(len(cases), lambda i: cases[i].map_at(size[i])),
+            metrics.Lazy(len(cases), lambda i: read_mask_channels(cases[i].item, size[i])),
+            dict(defects_config=category.defects_config, kinds=[c.item.defect for c in cases]))
+
 def _spro(cases: Sequence[Case], category: Category) -> dict[str, dict[str, float]]:
-    "AU-sPRO by LOCO's rule, on the images' own pixels."
-    stream = metrics.SproStream(category.defects_config)
-    for c in progress(cases, "AU-sPRO", unit="image"):
-        shape = image_size(c.item.image)
-        stream.update(c.map_at(shape), read_mask_channels(c.item, shape), c.item.defect)
-    return {split: {f"{limit:g}": v for limit, v in row.items()} for split, row in stream.compute().items()}
+    "AU-sPRO by LOCO's rule."
+    maps, channels, rules = _spro_sets(cases, category)
+    found = metrics.au_spro(maps, channels, **rules)
+    return {split: {f"{limit:g}": v for limit, v in row.items()} for split, row in found.items()}
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-19
 def measure(
@@ -313,37 +318,27 @@ def measure(
     return out
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-21
-class _Made(Sequence):
-    "A sequence whose elements are made when they are asked for, and not kept."
-    def __init__(self, make: Callable[[Case], Any], cases: Sequence[Case]): self.make, self.cases = make, cases
-    def __len__(self) -> int: return len(self.cases)
-    def __getitem__(self, i: Any) -> Any: return self.make(self.cases[i])
-
-def _spro_sets(cases: Sequence[Case], category: Category) -> tuple[Sequence, Sequence, dict[str, Any]]:
-    "What `bootstrap` needs for AU-sPRO: maps and channels on the images' own pixels, one at a time."
-    size = {c.item.image: image_size(c.item.image) for c in cases}
-    return (_Made(lambda c: c.map_at(size[c.item.image]), cases),
-            _Made(lambda c: read_mask_channels(c.item, size[c.item.image]), cases),
-            dict(limit=0.05, split="mean", defects_config=category.defects_config, kinds=[c.item.defect for c in cases]))
+_SPRO = dict(limit=0.05, split="mean")  # the AU-sPRO that tables show
 
 def intervals(
     cases: Sequence[Case],   # Every test image
     category: Category,
     config: Config,
     resamples: int = 1000,   # Draws
-) -> dict[str, Any]:         # Metric → low, high, level, few, undefined, bin_error; for AU-sPRO limit and split too
-    "95 % bootstrap intervals of image AUROC, pixel AUROC, AU-PRO and AU-sPRO over the test images, where they are defined."
-    out, labels, limit = {}, [c.item.label for c in cases], dict(limit=config.evaluation.pro_limit)
-    pairs = _pairs(cases, config) if category.has_masks else []
-    sets: dict[str, tuple[Any, Any, dict[str, Any]]] = dict(image_auroc=([c.score for c in cases], labels, {}))
-    if pairs: sets |= {k: ([m for m, _ in pairs], [t for _, t in pairs], limit) for k in ("pixel_auroc", "au_pro")}
-    if _has_spro(cases, category): sets["au_spro"] = _spro_sets(cases, category)
-    for name, (scores, truth, more) in sets.items():
-        try: i = metrics.bootstrap(name, scores, truth, resamples=resamples, **more)
+) -> dict[str, Any]:         # Metric → low, high, level, few, edge, undefined, bin_error; for AU-sPRO limit and split too
+    "95 % intervals over the test images, where they are defined: Newcombe's for image AUROC, else by bootstrap."
+    pairs, limit = _pairs(cases, config) if category.has_masks else [], dict(limit=config.evaluation.pro_limit)
+    grids = ([m for m, _ in pairs], [t for _, t in pairs], limit)
+    sets: dict[str, tuple[Any, Any, dict[str, Any]]] = dict(pixel_auroc=grids, au_pro=grids) if pairs else {}
+    if _has_spro(cases, category): sets["au_spro"] = (*(spro := _spro_sets(cases, category))[:2], {**_SPRO, **spro[2]})
+    out: dict[str, Any] = {}
+    for name in ("image_auroc", *sets):
+        try:
+            if name == "image_auroc": i = metrics.auroc_interval([c.score for c in cases], [c.item.label for c in cases])
+            else: i = metrics.bootstrap(name, *sets[name][:2], resamples=resamples, **sets[name][2])
         except DataError as e: log.info("no interval for %s: %s", name, e)
-        else:
-            out[name] = dict(low=i.low, high=i.high, level=i.level, few=i.few, undefined=i.undefined, bin_error=i.bin_error,
-                             **({k: more[k] for k in ("limit", "split")} if name == "au_spro" else {}))
+        else: out[name] = {k: getattr(i, k) for k in ("low", "high", "level", "few", "edge", "undefined", "bin_error")}
+    if "au_spro" in out: out["au_spro"] |= _SPRO
     return out
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-29
@@ -399,11 +394,17 @@ def run_category(
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-41
 METRICS = ("image_auroc", "pixel_auroc", "au_pro", "au_spro")
 
-def _values(results: Mapping[str, Any], kind: str) -> dict[str, float]:
-    "The numbers of one kind of defect, or of all; AU-sPRO at FPR 0.05, for all its mean over the kinds."
-    part = results["all"] if kind == "all" else results["kinds"][kind]
-    spro = results.get("au_spro", {}).get("values", {}).get("mean" if kind == "all" else kind, {})
-    return {**{k: m["value"] for k, m in part["metrics"].items()}, **({"au_spro": spro["0.05"]} if "0.05" in spro else {})}
+def metric_values(
+    record: Mapping[str, Any],       # Of `evaluate`
+    names: Sequence[str] = METRICS,  # Which
+    kind: str = "all",               # Or one kind of defect
+) -> dict[str, float]:               # Those that are defined; AU-sPRO at FPR 0.05, for "all" its mean over the kinds
+    "The numbers that tables show."
+    r = record["results"]
+    found = {k: m["value"] for k, m in (r["all"] if kind == "all" else r["kinds"][kind])["metrics"].items()}
+    spro = r.get("au_spro", {}).get("values", {}).get("mean" if kind == "all" else kind, {})
+    if f"{_SPRO['limit']}" in spro: found["au_spro"] = spro[f"{_SPRO['limit']}"]
+    return {k: found[k] for k in names if k in found}
 
 def _scoring(record: Mapping[str, Any]) -> dict[str, Any]:
     "What a record's numbers depend on beside the detector: the metrics' versions, and where there are masks limit and grid."
@@ -433,7 +434,7 @@ def results_table(
     for r in records:
         key = (r["dataset"], r["category"], r["run"].rsplit("-s", 1)[0])
         for kind in ("all", *(r["results"]["kinds"] if kinds else ())):
-            groups.setdefault((*key, kind), []).append(_values(r["results"], kind))
+            groups.setdefault((*key, kind), []).append(metric_values(r, names, kind))
     titles = dict(SHOWN, au_pro=f"AU-PRO {scoring.get('evaluation.pro_limit', '')}".strip(), au_spro="AU-sPRO 0.05")
     names = [n for n in names if any(n in p for parts in groups.values() for p in parts)]
     def cell(parts: Sequence[Mapping[str, float]], n: str) -> str:

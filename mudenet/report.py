@@ -163,22 +163,26 @@ def share(
 
 # %% ../nbs/08a_report.ipynb #08a-report-d30be1
 SHOWN = dict(image_auroc="image AUROC", pixel_auroc="pixel AUROC", au_pro="AU-PRO", image_ap="image AP", pixel_ap="pixel AP",
-             image_f1_max="image F1-max", pixel_f1_max="pixel F1-max")
+             image_f1_max="image F1-max", pixel_f1_max="pixel F1-max", au_spro="AU-sPRO")
 
 def _tables(record: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
     "The metrics of a record as tables of texts, each with its head: the metrics, and AU-sPRO where there is one."
     r = record["results"]
     rows = {"all": r["all"], **r["kinds"]}
+    spread = record.get("intervals", {})
+    def bracket(i: Mapping[str, Any]|None) -> str: return f" [{i['low']:.3f}, {i['high']:.3f}]" if i else ""
     def cell(part: Mapping[str, Any], n: str, name: str) -> str:
         v = part["metrics"].get(n)
-        i = record.get("intervals", {}).get(n) if name == "all" else None
-        return "–" if v is None else f"{v['value']:.4f}" + (f" [{i['low']:.3f}, {i['high']:.3f}]" if i else "")
+        return "–" if v is None else f"{v['value']:.4f}" + bracket(spread.get(n) if name == "all" else None)
     tables = [[["test images", "nominal", "anomalous", *(SHOWN[n] for n in names)],
                *([k, str(p["images"]["nominal"]), str(p["images"]["anomalous"]), *(cell(p, n, k) for n in names)]
                  for k, p in rows.items())]]
     if spro := r.get("au_spro", {}).get("values"):
+        i = spread.get("au_spro", {})
+        drawn = (i.get("split"), f"{i.get('limit')}")
+        def one(split: str, limit: str, v: float) -> str: return f"{v:.4f}" + bracket(i if (split, limit) == drawn else None)
         tables.append([["AU-sPRO up to FPR", *next(iter(spro.values()))],
-                       *([k, *(f"{v:.4f}" for v in row.values())] for k, row in spro.items())])
+                       *([k, *(one(k, f, v) for f, v in row.items())] for k, row in spro.items())])
     return tables
 
 _COLUMNS = ("image_auroc", "pixel_auroc", "au_pro")
@@ -219,8 +223,14 @@ def verdict(
     if len(kinds) > 1: out.append("Found by kind: " + "; ".join(f"{k} {share(*called(k))}" for k in kinds) + ".")
     pixels = [value(n) for n in ("pixel_auroc", "au_pro") if n in found]
     if pixels: out.append("Where in the image: " + "; ".join(pixels) + ".")
+    if i := spread.get("au_spro"):
+        seen = record["results"]["au_spro"]["values"][i["split"]][f"{i['limit']}"]
+        out.append(f"By the size that each defect's rule asks for: AU-sPRO up to FPR {i['limit']}, {i['split']} of the kinds, "
+                   f"{seen:.4f}, 95 % interval {i['low']:.3f} to {i['high']:.3f}.")
     out += [f"Not defined here: {u}." for u in everything["undefined"]]
     if any(i["few"] for i in spread.values()): out.append("There are few test images; such intervals tend to be too narrow.")
+    if edge := [n for n, i in spread.items() if i.get("edge")]:
+        out.append(f"Too narrow is the interval of {', '.join(SHOWN[n] for n in edge)}: it has no width or ends at 1.")
     return out
 
 # %% ../nbs/08a_report.ipynb #08a-report-5a9cbf
@@ -388,7 +398,7 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 def _numbers(record: Mapping[str, Any]) -> str:
     "The tables of a record."
     captions = ("Metrics on all test images, and on each kind of defect with all nominal images. "
-                "Brackets: 95 % bootstrap interval over the test images. –: not defined.",
+                "Brackets: 95 % interval over the test images (image AUROC: Newcombe's; others: bootstrap). –: not defined.",
                 "AU-sPRO by the highest false positive rate that counts.")
     return "".join(_html_table(head, rows, c) for (head, *rows), c in zip(_tables(record, _COLUMNS), captions))
 

@@ -129,7 +129,8 @@ def results_page() -> str:
         "<!-- written by tools/update_pages.py from nbs/results; edit that script, not this page -->",
         "Each number here is read off a record that a command wrote. A record holds the configuration, the fingerprint of the\n"
         "images, the detector's digest, versions, and the score of every test image, so that the tables can be made again.\n"
-        "Brackets are 95 % bootstrap intervals over the test images; ± is the standard deviation over seeds. " + reach,
+        "Brackets are 95 % intervals over the test images, for image AUROC Newcombe's, for the others by bootstrap;\n"
+        "± is the standard deviation over seeds. " + reach,
         "## Summary", results_table(found.values()), "## Runs", *(one_run(f, r) for f, r in found.items()), *other]) + "\n"
 
 

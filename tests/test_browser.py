@@ -53,7 +53,9 @@ def browser(profile, *flags, size=(1400, 1800)):
 def lab(tmp_path_factory):
     """JupyterLab on a copy of the explorer's notebook, with settings and folders of its own."""
     top = tmp_path_factory.mktemp("lab")
-    shutil.copy2(ROOT / "nbs" / "13_explorer.ipynb", top)
+    (top / "results").mkdir()
+    for file in ("13_explorer.ipynb", "results/bench_explorer.json"):
+        shutil.copy2(ROOT / "nbs" / file, top / file)
     settings = top / "settings" / "@jupyterlab"
     for name, value in {"notebook-extension/tracker": {"windowingMode": "none"},
                         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}.items():

@@ -349,7 +349,7 @@ def _assumptions_parser() -> Parser:
 
 def run_assumptions(args: Namespace) -> None:
     "list, show or check."
-    from mudenet.assumptions import check, overview, read_register, show
+    from mudenet.assumptions import check, overview, read_register, show, tried
     action, entry = args.get("action") or "list", args.get("entry")
     if (action == "show") != (entry is not None):
         raise ConfigError(f"mudenet assumptions {action}: show takes an entry, e.g. mudenet assumptions show A-002; the others "
@@ -358,8 +358,7 @@ def run_assumptions(args: Namespace) -> None:
     if action == "list": print(overview(read_register()))
     if action == "check":
         if faults := check(): raise DataError("\n".join([f"{len(faults)} faults in the register:", *faults]))
-        entries = read_register()
-        print(f"{len(entries)} entries are sound, {sum(len(e.alternatives) for e in entries)} alternatives run")
+        print(tried(read_register()))
 
 # %% ../nbs/11_cli.ipynb #11-cli-23fbff
 def _ablate_parser() -> Parser:
@@ -373,12 +372,11 @@ def _ablate_parser() -> Parser:
 
 def _chosen_variants(args: Namespace) -> dict[str, Any]:
     "Assumption → its variants."
-    import yaml
     from mudenet.ablations import variants
     from mudenet.core import ConfigError
     names, values = list(dict.fromkeys(a.upper() for a in args.assumptions)), args.get("values")
     if values and len(names) > 1: raise ConfigError(f"--values are values of one assumption, not of {len(names)}.")
-    return {a: variants(a, [yaml.safe_load(v) for v in values] if values else None) for a in names}
+    return {a: variants(a, values) for a in names}
 
 def run_ablate(args: Namespace) -> None:
     "Plan, measure a step, ask, run, compare."
@@ -387,7 +385,7 @@ def run_ablate(args: Namespace) -> None:
     own = ("assumptions", "seeds", "values", "yes")
     chosen, config = _chosen_variants(args), configure(_given(args, *own), args.get("config"))
     seeds = range(config.seed, config.seed + args.get("seeds", 3))
-    paths = {a: ab.record_path(config, a, choices) for a, choices in chosen.items()}
+    paths = {a: ab.record_path(config, a, choices, seeds) for a, choices in chosen.items()}
     runs = ab.plan(config, chosen, seeds)
     print(f"{ab.plan_table(runs)}\n", flush=True)
     if any(r.measure == "new" for r in runs):
@@ -397,9 +395,10 @@ def run_ablate(args: Namespace) -> None:
         ab.confirm(wait, bool(args.get("yes")))
     for a, choices in chosen.items():
         record = ab.ablate(config, choices, seeds, a)
+        print(f"\n{ab.ablation_table(record)}\n\nBy kind of defect:\n\n{ab.kinds_table(record)}\n\n"
+              f"Without labels, on held-out nominal images:\n\n{ab.losses_table(record)}\n\n"
+              f"{ab.findings(record)}\n\nrecord: {paths[a]}", flush=True)
         with atomic(paths[a].with_suffix(".png")) as f: ab.forest(record).savefig(f, format="png", dpi=120)
-        print(f"\n{ab.ablation_table(record)}\n\nWithout labels, on held-out nominal images:\n\n{ab.losses_table(record)}\n\n"
-              f"{ab.findings(record)}\n\nrecord: {write_json(paths[a], record)}", flush=True)
 
 # %% ../nbs/11_cli.ipynb #11-cli-094214
 _BENCHMARK = dict(roots=None, categories=None, seeds=3, variants=None, ray=None, threads=None, note="")  # options and defaults

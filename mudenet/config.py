@@ -256,7 +256,7 @@ class EvaluationConfig:
     resolution: Literal["network", "image"] = "network"
     "Grid on which masks are scored: the network's input, or each image's own pixels (A-030)."
     pro_limit: float = 0.3
-    "AU-PRO integrates the PRO curve up to this false positive rate."
+    "AU-PRO integrates the PRO curve up to this false positive rate (A-044)."
     pictures: int|None = None
     "Draw so many test images of each defect type; none given: all of them; 0: no picture."
 

@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
-           'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device', 'atomic',
-           'write_text', 'write_json', 'save_tensors', 'read_meta', 'load_tensors', 'digest', 'fingerprint',
-           'environment', 'new_record', 'read_records', 'progress']
+           'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
+           'device_name', 'atomic', 'write_text', 'write_json', 'save_tensors', 'read_meta', 'load_tensors', 'digest',
+           'fingerprint', 'environment', 'new_record', 'read_record', 'read_records', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -108,6 +108,13 @@ def pick_device(
         raise DeviceError(f"--device {name!r} was asked for, but this machine has "
                           f"{'no' if not there else f'only {there}'} {device.type} device; use --device auto or cpu.")
     return device
+
+def device_name(
+    device: torch.device,
+) -> str:  # e.g. "NVIDIA H100 80GB HBM3", "cpu"
+    "What a record calls a device."
+    import torch
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 # %% ../nbs/00_core.ipynb #00-core-19
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -260,6 +267,13 @@ def new_record(
     "A run record: `parts`, with schema, kind and environment."
     return dict(schema=SCHEMA, kind=kind, **parts, environment=environment())
 
+def read_record(
+    path: str|Path,  # A record, or any JSON file
+) -> Any:
+    "What a record holds. Raises `DataError` where it cannot be read."
+    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e: raise DataError(f"{path} is not a readable record: {e}") from None
+
 def read_records(
     folder: str|Path,  # Where to look, recursively
     kind: str,         # Which records
@@ -267,8 +281,7 @@ def read_records(
     "All records of one kind below a folder."
     found = {}
     for f in sorted(Path(folder).rglob("*.json")):
-        try: r = json.loads(f.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as e: raise DataError(f"{f} is not a readable record: {e}") from None
+        r = read_record(f)
         if isinstance(r, dict) and r.get("kind") == kind: found[f] = r
     return found
 

@@ -5,6 +5,7 @@
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from . import metrics
 from .architecture import DescriptorNetwork
 from .config import (Config, absolute, differences, from_dict, merge, override, portable, run_folder, save_config,
                             to_dict)
-from .core import (CheckpointError, ConfigError, DataError, did_you_mean, digest, environment, fingerprint,
-                          load_tensors, new_record, pick_device, progress, read_meta, write_json, write_text)
+from .core import (CheckpointError, ConfigError, DataError, device_name, did_you_mean, digest, environment, fingerprint,
+                          load_tensors, new_record, pick_device, progress, read_meta, read_record, write_json,
+                          write_text)
 from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_images, find_problems, image_size,
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
@@ -359,21 +362,34 @@ def setting_name(
     setting = hashlib.sha256(json.dumps([tree["inference"], tree["evaluation"]], sort_keys=True).encode()).hexdigest()[:8]
     return f"{key}-{setting}-s{seed}" if s else f"{run}-{setting}"
 
+def _made(job: Job, device: torch.device) -> dict[str, Any]:
+    "When and where a record was made, how many threads there were, and the seconds that each stage's log has."
+    logs = {stage: job.folder/f"{stage}.csv" for stage in ("distill", "train")}
+    def seconds(log: Path) -> float:
+        return round(sum(float(row["seconds"]) for row in csv.DictReader(log.read_text(encoding="utf-8").splitlines())), 1)
+    return dict(date=date.today().isoformat(), device=device_name(device), threads=torch.get_num_threads(),
+                seconds={stage: seconds(log) for stage, log in logs.items() if log.is_file()})
+
+def _last_note(record: Path) -> str:
+    try: return str(read_record(record)["note"])
+    except (DataError, LookupError, TypeError): return ""
+
 def evaluate(
     detector: Detector,       # Calibrated
     job: Job,                 # Category, grid, and the folder that gets the report
-    note: str = "",           # Said in record and report, e.g. what kind of run this is
+    note: str = "",           # Said in record and report, e.g. what kind of run this is; default: what the last record said
     cases: Sequence[Case]|None = None,  # What it says about the test images, where that is known already
     run: str|None = None,     # The run's name in the record; default: the folder's
 ) -> dict[str, Any]:          # The record, as written to record.json
     "Measure a detector on a category's test images; writes record.json and the report."
     config, category = job.config, job.category
+    note = note or _last_note(job.folder/"record.json")
     if cases is None: cases = look(detector, category.test)
     threshold = float(detector.threshold)
     images = [dict(image=c.item.image.relative_to(category.root).as_posix(), defect=c.item.defect, score=c.score,
                    anomalous=c.score > threshold, loudest=c.loudest) for c in cases]
     record = new_record("evaluation", dataset=config.dataset, category=category.name, run=run or job.folder.name, note=note,
-                        config=portable(config), teacher=detector.about.get("teacher"),
+                        config=portable(config), teacher=detector.about.get("teacher"), made=_made(job, detector.device),
                         data=fingerprint(category.files, category.root), splits=summary(category),
                         threshold=threshold, detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),

@@ -405,7 +405,11 @@ def _numbers(record: Mapping[str, Any]) -> str:
 def _provenance(record: Mapping[str, Any]) -> str:
     "What made the numbers, and the whole configuration."
     e, env = html.escape, record["environment"]
-    facts = {"run": record["run"], "seed": record["config"]["seed"], "device asked for": record["config"]["device"],
+    made = record.get("made", {"seconds": {}})
+    facts = {"run": record["run"], "seed": record["config"]["seed"],
+             **({"made": f"{made['date']}, {made['device']}, {made['threads']} threads"} if "date" in made else {}),
+             **{f"seconds of {stage}": f"{s:.0f}" for stage, s in made["seconds"].items()},
+             **({"teacher that was given (SHA-256)": t["digest"]} if (t := record.get("teacher")) else {}),
              "images (fingerprint)": record["data"],
              "detector (SHA-256)": record["detector"],
              "train / validation images": f"{record['splits']['train']} / {record['splits']['validation']}",

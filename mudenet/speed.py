@@ -24,16 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, from_dict, portable, to_dict
-from .core import ConfigError, MudenetError, TrainingError, generator, new_record, pick_device, progress, rng
+from .core import ConfigError, MudenetError, TrainingError, generator, device_name, new_record, pick_device, progress, rng
 from .data import AUGMENTATIONS, augment, find_images, load_images, normalize, read_image, resize_image
 from .distillation import stage1
 from .engine import precision
 from .inference import Detector
 from .loop import Batches, Losses, fit
 from .training import stage2
-
-# %% auto #0
-__all__ = ['PLAIN', 'matrix_rate', 'step_flops', 'compare', 'switches', 'bench_steps', 'bench_infer', 'bench_data', 'speed_table']
 
 # %% auto #0
 __all__ = ['PLAIN', 'matrix_rate', 'step_flops', 'compare', 'switches', 'bench_steps', 'bench_infer', 'bench_data', 'ratios',
@@ -210,8 +207,7 @@ def bench_infer(
 
 def _record(kind: str, config: Config, table: Mapping[str, Any], flops: int|None = None, **more: Any) -> dict[str, Any]:
     "The record, with the share of the matrix rate where the arithmetic is known."
-    device = pick_device(config.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    name = device_name(pick_device(config.device))
     def share(v: Mapping[str, Any]) -> dict[str, float]:
         return {} if flops is None else dict(share=statistics.median(flops/s/r for s, r in zip(v["seconds"], v["matrix_flops"])))
     work = {} if flops is None else dict(flops_an_image=flops)

@@ -56,7 +56,7 @@ class StorageError(MudenetError, OSError):
     "A file could not be written; nothing half-written is left."
 
 class TrainingError(MudenetError, RuntimeError):
-    "Training went wrong by itself; the last good state was kept."
+    "Training went wrong by itself; what had been saved is kept."
     exit_code = 1
 
 # %% ../nbs/00_core.ipynb #00-core-08

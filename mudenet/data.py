@@ -190,13 +190,11 @@ def _missing(folder: Path, layout: str) -> list[str]:
     return lacks
 
 def _layout_of(folder: Path, accepted: Sequence[str]) -> str|None:
-    "The first layout that a folder fits. Raises `DataError` for MVTec LOCO without its rules."
+    "The first layout that a folder fits; MVTec LOCO too where only its rules are lost, which is said when it is opened."
     found = next((a for a in accepted if not _missing(folder, a)), None)
     if found == "folder" and "mvtec_loco" in accepted and _missing(folder, "mvtec_loco") == [_LOCO_CONFIG]:
         kinds = [folder/"ground_truth"/f"{k}_anomalies" for k in ("logical", "structural")]
-        if any(k.is_dir() and _subfolders(k) for k in kinds):
-            raise DataError(f"{folder} looks like a category of MVTec LOCO but lacks {_LOCO_CONFIG}, without which there is no "
-                            "AU-sPRO. Unpack the data set again.")
+        if any(k.is_dir() and _subfolders(k) for k in kinds): return "mvtec_loco"
     return found
 
 # %% ../nbs/02_data.ipynb #02-data-25
@@ -313,6 +311,9 @@ def read_defects_config(
     return tuple(entries)
 
 def _index_mvtec_loco(folder: Path) -> dict[str, Any]:
+    if not (folder/_LOCO_CONFIG).is_file():
+        raise DataError(f"{folder} looks like a category of MVTec LOCO but lacks {_LOCO_CONFIG}, without which there is no "
+                        "AU-sPRO. Unpack the data set again.")
     return dict(train=_good(folder/"train/good", "train"), validation=_good(folder/"validation/good", "validation"),
                 test=_test_items(folder, masks=True), defects_config=read_defects_config(folder/_LOCO_CONFIG))
 

@@ -288,8 +288,7 @@ def distill(
 ) -> DescriptorNetwork:                 # T, in evaluation mode
     "Stage 1: teach a fresh T to give E."
     c, (teacher, losses, data) = config.distill, stage1(config, images, category, device)
-    fit(teacher, losses, data, c, folder,
-        dict(teacher_identity(config, category), compute=to_dict(config)["compute"]), config.compute)
+    fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute)
     if c.batchnorm == "category":
         own = images if own is None else own
         update_bn((normalize(own[a:b].to(device)) for a, b in batches(len(own), c.batch_size)), teacher)
@@ -309,7 +308,7 @@ def weights_fingerprint(
 ) -> dict[str, str]:    # `backbone_file`: 16 hex digits; empty where no local file is named
     "Name and content of the backbone's weights file, read once for each size and time of change."
     path = Path(config.backbone.weights)
-    if not path.is_file(): return {}
+    if config.backbone.weights == "random" or not path.is_file(): return {}
     return dict(backbone_file=_content(path, (s := path.stat()).st_size, s.st_mtime_ns))
 
 def teacher_identity(

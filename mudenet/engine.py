@@ -16,20 +16,22 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from .config import ComputeConfig
-from .loop import Losses
+from .loop import Losses, log
 
 # %% auto #0
 __all__ = ['M', 'keep_memory', 'fold', 'precision', 'autocast', 'prepared']
 
 # %% ../nbs/04b_engine.ipynb #04b-engine-b266c5
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
-def keep_memory() -> bool:  # Whether this system has that switch
+def keep_memory() -> bool:  # Whether the system does so
     "Tell glibc to reuse the memory of freed tensors; for the whole process and for good. Does nothing elsewhere."
     if not sys.platform.startswith("linux"): return False
     try: mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError): return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    accepted = [mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)]  # no block for itself; never give back
+    if not all(accepted): log.debug("glibc refused to keep freed memory (mallopt gave %s)", accepted)
+    return all(accepted)
 
 # %% ../nbs/04b_engine.ipynb #04b-engine-c3f966
 M = TypeVar("M", bound=nn.Module)

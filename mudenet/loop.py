@@ -15,14 +15,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import ComputeConfig, DataConfig, StageConfig, differences
+from .config import ComputeConfig, DataConfig, StageConfig, differences, merge
 from .core import (CheckpointError, DataError, TrainingError, digest, generator, load_tensors, progress, save_tensors,
                           write_text)
 from .data import augment, normalize
@@ -63,6 +63,11 @@ def fits(
     return images.nbytes < torch.cuda.mem_get_info(device)[0] / 4
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-10
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    "A tensor on that device; a GPU fetches it from pinned memory, so that nobody waits for it."
+    if device.type != "cuda" or tensor.is_cuda: return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
 class Batches:
     "The normalised batch of every step, reproducible from its number."
     def __init__(
@@ -80,11 +85,18 @@ class Batches:
         self.device, self.cut = torch.device(device), batches(len(images), stage.batch_size)
         self.images = images.to(self.device) if cache == "device" or cache == "auto" and fits(images, self.device) else images
         self.seed, self.name, self.data, self.augmentation = seed, name, data or DataConfig(), tuple(augmentation)
+        self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))  # an epoch and its order
+
+    def order(self, epoch: int) -> Tensor:  # int64, (N,), where the images are
+        "The epoch's permutation of the images, drawn and brought there once."
+        if self._drawn[0] != epoch:
+            drawn = torch.randperm(len(self.images), generator=generator(self.seed, self.name, "order", epoch))
+            self._drawn = (epoch, _moved(drawn, self.images.device))
+        return self._drawn[1]
 
     def __getitem__(self, step: int) -> Tensor:  # float32, (B, 3, S, S), ImageNet-normalised
         epoch, k = divmod(step, len(self.cut))
-        order = torch.randperm(len(self.images), generator=generator(self.seed, self.name, "order", epoch))
-        chosen = self.images[order[slice(*self.cut[k])].to(self.images.device)].to(self.device).float() / 255
+        chosen = _moved(self.images[self.order(epoch)[slice(*self.cut[k])]], self.device).float() / 255
         draw = generator(self.seed, self.name, "augment", step)
         d = self.data
         return normalize(augment(chosen, self.augmentation, draw, degrees=d.rotate_degrees, strength=d.jitter_strength,
@@ -142,19 +154,29 @@ class Log:
 def belonging(
     identity: Mapping[str, Any],  # The configuration, plain values
     data: Batches,                # What is learned from
+    stage: StageConfig,           # Its schedule
+    compute: ComputeConfig,       # How it is computed
 ) -> dict[str, Any]:              # Plain values
-    "What a state belongs to: the configuration, the images' bytes and how they are augmented."
-    how = dict(names=list(data.augmentation), rotate_degrees=data.data.rotate_degrees, jitter_strength=data.data.jitter_strength)
-    return dict(identity, images=digest(dict(images=data.images))[:16], augmentation=how)
+    "What a state belongs to: the configuration, the images' bytes, and everything else that decides what a step does."
+    schedule = {f.name: getattr(stage, f.name) for f in fields(StageConfig) if f.name != "save_minutes"}
+    treatment = {k: v for k, v in vars(data.data).items() if not k.startswith("augment_")}
+    return merge(identity, {"data": dict(treatment, augment=list(data.augmentation)), "seed": data.seed, data.name: schedule,
+                            "compute": vars(compute), "images": digest(dict(images=data.images))[:16]})
+
+def _advice(state: Path|None) -> str:
+    "What is left of a run that went wrong, and what to do."
+    kept = f"The state saved last was kept ({state})" if state and state.exists() else "No state had been saved yet"
+    return f"{kept}. Try a smaller learning rate (--train.lr, --distill.lr)."
 
 def check_finite(
     tensors: Mapping[str, Tensor],  # Weights, statistics, moments
     step: int,                      # Steps done
+    state: Path|None = None,        # The file that a good state was saved in, if any was
 ) -> None:
     "Raise `TrainingError` where a number is infinite or none at all."
     if bad := [k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())]:
-        raise TrainingError(f"after step {step}: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]} …). The last saved "
-                            "state was kept. Try a smaller learning rate (--train.lr, --distill.lr).")
+        raise TrainingError(f"after step {step}: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]} …). "
+                            f"{_advice(state)}")
 
 def remove_parts(
     folder: Path,  # A run's folder
@@ -177,7 +199,7 @@ def save_state(
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    check_finite(tensors, step)
+    check_finite(tensors, step, path)
     save_tensors(path, tensors, "state", dict(step=step, log=vars(log_), identity=dict(identity)))
 
 def load_state(
@@ -223,14 +245,13 @@ def _step(optimiser: torch.optim.Adam, losses: Tensor) -> Tensor:
     if fused or not bad: optimiser.step()
     return losses.detach()
 
-def _account(pending: list[Tensor], names: Sequence[str], step: int, notes: Log) -> dict[str, float]:
+def _account(pending: list[Tensor], names: Sequence[str], step: int, notes: Log, state: Path|None) -> dict[str, float]:
     "Enter the losses of the last steps into the log. Raises `TrainingError` for the first that is not finite."
     for at, row in enumerate(torch.stack(pending).tolist(), step - len(pending) + 2):
         values = dict(zip(names, row))
         if not math.isfinite(sum(row)):
             raise TrainingError(f"step {at}: the loss is not finite ({', '.join(f'{k}={v:g}' for k, v in values.items())}). "
-                                "No weight was touched by this step and the last saved state was kept. "
-                                "Try a smaller learning rate (--train.lr, --distill.lr).")
+                                f"No weight was touched by this step. {_advice(state)}")
         notes.add(values)
     pending.clear()
     return values
@@ -253,7 +274,7 @@ def fit(
                                  weight_decay=stage.weight_decay, fused=compute.fused_adam or None)
     total, each, start, notes = total_steps(len(data.images), stage), len(data.cut), 0, Log()
     state, table = (folder/f"{data.name}.state.safetensors", folder/f"{data.name}.csv") if folder else (None, None)
-    belongs = belonging(identity or {}, data) if folder else {}
+    belongs = belonging(identity or {}, data, stage, compute) if folder else {}
     if folder: remove_parts(folder)
     if state and state.exists():
         start, notes = load_state(state, module, optimiser, belongs)
@@ -268,7 +289,7 @@ def fit(
             ends = (step + 1) % each == 0 or step + 1 == total
             saves = state and (interrupt.pending or step + 1 == total or time.monotonic() - saved > 60*stage.save_minutes)
             if not (ends or saves or interrupt.pending or len(pending) == (1 if data.device.type == "cpu" else 16)): continue
-            shown = {k: f"{v:.3g}" for k, v in _account(pending, list(named), step, notes).items()}
+            shown = {k: f"{v:.3g}" for k, v in _account(pending, list(named), step, notes, state).items()}
             bar.set_postfix(shown, refresh=False)
             if bar.disable and time.monotonic() - told > 60:  # nobody watches a bar: a line a minute for the log file
                 log.info("%s: step %d of %d %s", data.name, step + 1, total, shown); told = time.monotonic()

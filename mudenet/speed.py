@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -24,15 +24,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, from_dict, portable, to_dict
-from .core import MudenetError, TrainingError, new_record, pick_device, progress, rng
-from .data import AUGMENTATIONS, Item, augment, load_images, normalize, read_image, resize_image
+from .core import ConfigError, MudenetError, TrainingError, generator, new_record, pick_device, progress, rng
+from .data import AUGMENTATIONS, augment, find_images, load_images, normalize, read_image, resize_image
 from .distillation import stage1
+from .engine import precision
 from .inference import Detector
 from .loop import Batches, Losses, fit
 from .training import stage2
 
 # %% auto #0
 __all__ = ['PLAIN', 'matrix_rate', 'step_flops', 'compare', 'switches', 'bench_steps', 'bench_infer', 'bench_data', 'speed_table']
+
+# %% auto #0
+__all__ = ['PLAIN', 'matrix_rate', 'step_flops', 'compare', 'switches', 'bench_steps', 'bench_infer', 'bench_data', 'ratios',
+           'speed_table']
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-f01f80
 def matrix_rate(
@@ -87,9 +92,12 @@ def _infer_work(config: Config, batch: int) -> tuple[Callable[[int], None], int]
             for _ in range(n): detector(images).score.tolist()
     return run, batch
 
-def _peak_bytes(device: torch.device) -> int:
-    "Peak memory: the device's, or this process's on a CPU."
+# %% ../nbs/07a_speed.ipynb #07a-speed-0fd3a6
+def _peak_bytes(device: torch.device) -> int|None:
+    "Peak memory: the device's, or this process's on a CPU; Windows does not say."
     if device.type == "cuda": return torch.cuda.max_memory_allocated(device)
+    try: import resource
+    except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 def _worker(pipe: Any, tree: Mapping[str, Any], what: str, batch: int, threads: int) -> None:
@@ -100,7 +108,8 @@ def _worker(pipe: Any, tree: Mapping[str, Any], what: str, batch: int, threads: 
         begin = time.perf_counter(); run(n)
         return time.perf_counter() - begin
     try:
-        run, images = _infer_work(config, batch) if what == "infer" else _stage_work(config, what)
+        if what == "infer": run, images = _infer_work(config, batch)
+        else: run, images = (_stage_work if what in ("distill", "train") else _data_work)(config, what)
         for _ in range(2): steps = max(1, round(1/seconds(1)))  # the second time its memory is there
         pipe.send(steps)
         while pipe.recv(): pipe.send((seconds(steps)/steps/images, _peak_bytes(pick_device(config.device))))
@@ -110,24 +119,25 @@ def _worker(pipe: Any, tree: Mapping[str, Any], what: str, batch: int, threads: 
 # %% ../nbs/07a_speed.ipynb #07a-speed-82dee4
 def compare(
     variants: Mapping[str, Config],  # Name → configuration; the first is the base of the ratios
-    what: str,                       # "distill", "train" or "infer"
+    what: str,                       # "distill", "train", "infer"; "data": what the variants' names say
     rounds: int = 5,                 # Turns that each variant gets
     batch: int = 8,                  # Images at once, for "infer"
-) -> dict[str, dict[str, Any]]:      # seconds (an image) and matrix_flops of each turn; median, ratio, peak_bytes
+) -> dict[str, dict[str, Any]]:      # seconds (an image), base_seconds, matrix_flops by turn; median, ratio, dtype, peak_bytes
     "Measure variants turn by turn, each in a process of its own."
-    context = multiprocessing.get_context("spawn")
+    if rounds < 1: raise ConfigError(f"--rounds={rounds} must be at least 1: every variant needs a turn.")
+    context, device = multiprocessing.get_context("spawn"), pick_device(next(iter(variants.values())).device)
     pipes, workers = {}, []
     try:
         for name, config in variants.items():
             pipes[name], theirs = context.Pipe()
-            task = (theirs, to_dict(config), what, batch, torch.get_num_threads())
+            task = (theirs, to_dict(config), name if what == "data" else what, batch, torch.get_num_threads())
             workers.append(context.Process(target=_worker, args=task, daemon=True))
             workers[-1].start(); theirs.close()
             _answer(pipes[name], name)                    # ready: the next one warms up alone
-        turns: dict[str, list[tuple[float, int]]] = {name: [] for name in variants}
-        rates, device = [], pick_device(next(iter(variants.values())).device)
+        turns: dict[str, list[tuple[float, int|None]]] = {name: [] for name in variants}
+        types, rates = {name: precision(config.compute, device) for name, config in variants.items()}, []
         for _ in progress(range(rounds), f"{what}: {', '.join(variants)}", unit="round"):
-            rates.append(matrix_rate(device))
+            rates.append({t: matrix_rate(device, t) for t in set(types.values())})
             for name, pipe in pipes.items():
                 pipe.send(True); turns[name].append(_answer(pipe, name))
     finally:
@@ -136,8 +146,12 @@ def compare(
             w.join(10)                                    # a closed pipe ends it; whoever still hangs is ended
             w.terminate(); w.join()
     base = [s for s, _ in turns[next(iter(variants))]]
-    return {name: dict(seconds=[s for s, _ in t], median=statistics.median(s for s, _ in t), peak_bytes=max(p for _, p in t),
-                       ratio=statistics.median(s/b for (s, _), b in zip(t, base)), matrix_flops=rates) for name, t in turns.items()}
+    def row(name: str) -> dict[str, Any]:
+        seconds = [s for s, _ in turns[name]]
+        return dict(seconds=seconds, base_seconds=base, median=statistics.median(seconds),
+                    ratio=statistics.median(s/b for s, b in zip(seconds, base)), peak_bytes=turns[name][-1][1],
+                    dtype=str(types[name]).removeprefix("torch."), matrix_flops=[r[types[name]] for r in rates])
+    return {name: row(name) for name in variants}
 
 def _answer(pipe: Any, name: str) -> Any:
     try: answer = pipe.recv()
@@ -152,12 +166,12 @@ def _without(config: Config, **fields: Any) -> Config:
 def switches(
     config: Config,                  # Whose `compute` is the full variant
 ) -> dict[str, dict[str, Any]]:      # Name → fields of `compute`, the variants beside the full one
-    "One variant for each switch that is on: the same without it; on a GPU also with compilation."
-    c = config.compute
+    "One variant for each switch that is on and does something there: the same without it; on a GPU also with compilation."
+    c, gpu = config.compute, pick_device(config.device).type == "cuda"
     out: dict[str, dict[str, Any]] = {}
-    for name in ("channels_last", "fold", "fused_distance", "fused_adam", "keep_memory"):
+    for name in ("channels_last", "fold", "fused_distance", "fused_adam", *(() if gpu else ("keep_memory",))):
         if getattr(c, name): out[f"without {name}"] = {name: False}
-    if pick_device(config.device).type == "cuda":
+    if gpu:
         out["float32"] = dict(precision="float32")
         out |= {f"compile={m}": dict(compile=m) for m in ("default", "reduce-overhead") if m != c.compile}
     return out
@@ -165,20 +179,18 @@ def switches(
 def bench_steps(
     config: Config,        # Sizes, batch and switches
     what: str,             # "distill" or "train"
-    rounds: int = 5,       # Turns each variant gets
+    rounds: int = 7,       # Turns each variant gets
 ) -> dict[str, Any]:       # A record of kind bench_WHAT
     "Steps of a stage: the plain loop, everything, and everything without one switch."
-    device = pick_device(config.device)
-    plain = dataclasses.replace(config, compute=PLAIN)
+    device, plain = pick_device(config.device), dataclasses.replace(config, compute=PLAIN)
+    table = compare(dict(plain=plain, all=config), what, rounds)
+    for name, fields in switches(config).items():
+        row = compare({"all": config, name: _without(config, **fields)}, what, rounds)[name]
+        table[name] = dict(row, ratio_to_all=row.pop("ratio"))
     small = _images(2, config.data.image_size)
     _, losses, data = (stage1(plain, small, device=device) if what == "distill" else
                        stage2(plain, small, DescriptorNetwork(config.model), device=device))
-    flops = step_flops(losses, data[0])
-    table = dict(compare(dict(plain=plain, all=config), what, rounds))
-    for name, fields in switches(config).items():
-        pair = compare({"all": config, name: _without(config, **fields)}, what, rounds)
-        table[name] = dict(pair[name], ratio_to_all=pair[name].pop("ratio"))
-    return _record(f"bench_{what}", config, flops, table, batch=getattr(config, what).batch_size)
+    return _record(f"bench_{what}", config, table, step_flops(losses, data[0]), batch=getattr(config, what).batch_size)
 
 def bench_infer(
     config: Config,                           # Sizes and switches
@@ -186,27 +198,47 @@ def bench_infer(
     batches: Sequence[int] = (1, 2, 8, 16),   # Images at once
 ) -> dict[str, Any]:                          # A record of kind bench_infer
     "Inference from normalised images to scores, for several batch sizes."
-    device = pick_device(config.device)
-    plain = dataclasses.replace(config, compute=PLAIN)
-    detector = Detector(MuDeNet(config.model, config.data.image_size), plain).to(device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        detector(normalize(_images(1, config.data.image_size).to(device)))
+    device, plain = pick_device(config.device), dataclasses.replace(config, compute=PLAIN)
     table: dict[str, Any] = {}
     for n in batches:
         pair = compare(dict(plain=plain, all=config), "infer", rounds, n)
         table |= {f"{k}, batch {n}": v for k, v in pair.items()}
-    return _record("bench_infer", config, counter.get_total_flops(), table, batch=list(batches))
+    detector = Detector(MuDeNet(config.model, config.data.image_size), plain).to(device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        detector(normalize(_images(1, config.data.image_size).to(device)))
+    return _record("bench_infer", config, table, counter.get_total_flops(), batch=list(batches))
 
-def _record(kind: str, config: Config, flops: int, table: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def _record(kind: str, config: Config, table: Mapping[str, Any], flops: int|None = None, **more: Any) -> dict[str, Any]:
+    "The record, with the share of the matrix rate where the arithmetic is known."
     device = pick_device(config.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    def share(v: Mapping[str, Any]) -> float: return statistics.median(flops/s/r for s, r in zip(v["seconds"], v["matrix_flops"]))
-    rows = {k: dict(v, share=share(v)) for k, v in table.items()}
-    rate = statistics.median(r for v in table.values() for r in v["matrix_flops"])
-    return new_record(kind, config=portable(config), device=name, threads=torch.get_num_threads(), matrix_flops=rate,
-                      flops_an_image=flops, variants=rows, **more)
+    def share(v: Mapping[str, Any]) -> dict[str, float]:
+        return {} if flops is None else dict(share=statistics.median(flops/s/r for s, r in zip(v["seconds"], v["matrix_flops"])))
+    work = {} if flops is None else dict(flops_an_image=flops)
+    return new_record(kind, config=portable(config), device=name, threads=torch.get_num_threads(), **work, **more,
+                      variants={k: dict(v, **share(v)) for k, v in table.items()})
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-33a502
+def _data_work(config: Config, what: str) -> tuple[Callable[[int], None], int]:
+    "A function that reads the images of `config.root`, or feeds a batch of them, n times, and its images."
+    c, n, files, device = config.data, config.train.batch_size, find_images(config.root or "."), pick_device(config.device)
+    def alone(k: int) -> Tensor:
+        image = resize_image(read_image(files[k % len(files)]), c.image_size, c.interpolation)
+        return torch.from_numpy(image).permute(2, 0, 1)
+    def treated(k: int) -> Tensor:
+        return normalize(augment(alone(k)[None].float()/255, AUGMENTATIONS, generator(0, "speed", k)))
+    def together() -> Tensor: return load_images(files, c.image_size, interpolation=c.interpolation)
+    if what == "feed":
+        batches = Batches(together(), config.train, seed=0, name="train", data=c, augmentation=AUGMENTATIONS, device=device)
+    once: Callable[[int], Any] = {
+        "read one by one": lambda k: [alone(i) for i in range(len(files))], "read": lambda k: together(),
+        "feed from files": lambda k: torch.cat([treated(k*n + j) for j in range(n)]).to(device).sum().item(),
+        "feed": lambda k: batches[k].sum().item()}[what]
+    def run(times: int) -> None:
+        for k in range(times): once(k)
+    return run, n if what.startswith("feed") else len(files)
+
+# %% ../nbs/07a_speed.ipynb #07a-speed-bb8e12
 def bench_data(
     config: Config,        # Image size and batch
     rounds: int = 5,       # Turns
@@ -214,52 +246,45 @@ def bench_data(
     side: int = 900,       # Their size in pixels, as MVTec AD's
 ) -> dict[str, Any]:       # A record of kind bench_data
     "Reading and feeding images: this project's way against the plain one."
-    size, how, device = config.data.image_size, config.data.interpolation, pick_device(config.device)
-    def alone(i: Item) -> Tensor: return torch.from_numpy(resize_image(read_image(i.image), size, how)).permute(2, 0, 1)
+    table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        items = []
         for k, pixels in enumerate(_images(images, side).permute(0, 2, 3, 1).numpy()):
             Image.fromarray(pixels).save(Path(folder)/f"{k:03d}.png", compress_level=1)
-            items.append(Item(image=Path(folder)/f"{k:03d}.png", label=0, defect="good"))
-        cached = load_images(items, size, interpolation=how)
-        batches = Batches(cached, config.train, seed=0, name="train", data=config.data, augmentation=AUGMENTATIONS,
-                          device=device)
-        def plain_batch(step: int) -> Tensor:
-            chosen = [items[(step*config.train.batch_size + j) % images] for j in range(config.train.batch_size)]
-            one = lambda i, k: normalize(augment(alone(i)[None].float()/255, AUGMENTATIONS, torch.Generator().manual_seed(k)))
-            return torch.cat([one(i, k) for k, i in enumerate(chosen)]).to(device)
-        work: dict[str, tuple[Callable[[], Any], int]] = {
-            "read one by one": (lambda: [alone(i) for i in items], images),
-            "read": (lambda: load_images(items, size, interpolation=how), images),
-            "feed from files": (lambda: plain_batch(0), config.train.batch_size),
-            "feed": (lambda: batches[0].sum().item(), config.train.batch_size)}
-        turns: dict[str, list[float]] = {k: [] for k in work}
-        for turn in progress(range(rounds + 1), "data", unit="round"):
-            for name, (f, n) in work.items():
-                begin = time.perf_counter(); f(); took = (time.perf_counter() - begin) / n
-                if turn: turns[name].append(took)   # the first round warms up
-    def row(name: str, base: str) -> dict[str, Any]:
-        return dict(seconds=turns[name], median=statistics.median(turns[name]),
-                    ratio=statistics.median(s/b for s, b in zip(turns[name], turns[base])))
-    rows = {name: row(name, base) for base in ("read one by one", "feed from files") for name in (base, base.split()[0])}
-    return new_record("bench_data", config=portable(config), device=str(device), threads=torch.get_num_threads(),
-                      files=images, side=side, variants=rows)
+        drawn = dataclasses.replace(config, root=Path(folder))
+        for pair in (("read one by one", "read"), ("feed from files", "feed")):
+            table |= compare(dict.fromkeys(pair, drawn), "data", rounds)
+    return _record("bench_data", config, table, files=images, side=side, batch=config.train.batch_size)
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-ca932d
+def ratios(
+    row: Mapping[str, Any],        # Of a record's variants
+) -> tuple[float, float, float]:   # Median, smallest and largest
+    "Time relative to the base over the turns; the last two are NaN where a record does not hold the base's turns."
+    turns = [s/b for s, b in zip(row["seconds"], row.get("base_seconds", ()))] or [math.nan]
+    return row["ratio"] if "ratio" in row else row["ratio_to_all"], min(turns), max(turns)
+
+def _row(name: str, v: Mapping[str, Any]) -> list[str]:
+    middle, low, high = ratios(v)
+    spread = "" if math.isnan(low) or low == high == 1 else f" ({low:.2f} to {high:.2f})"
+    open_ = ", unresolved" if spread and low <= 1 <= high else ""
+    more = [f"{v['share']:.0%}"] if "share" in v else []
+    if "peak_bytes" in v: more.append(f"{v['peak_bytes']/2**30:.2f} GiB" if v["peak_bytes"] else "–")
+    return [name, f"{1/v['median']:.3g}", f"{middle:.2f}{'' if 'ratio' in v else ' × all'}{spread}{open_}", *more]
+
+# %% ../nbs/07a_speed.ipynb #07a-speed-61c7d0
 def speed_table(
     record: Mapping[str, Any],  # Of `bench_steps`, `bench_infer` or `bench_data`
 ) -> str:                       # Markdown
-    "A row a variant: images a second, time relative to the base, share of the matrix rate, peak memory."
-    def row(name: str, v: Mapping[str, Any]) -> str:
-        relative = f"{v['ratio']:.2f}" if "ratio" in v else f"{v['ratio_to_all']:.2f} × all"
-        more = [f"{v['share']:.0%}", f"{v['peak_bytes']/2**30:.2f} GiB"] if "share" in v else []
-        return "| " + " | ".join([name, f"{1/v['median']:.3g}", relative, *more]) + " |"
-    shares = any("share" in v for v in record["variants"].values())
-    head = ["variant", "images/s", "time relative to the base", *(["of the matrix rate", "peak memory"] if shares else [])]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|"*(len(head) - 1)]
-    lines += [row(k, v) for k, v in record["variants"].items()]
-    if shares:
-        rate, work = record["matrix_flops"]/1e9, record["flops_an_image"]/1e9
-        lines += ["", f"Matrix rate {rate:.0f} GFLOP/s on {record['device']} ({record['threads']} threads); "
-                      f"{work:.1f} GFLOP an image."]
+    "A row a variant: images a second, time relative to the base with its range, share of the matrix rate, peak memory."
+    rows = record["variants"]
+    more = dict(share="of the matrix rate", peak_bytes="peak memory")
+    head = ["variant", "images/s", "time relative to the base", *(v for k, v in more.items() if any(k in r for r in rows.values()))]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *(_row(k, v) for k, v in rows.items()))]
+    lines.insert(1, "|---|" + "--:|"*(len(head) - 1))
+    if "flops_an_image" in record:
+        rates: dict[str, list[float]] = {}
+        for v in rows.values(): rates.setdefault(v.get("dtype", "float32"), []).extend(v["matrix_flops"])
+        said = ", ".join(f"{statistics.median(r)/1e9:.0f} GFLOP/s in {t}" for t, r in rates.items())
+        lines += ["", f"Matrix rate {said} on {record['device']} ({record['threads']} threads); "
+                      f"{record['flops_an_image']/1e9:.1f} GFLOP an image."]
     return "\n".join(lines)

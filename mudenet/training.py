@@ -87,6 +87,5 @@ def train(
 ) -> MuDeNet:                           # In evaluation mode
     "Stage 2: S1, A and S2 learn together (equations 3 to 8)."
     model, losses, data = stage2(config, images, teacher, category, device)
-    fit(model, losses, data, config.train, folder,
-        dict(train_identity(config, teacher, category), compute=to_dict(config)["compute"]), config.compute)
+    fit(model, losses, data, config.train, folder, train_identity(config, teacher, category), config.compute)
     return model.eval()

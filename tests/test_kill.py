@@ -1,10 +1,12 @@
-"""`mudenet train`, killed with SIGKILL at random moments and started again until it ends, leaves the bytes of an undisturbed run.
+"""`mudenet train`, killed with SIGKILL from its first step to its last file, leaves the bytes of an undisturbed run.
 
     python tests/test_kill.py nbs/results/kill_test.json   # also writes the record that notebook 04a shows
 """
 import hashlib
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,19 +17,39 @@ import pytest
 from mudenet.core import new_record, read_meta, write_json
 from mudenet.synthetic import write_product_line
 
-STEPS = dict(distill=260, train=260)
-KILLS = 12  # in each stage
+STEPS = dict(distill=80, train=80)
+KILLS = 8  # in each stage, from its first step to its last
 TINY = ["--data.image_size=64", "--model.channels=8", "--model.width=8", "--backbone.name=resnet18", "--backbone.weights=random",
         "--distill.batch_size=4", "--train.batch_size=4", "--device=cpu", *(f"--{k}.steps={n}" for k, n in STEPS.items()),
         *(f"--{k}.save_minutes=0.0001" for k in STEPS)]  # after every step
+HAND_OVER = dict(distill=("before teacher.safetensors", "after teacher.safetensors"),
+                 train=("before calibration", "before detector.safetensors", "after detector.safetensors"))
+# A process that sends itself SIGKILL: nobody outside could hit a moment so well. Before and after a file: written beside its place,
+# and put into it. With a step, that of the state which is the file; with a delay, so many seconds later, wherever that is.
+CHILD = """
+import json, os, signal, sys, threading
+from mudenet import evaluation
+from mudenet.cli import main
+from mudenet.core import read_meta
+aim, replace, calibrate = json.loads(sys.argv.pop(1)), os.replace, evaluation.calibrate_on
+def end(): os.kill(os.getpid(), signal.SIGKILL)
+def at(moment, path=None):
+    if moment != aim.get("at") or "step" in aim and read_meta(path, "state")["step"] < aim["step"]: return
+    threading.Timer(aim["delay"], end).start() if "delay" in aim else end()
+def replacing(part, path):
+    name = os.path.basename(path)
+    at("before " + name, part); replace(part, path); at("after " + name, path)
+def calibrating(*args): at("before calibration"); return calibrate(*args)
+os.replace, evaluation.calibrate_on = replacing, calibrating
+sys.exit(main())
+"""
 
 
-def start(line, out):
-    """A training process."""
-    code = "import sys; from mudenet.cli import main; sys.exit(main())"
+def start(line, out, **aim):
+    """A training process, which kills itself where it is told to."""
+    command = [sys.executable, "-c", CHILD, json.dumps(aim), "train", "--root", line, "--out", out, *TINY]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, "train", "--root", line, "--out", out, *TINY], env=env,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
@@ -38,62 +60,35 @@ def finish(process):
 
 def run_folder(out):
     """The run's folder, once there is one."""
-    return next(out.glob("*/*/*-s0"), None)
+    return next(out.glob("*/*/*-s0"), out)
 
 
-def learning(out, stage, since):
-    """Whether a stage has written its state since a moment."""
+def killed(process, out, stage, aim):
+    """What a process that was to be killed left behind."""
+    err = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, f"{stage}, {aim}: missed. {err}"
     folder = run_folder(out)
-    state = folder and folder / f"{stage}.state.safetensors"
-    try:
-        return bool(state) and state.stat().st_mtime > since
-    except FileNotFoundError:  # the stage has just ended
-        return False
+    state = folder / f"{stage}.state.safetensors"
+    writing = sorted(p.name.replace(str(process.pid), "PID") for p in folder.glob(f".*.{process.pid}.part"))
+    return dict(stage=stage, aim=aim, step=read_meta(state, "state")["step"] if state.exists() else 0, writing=writing)
 
 
-def await_save(process, out, stage):
-    """Wait until a process is writing its state."""
-    part = run_folder(out) / f".{stage}.state.safetensors.{process.pid}.part"
-    while process.poll() is None and not part.exists():
-        pass
-
-
-def kill(process, out, begin):
-    """SIGKILL, and what it hit."""
-    process.kill()
-    process.communicate()
-    folder = run_folder(out)
-    stage = "train" if folder and (folder / "teacher.safetensors").exists() else "distill"
-    state = folder / f"{stage}.state.safetensors" if folder else None
-    step = read_meta(state, "state")["step"] if state and state.exists() else 0
-    saving = bool(folder) and any(folder.glob(f".*.{process.pid}.part"))
-    return dict(stage=stage, step=step, saving=saving, seconds=round(time.time() - begin, 2))
-
-
-def disturbed_run(line, out, seed=0):
-    """Train to the end through many kills: most while a stage learns, some aimed at a save, some at any moment after the start."""
-    moment, kills = random.Random(seed), []
-    while True:
-        count = {k: sum(x["stage"] == k for x in kills) for k in STEPS}
-        folder = run_folder(out)
-        taught = folder is not None and (folder / "teacher.safetensors").exists()
-        stage = "train" if taught or count["distill"] >= KILLS else "distill"
-        begin, process = time.time(), start(line, out)
-        if count[stage] >= KILLS:
-            finish(process)
-            return kills
-        if len(kills) % 6 == 5:  # any moment: imports, reading images, between the stages
-            time.sleep(moment.uniform(0, 4))
-        else:
-            while process.poll() is None and not learning(out, stage, begin):
-                time.sleep(0.002)
-            time.sleep(moment.uniform(0, 0.6))
-            if len(kills) % 3 == 1:
-                await_save(process, out, stage)
-        if process.poll() is not None:
-            assert process.returncode == 0, process.communicate()[1]
-            return kills
-        kills.append(kill(process, out, begin))
+def disturbed_run(line, out):
+    """Train to the end through kills: while it begins, from each stage's first step to its last, and around its last files."""
+    kills = []
+    for stage, steps in STEPS.items():
+        process = start(line, out)
+        time.sleep(1.5)
+        process.kill()
+        kills.append(killed(process, out, stage, "beginning"))
+        for k in range(KILLS):
+            aim = dict(at=f"before {stage}.state.safetensors", step=1 + k * steps // KILLS)  # while saving
+            if k % 2 == 0:
+                aim = dict(aim, at=f"after {stage}.state.safetensors", delay=random.Random(k).uniform(0, 0.01))  # at any moment
+            kills.append(killed(start(line, out, **aim), out, stage, "saving" if k % 2 else "any moment"))
+        kills += [killed(start(line, out, at=point), out, stage, point) for point in HAND_OVER[stage]]
+    finish(start(line, out))
+    return kills
 
 
 def kill_test(top):
@@ -102,23 +97,33 @@ def kill_test(top):
     finish(start(line, top / "undisturbed"))
     kills = disturbed_run(line, top / "killed")
     folders = [run_folder(top / k) for k in ("killed", "undisturbed")]
-    names = sorted({p.name for f in folders for p in f.iterdir()} - {"config.yaml"})  # config.yaml names its own --out
-    digests = {n: [hashlib.sha256(content(f / n)).hexdigest() if (f / n).exists() else None for f in folders] for n in names}
+    # config.yaml names its own --out, and a state is no result
+    names = {p.name for f in folders for p in f.iterdir() if p.name != "config.yaml" and ".state." not in p.name}
+    digests = {n: [digest(f / n) for f in folders] for n in sorted(names)}
     return new_record("kill_test", options=TINY, steps=STEPS, kills=kills, digests=digests)
 
 
-def content(path: Path) -> bytes:
-    """The bytes of a file, of a log without its seconds."""
-    if path.suffix != ".csv":
-        return path.read_bytes()
-    return "\n".join(line.rsplit(",", 1)[0] for line in path.read_text(encoding="utf-8").splitlines()).encode()
+def digest(path: Path) -> str | None:
+    """SHA-256 of a file's bytes, of a log without its seconds."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    if path.suffix == ".csv":
+        content = b"\n".join(line.rsplit(b",", 1)[0] for line in content.splitlines())
+    return hashlib.sha256(content).hexdigest()
 
 
 def check(record):
-    """At least 20 kills, in both stages, some while saving, and not a bit of difference."""
-    for stage in STEPS:
-        assert sum(k["stage"] == stage for k in record["kills"]) >= 8, record["kills"]
-    assert len(record["kills"]) >= 20 and any(k["saving"] for k in record["kills"])
+    """At least 20 kills, from the first steps of each stage to its last and at every point, and not a bit of difference."""
+    kills = record["kills"]
+    assert len(kills) >= 20 and {k["aim"] for k in kills} == {"beginning", "any moment", "saving", *sum(HAND_OVER.values(), ())}
+    for stage, steps in record["steps"].items():
+        spread = [k for k in kills if k["stage"] == stage and k["aim"] in ("any moment", "saving")]
+        at = [0, *(k["step"] for k in spread), steps]
+        assert at == sorted(at) and max(b - a for a, b in zip(at, at[1:])) <= steps / 4, at
+        assert sum(f".{stage}.state.safetensors.PID.part" in k["writing"] for k in spread) >= KILLS // 2, spread
+    for name in ("teacher.safetensors", "detector.safetensors"):  # written, not yet in its place
+        assert any(k["writing"] == [f".{name}.PID.part"] for k in kills if k["aim"] == f"before {name}"), kills
     assert set(record["digests"]) == {"teacher.safetensors", "detector.safetensors", "distill.csv", "train.csv"}
     for name, (killed, undisturbed) in record["digests"].items():
         assert killed == undisturbed, name

@@ -2,6 +2,8 @@
 
     python tests/test_quality.py nbs/results/compute_quality.json   # also writes the record that notebook 07a shows
 """
+import copy
+import json
 import multiprocessing
 import os
 import sys
@@ -45,17 +47,40 @@ def quality_test(top, steps=900):
 
 
 def check(record):
-    """No variant's mean is further from the plain loop's than the seeds are from each other."""
+    """No variant's mean is further from the plain loop's than the plain loop's seeds are from each other, or than 0.01."""
     def values(variant, metric):
         return np.array([r["metrics"][metric] for r in record["runs"] if r["variant"] == variant])
 
     for metric in METRICS:
         plain = values("plain", metric)
         assert len(plain) == len(SEEDS) and plain.mean() > 0.6, (metric, plain)  # something was learnt at all
+        assert np.ptp(plain) < 0.05, (metric, plain)  # seeds further apart would excuse anything
         for variant in VARIANTS:
             other = values(variant, metric)
-            spread = max(np.ptp(plain), np.ptp(other), 0.01)
-            assert abs(other.mean() - plain.mean()) <= spread, (metric, variant, plain, other)
+            assert len(other) == len(SEEDS), (metric, variant, other)
+            assert abs(other.mean() - plain.mean()) <= max(np.ptp(plain), 0.01), (metric, variant, plain, other)
+
+
+@pytest.fixture
+def committed():
+    return json.loads((Path(__file__).parents[1] / "nbs/results/compute_quality.json").read_text(encoding="utf-8"))
+
+
+def test_the_committed_record(committed):
+    check(committed)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bad", [lambda v: 0.0, lambda v: v - 0.1, lambda v: float("nan")], ids=["zero", "worse", "nan"])
+def test_a_worse_variant_is_found(committed, variant, metric, bad):
+    """Two of three seeds are spoiled, so that the variant's own spread is wide."""
+    planted = copy.deepcopy(committed)
+    for run in planted["runs"]:
+        if run["variant"] == variant and run["seed"] != SEEDS[0]:
+            run["metrics"][metric] = bad(run["metrics"][metric])
+    with pytest.raises(AssertionError):
+        check(planted)
 
 
 @pytest.mark.slow

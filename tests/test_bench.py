@@ -1,5 +1,6 @@
 """`mudenet bench WHAT` measures at toy size, prints its table and writes a record that the notebooks can read."""
 import json
+from statistics import median
 
 import pytest
 
@@ -19,7 +20,10 @@ def test_bench(what, tmp_path, capsys):
     assert main(["bench", what, "--out", str(tmp_path), *TINY]) == 0
     record = json.loads((tmp_path / f"bench_{what}.json").read_text())
     assert record["kind"] == f"bench_{what}" and set(record["variants"]) == ROWS[what]
-    assert all(row["median"] > 0 for row in record["variants"].values())
+    for row in record["variants"].values():
+        assert row["median"] > 0 and row["peak_bytes"] > 50e6
+        again = [s / b for s, b in zip(row["seconds"], row["base_seconds"])]  # the ratio can be computed again
+        assert row.get("ratio", row.get("ratio_to_all")) == median(again) and ("share" in row) == (what != "data")
     assert speed_table(record) in capsys.readouterr().out
 
 

@@ -5,7 +5,9 @@
 # %% ../nbs/10_ablations.ipynb #10-ablations-02
 from __future__ import annotations
 
+import base64
 import hashlib
+import itertools
 import json
 import logging
 import sys
@@ -19,23 +21,24 @@ import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
-from .assumptions import find_register, read_register
-from .config import Config, differences, override, portable
-from .core import (ConfigError, WeightsError, atomic, did_you_mean, fingerprint, new_record, read_meta,
-                          rng, write_json)
+from .assumptions import find_register, nearest_id, read_register, read_value
+from .config import Config, differences, override, portable, to_dict
+from .core import (ConfigError, DataError, WeightsError, atomic, digest, fingerprint, new_record, read_meta,
+                          write_json)
 from .data import load_masks, normalize
-from .distillation import distillation_loss, make_target, teacher_identity
-from .evaluation import SHOWN, Case, Job, calibrate_on, ensure_detector, evaluate, images_of, measure, open_job
+from .distillation import distillation_loss, level_loss, make_target, stage1_augmentation, teacher_identity
+from .evaluation import SHOWN, Case, Job, calibrate_on, ensure_detector, evaluate, images_of, measure, open_job, stage1_items
 from .inference import Detector
 from .loop import total_steps
 from .metrics import VERSIONS, bootstrap_draws
 from .training import training_losses
 
 # %% auto #0
-__all__ = ['log', 'Variants', 'LONG', 'LOSSES', 'METRICS', 'Draws', 'ORACLE', 'variants', 'shared_teacher', 'Run', 'plan',
-           'plan_table', 'estimate', 'confirm', 'clock', 'validation_losses', 'raw_batches', 'at_setting', 'sweep',
-           'sweep_table', 'measure_runs', 'paired_interval', 'compare', 'ablate', 'record_path', 'ablation_table',
-           'losses_table', 'scope', 'findings', 'forest', 'loss_correlations', 'correlation_table']
+__all__ = ['log', 'Variants', 'LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'variants', 'settle', 'shared_teacher', 'Run',
+           'plan', 'plan_table', 'estimate', 'confirm', 'clock', 'validation_losses', 'raw_batches', 'at_setting',
+           'sweep', 'sweep_table', 'crossed', 'sweep_seeds', 'pack', 'unpack', 'measure_runs', 'paired_interval',
+           'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope',
+           'looked_at', 'findings', 'forest', 'loss_correlations', 'correlation_table']
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-653d62
 log = logging.getLogger("mudenet")
@@ -45,22 +48,65 @@ Variants = Mapping[str, Mapping[str, Any]]  # Name → fields to set; the first 
 
 def variants(
     assumption: str,                    # e.g. "A-012"
-    values: Sequence[Any]|None = None,  # In place of the entry's alternatives; a list each where it has several fields
+    values: Sequence[Any]|None = None,  # In place of the entry's alternatives: values, or texts such as "pool,bilinear"
     register: Path|None = None,         # Folder of the register; default: the checkout's
 ) -> dict[str, dict[str, Any]]:         # The choice on record first
     "What an assumption can be set to. Raises `ConfigError` for an entry that turns no field, or an impossible value."
     entries = {e.id: e for e in read_register(register or find_register())}
-    if assumption not in entries: raise ConfigError(f"no assumption {assumption!r}. {did_you_mean(assumption, entries)}")
+    if assumption not in entries: raise ConfigError(f"no assumption {assumption!r}. {nearest_id(assumption, entries)}")
     e = entries[assumption]
     if not e.settings(): raise ConfigError(f"{assumption} turns no configuration field: {e.reason}")
-    def name(fields: Mapping[str, Any]) -> str: return ", ".join(f"{k.split('.')[-1]}={_short(v)}" for k, v in fields.items())
-    others = e.alternatives if values is None else values
+    short = {k: k.split(".")[-1] for k in e.field}
+    if len(set(short.values())) < len(short): short = {k: k for k in e.field}
+    def name(fields: Mapping[str, Any]) -> str: return ", ".join(f"{short[k]}={_short(v)}" for k, v in fields.items())
+    others = e.alternatives if values is None else [read_value(v) if isinstance(v, str) else v for v in values]
     found = {name(f): dict(f) for f in (e.settings(), *(e.settings(v) for v in others))}
-    for fields in found.values() if values else (): override(Config(), fields)  # an impossible value is said now, not hours later
+    for fields in found.values() if values else (): override(Config(), fields)  # an impossible value is said before anything runs
     if len(found) < 2: raise ConfigError(f"{assumption}: nothing to compare {next(iter(found))} with; give other --values.")
     return found
 
 def _short(v: Any) -> str: return str(v).lower() if isinstance(v, bool) else f"{v:g}" if isinstance(v, (int, float)) else str(v)
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-5e7702
+def _apply(config: Config, fields: Mapping[str, Any], which: str) -> Config:
+    "The configuration with a variant's fields; `distill.folder` goes to the variant that reads it."
+    beside = {"distill.folder": None} if fields.get("distill.images", "folder") != "folder" else {}
+    try: return override(config, {**fields, **beside})
+    except ConfigError as problem: raise ConfigError(f"{which}: {problem}") from None
+
+def _ignored(a: Config, b: Config) -> str:
+    "Why b cannot come out differently from a: each field that differs and what takes it out of play; empty where it can."
+    (was, was1), (used, used1) = ((c.data.augmentation(c.category), stage1_augmentation(c)) for c in (a, b))
+    under = {f"{s}.epochs": f"{s}.steps={n}" for s in ("distill", "train") if (n := getattr(b, s).steps)}
+    for word in ("rotate", "jitter"):
+        if word in {*used, *used1}: continue
+        under |= {f"data.{f}": f"an augmentation without {word}" for f in to_dict(b)["data"] if f.startswith(word)}
+    if (was, was1) == (used, used1):
+        under |= dict.fromkeys(("data.augment_set", "distill.augment"), "an augmentation that stays the same")
+    differ = [d.split(":")[0] for d in differences(to_dict(a), to_dict(b))]
+    return "; ".join(f"{f} is ignored under {under[f]}" for f in differ) if set(differ) <= set(under) else ""
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-5e7703
+def settle(
+    config: Config,         # The run to vary
+    choices: Variants,      # The first one is the baseline
+    assumption: str = "",   # Named in errors
+) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → its configuration, the baseline first; variant left out → why
+    "Fit variants to a configuration. Raises `ConfigError` where it sets what they turn, refuses one, or leaves nothing to compare."
+    job = open_job(config)
+    given = replace(job.config, evaluation=replace(job.config.evaluation, pictures=0))
+    no_folder = [v for v, f in choices.items() if f.get("distill.images") == "folder" and given.distill.folder is None]
+    left = dict.fromkeys(no_folder, "needs images: --distill.images folder --distill.folder FOLDER")
+    made = {v: _apply(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left}
+    first, *others = made
+    own = ("distill.images", "distill.folder") if "distill.images" in choices[first] else ()
+    if diff := [d for d in differences(to_dict(given), to_dict(made[first])) if not d.startswith(own)]:
+        raise ConfigError(f"{assumption} is compared with {first}, and the configuration sets something else ({diff[0]}): "
+                          "leave that option out.")
+    left |= {v: why for v in others if (why := _ignored(made[first], made[v]))}
+    if len(left) + 1 == len(choices):
+        raise ConfigError(f"{assumption}: nothing to compare. {'; '.join(f'{v}: {why}' for v, why in left.items())}.")
+    return {v: c for v, c in made.items() if v not in left}, left
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-f24240
 def _stage1(config: Config) -> dict[str, Any]:
@@ -88,22 +134,28 @@ class Run:
     variant: str
     seed: int
     job: Job
+    baseline: Config       # The ablation's, with this seed; losses of all variants are taken by it
     distill: str = "new"   # Stage 1: new, shared (another run's teacher), done, given (--teacher)
     train: str = "new"     # Stage 2: new, shared (same detector as a run before), done
     measure: str = "new"   # Calibration and test images: new, shared, done
 
     @property
     def folder(self) -> Path:
-        "Where its record goes: below the run's folder, one for each setting of inference and evaluation."
+        "Where its record goes: below the run's folder, one for each baseline and setting of inference and evaluation."
         tree, (key, seed) = portable(self.job.config), self.job.folder.name.rsplit("-s", 1)
-        setting = hashlib.sha256(json.dumps([tree["inference"], tree["evaluation"]], sort_keys=True).encode()).hexdigest()[:8]
+        decides = [tree["inference"], tree["evaluation"], _judge(self.baseline)]
+        setting = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         return self.job.folder/"ablation"/f"{key}-{setting}-s{seed}"
+
+def _judge(baseline: Config) -> dict[str, Any]:
+    "The fields of the baseline that decide losses on nominal images, the target E among them."
+    return {k: portable(baseline)[k] for k in ("data", "backbone", "model", "distill", "train")}
 
 def _identity(run: Run, resamples: int) -> dict[str, Any]:
     "What must be the same for a measurement to be used again."
     job, files = run.job, run.job.category.files
-    return dict(config=portable(job.config), data=fingerprint(files, job.category.root), versions=VERSIONS, resamples=resamples,
-                detector=fingerprint([job.folder/"detector.safetensors"], job.folder))
+    return dict(config=portable(job.config), baseline=_judge(run.baseline), data=fingerprint(files, job.category.root),
+                versions=VERSIONS, resamples=resamples, detector=fingerprint([job.folder/"detector.safetensors"], job.folder))
 
 def _measured(run: Run, resamples: int) -> dict[str, Any]|None:
     "What `measure_runs` wrote, if it is of this configuration, these images, this detector and today's metrics."
@@ -124,23 +176,37 @@ def _plan_one(run: Run, before: Sequence[Run], resamples: int) -> Run:
     return replace(run, distill=distill, train=train,
                    measure="shared" if again else "done" if _measured(run, resamples) else "new")
 
+def _check_images(job: Job, which: str) -> None:
+    "Raise `DataError` where the images do not allow what the run needs, before anything is trained."
+    labels = [i.label for i in job.category.test]
+    bad, good = sum(labels), len(labels) - sum(labels)
+    if min(bad, good) < 2:
+        raise DataError(f"{job.category.root} has {bad} anomalous and {good} nominal test images; to compare detection, an "
+                        "ablation needs at least 2 of each (test/<defect>, test/good).")
+    try: stage1_items(job)
+    except DataError as problem: raise DataError(f"{which}: {problem}") from None
+
 def plan(
     config: Config,                   # The run to vary; no pictures are drawn
     chosen: Mapping[str, Variants],   # Assumption → its variants
     seeds: Sequence[int] = (0, 1, 2),
     resamples: int = 1000,            # Draws of the test images
 ) -> list[Run]:                       # In the order they are made: assumption, seed, variant
-    "What there is to do. Raises `ConfigError` where a given teacher leaves nothing to compare."
+    "What there is to do. Raises `ConfigError` or `DataError` where there is nothing to compare."
     runs: list[Run] = []
-    config = override(config, {"evaluation.pictures": 0})
     for assumption, choices in chosen.items():
-        made = [Run(assumption=assumption, variant=name, seed=s, job=open_job(override(config, {**fields, "seed": s})))
-                for s in seeds for name, fields in choices.items()]
-        if config.teacher and any(_stage1(r.job.config) != _stage1(made[0].job.config) for r in made if r.seed == made[0].seed):
+        configs, _ = settle(config, choices, assumption)
+        first = next(iter(configs.values()))
+        if config.teacher and any(_stage1(c) != _stage1(first) for c in configs.values()):
             raise ConfigError(f"{assumption} changes stage 1, and --teacher {config.teacher} takes its place; leave it out.")
-        for r in made: runs.append(_plan_one(r, runs, resamples))
+        for s, (name, c) in itertools.product(seeds, configs.items()):
+            job = open_job(replace(c, seed=s))
+            if s == seeds[0]: _check_images(job, f"{assumption}, {name}")
+            run = Run(assumption=assumption, variant=name, seed=s, job=job, baseline=replace(first, seed=s))
+            runs.append(_plan_one(run, runs, resamples))
     return runs
 
+# %% ../nbs/10_ablations.ipynb #10-ablations-1c7e04
 def plan_table(
     runs: Iterable[Run],  # Of `plan`
 ) -> str:                 # Markdown
@@ -183,7 +249,7 @@ def clock(
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds/60:.0f} min" if seconds < 7200 else f"{seconds/3600:.1f} h"
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-2a1e42
-LOSSES = dict(distillation="distillation", structural="L1", autoencoder="LA", logical="L2")
+LOSSES = dict(distillation="distillation", structural="L1", autoencoder="LA", logical="L2", negative="T below 0")
 
 @torch.inference_mode()
 def validation_losses(
@@ -191,7 +257,7 @@ def validation_losses(
     job: Job,                 # Its held-out nominal images
     baseline: Config,         # Whose target E the teacher is compared with, for every variant
 ) -> dict[str, float|None]:   # Names of `LOSSES`; None where the backbone's weights are not at hand
-    "Equations 16, 3, 5 and 7 on nominal images that no network has learned from; no label is needed."
+    "Equations 16, 3, 5 and 7, and the square of T's negative values, on nominal images that no network has learned from."
     images = images_of(job, "validation")
     dataset = baseline.backbone.zscore == "dataset"
     seen = images_of(job, "train") if dataset else images
@@ -201,6 +267,8 @@ def validation_losses(
     for batch in images.split(job.config.inference.batch_size):
         x = normalize(batch.to(detector.device))
         losses = dict(training_losses(detector.model, x, baseline.train))  # one reduction and one set of weights for all
+        below = [level_loss(m, m.clamp_min(0), baseline.train.loss_reduction) for m in detector.model.teacher(x)]
+        losses["negative"] = baseline.train.loss_weights[1]*torch.stack(below).mean()  # LA's floor with a last ReLU
         if target: losses["distillation"] = distillation_loss(detector.model.teacher, target(x), x, baseline.distill)
         for k, v in losses.items(): sums[k] = sums.get(k, 0.0) + float(v)*len(x)
     return {k: sums[k]/len(images) if k in sums else None for k in LOSSES}
@@ -230,6 +298,9 @@ def at_setting(
     return variant, [Case(item=i, score=float(s), map=m.numpy(), parts=p.numpy()) for i, m, s, p in found]
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-09
+ORACLE = "Compared on test labels: an oracle study. It says what mattered on these images; it is no way to tune a detector."
+METRICS = ("image_auroc", "pixel_auroc", "au_pro")
+
 def sweep(
     detector: Detector,   # Trained
     job: Job,             # Its category
@@ -245,29 +316,61 @@ def sweep(
     return out
 
 def sweep_table(
-    results: Mapping[str, Mapping[str, Any]],                         # Of `sweep`
-    names: Sequence[str] = ("image_auroc", "pixel_auroc", "au_pro"),  # Columns
-) -> str:                                                             # Markdown
+    results: Mapping[str, Mapping[str, Any]],   # Of `sweep`
+    names: Sequence[str] = METRICS,             # Columns
+) -> str:                                       # Markdown
     "A row for each setting."
     lines = ["| setting | " + " | ".join(SHOWN[n] for n in names) + " |", "|---|" + "--:|"*len(names)]
     return "\n".join(lines + [f"| {k} | " + " | ".join(f"{r['all']['metrics'][n]['value']:.4f}" for n in names) + " |"
                              for k, r in results.items()])
 
+# %% ../nbs/10_ablations.ipynb #10-ablations-c0551d
+def crossed(
+    *several: Variants,  # Variants of different fields
+) -> dict[str, dict[str, Any]]:
+    "Every combination of one variant each; of the baselines first."
+    found = [dict(c) for c in itertools.product(*(v.items() for v in several))]
+    return {", ".join(c): {k: v for fields in c.values() for k, v in fields.items()} for c in found}
+
+def sweep_seeds(
+    config: Config,                    # The run to vary
+    choices: Variants,                 # Fields of `inference` only
+    seeds: Sequence[int] = (0, 1, 2),
+) -> dict[str, Any]:                   # A record of kind "sweep"
+    "Sweep the detector of every seed; what is trained already is read."
+    jobs = [open_job(replace(config, seed=s)) for s in seeds]
+    swept = [sweep(ensure_detector(j), j, choices) for j in jobs]
+    job, names = jobs[0], [m for m in METRICS if m in swept[0][next(iter(choices))]["all"]["metrics"]]
+    values = {v: {m: [r[v]["all"]["metrics"][m]["value"] for r in swept] for m in names} for v in choices}
+    return new_record("sweep", dataset=job.config.dataset, category=job.category.name, config=portable(job.config),
+                      data=fingerprint(job.category.files, job.category.root), variants={k: dict(v) for k, v in choices.items()},
+                      seeds=list(seeds), versions=VERSIONS, note=ORACLE, values=values)
+
 # %% ../nbs/10_ablations.ipynb #10-ablations-5c0bad
-METRICS = ("image_auroc", "pixel_auroc", "au_pro")
+def pack(
+    values: Any,   # In [0, 1]; NaN where undefined
+) -> str:          # Base64 of 16 bits each
+    "Draws of a metric as text, to 1/65534."
+    v = np.asarray(values, float)
+    return base64.b64encode(np.where(np.isfinite(v), np.rint(np.nan_to_num(v)*65534), 65535).astype("<u2").tobytes()).decode()
 
-def _drawn_metrics(cases: Sequence[Case], job: Job, resamples: int) -> dict[str, list[float|None]]:
-    "Every metric on the same draws of the test images; the first value is the exact one on all of them."
-    e, labels = job.config.evaluation, [c.item.label for c in cases]
-    sets: dict[str, tuple[Any, Any]] = {}
-    if 0 < sum(labels) < len(labels): sets["image_auroc"] = [c.score for c in cases], labels
-    if job.category.has_masks:
-        masks = load_masks([c.item for c in cases], None if e.resolution == "image" else job.config.data.image_size)
-        maps = [c.map_at(m.shape) for c, m in zip(cases, masks)]
-        if any(m.any() for m in masks): sets |= {k: (maps, masks) for k in METRICS[1:]}
-    drawn = {k: bootstrap_draws(k, *s, limit=e.pro_limit, resamples=resamples) for k, s in sets.items()}
-    return {k: [float(x) if np.isfinite(x) else None for x in v] for k, v in drawn.items()}
+def unpack(
+    text: str,        # Of `pack`
+) -> np.ndarray:
+    "The values of a packed text."
+    v = np.frombuffer(base64.b64decode(text), "<u2").astype(float)
+    return np.where(v == 65535, np.nan, v/65534)
 
+def _pixel_draws(cases: Sequence[Case], job: Job, resamples: int) -> dict[str, str]:
+    "The pixel metrics on the same draws of the test images, packed; empty without masks."
+    if not job.category.has_masks: return {}
+    e = job.config.evaluation
+    masks = load_masks([c.item for c in cases], None if e.resolution == "image" else job.config.data.image_size)
+    maps = [c.map_at(m.shape) for c, m in zip(cases, masks)]
+    if not any(m.any() for m in masks): return {}
+    return {k: pack(bootstrap_draws(k, maps, masks, limit=e.pro_limit, resamples=resamples)[1:]) for k in METRICS[1:]}
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-76f0a1
 def _trained(run: Run) -> Detector:
     "The run's detector; its teacher is another run's where stage 1 would only make it again."
     job = run.job
@@ -276,11 +379,15 @@ def _trained(run: Run) -> Detector:
         with atomic(own) as part: part.write_bytes(other.read_bytes())
     return ensure_detector(job)
 
+def _said(detector: Detector, cases: Sequence[Case]) -> str:
+    "Everything that a detector says about the test images, as a digest."
+    return digest(dict(maps=torch.from_numpy(np.stack([c.map for c in cases])), threshold=detector.threshold,
+                       scores=torch.tensor([c.score for c in cases], dtype=torch.float64)))
+
 def measure_runs(
     runs: Sequence[Run],      # Runs that share a detector
-    baseline: Config,         # Of the ablation, for the distillation loss
     resamples: int = 1000,    # Draws of the test images
-) -> list[dict[str, Any]]:    # losses and draws of each
+) -> list[dict[str, Any]]:    # losses, teacher, said and draws of each
     "Train what is missing and measure what is missing; what is there is read."
     raw: list[torch.Tensor] = []
     out = []
@@ -288,29 +395,28 @@ def measure_runs(
         if not (found := _measured(run, resamples)):
             log.info("%s: %s, seed %d", run.assumption, run.variant, run.seed)
             detector = _trained(run)
-            if not raw: raw, losses = raw_batches(detector, run.job), validation_losses(detector, run.job, baseline)
+            if not raw: raw, losses = raw_batches(detector, run.job), validation_losses(detector, run.job, run.baseline)
             variant, cases = at_setting(detector, run.job, raw)
             evaluate(variant, replace(run.job, folder=run.folder), f"ablation {run.assumption}: {run.variant}", cases)
-            found = dict(identity=_identity(run, resamples), losses=losses, draws=_drawn_metrics(cases, run.job, resamples))
+            found = dict(identity=_identity(run, resamples), losses=losses, teacher=digest(detector.model.teacher.state_dict()),
+                         said=_said(variant, cases), draws=_pixel_draws(cases, run.job, resamples))
             write_json(run.folder/"measured.json", found)
         out.append(found)
     return out
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-2cbd6e
 def paired_interval(
-    deltas: np.ndarray,     # Δ, (S, B): seeds × draws of the images; NaN where undefined
+    deltas: np.ndarray,     # Δ, (S, 1 + B): seeds × (all images, then B draws of them); NaN where undefined
     level: float = 0.95,    # Of the interval, in (0, 1)
 ) -> tuple[float, float]:   # Its ends
-    "Percentile interval of the mean difference over draws of seeds and of images, crossed."
-    S, B = deltas.shape
-    mean = deltas.mean(0)
-    stretched = mean + (deltas - mean) * (np.sqrt(S/(S - 1)) if S > 1 else 1.0)
-    seeds = rng(0, "ablation", "seeds").integers(0, S, (B, S))
-    drawn = stretched[seeds, np.arange(B)[:, None]].mean(1)
-    low, high = np.nanquantile(drawn, [(1 - level)/2, (1 + level)/2])
-    return float(low), float(high)
+    "Interval of the mean difference: Student's over seeds and the percentiles over draws of images, added in squares."
+    S, seeds, draws = len(deltas), deltas[:, 0], deltas[:, 1:].mean(0)
+    a, b = np.nanquantile(draws, [(1 - level)/2, (1 + level)/2])
+    h = stats.t.ppf((1 + level)/2, S - 1)*seeds.std(ddof=1)/np.sqrt(S) if S > 1 else 0.0
+    mean = seeds.mean()
+    return float(mean - np.hypot(h, max(mean - a, 0))), float(mean + np.hypot(h, max(b - mean, 0)))
 
-Draws = Mapping[tuple[str, int], Mapping[str, Sequence[float|None]]]  # (variant, seed) → metric → values, the exact one first
+Draws = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # (variant, seed) → metric → (1 + B,), the exact value first
 
 def compare(
     draws: Draws,
@@ -321,72 +427,118 @@ def compare(
     out: dict[str, dict[str, Any]] = {v: {} for v in names[1:]}
     for v in names[1:]:
         for m in (m for m in METRICS if all(m in draws[names[0], s] for s in seeds)):
-            d = np.array([np.array(draws[v, s][m], float) - np.array(draws[names[0], s][m], float) for s in seeds])
-            low, high = paired_interval(d[:, 1:])
+            d = np.array([draws[v, s][m] - draws[names[0], s][m] for s in seeds])
+            low, high = paired_interval(d)
             out[v][m] = dict(mean=float(d[:, 0].mean()), low=low, high=high, seeds=d[:, 0].tolist())
     return out
 
-# %% ../nbs/10_ablations.ipynb #10-ablations-16
-ORACLE = "Compared on test labels: an oracle study. It says what mattered on these images; it is no way to tune a detector."
+# %% ../nbs/10_ablations.ipynb #10-ablations-0d7a2e
+def draws_of(
+    record: Mapping[str, Any],   # Of `ablate`
+) -> Draws:
+    "The draws behind a record's intervals: image AUROC from the scores, pixel metrics as they were packed."
+    labels = list(record["images"].values())
+    def of(r: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        pixels = {k: np.r_[r["metrics"][k], unpack(v)] for k, v in r["draws"].items()}
+        return {"image_auroc": bootstrap_draws("image_auroc", r["scores"], labels, resamples=record["resamples"]), **pixels}
+    return {(r["variant"], r["seed"]): of(r) for r in record["runs"]}
 
-def _result(run: Run, out: Path, losses: Mapping[str, Any]) -> dict[str, Any]:
+# %% ../nbs/10_ablations.ipynb #10-ablations-16
+def _result(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     "One run as the ablation's record keeps it."
-    path = run.folder/"record.json"
-    r = json.loads(path.read_text(encoding="utf-8"))["results"]
+    record = json.loads((run.folder/"record.json").read_text(encoding="utf-8"))
+    r = record["results"]
     values = lambda part, names: {k: v["value"] for k, v in part["metrics"].items() if k in names}
-    return dict(variant=run.variant, seed=run.seed, run=run.job.folder.name, record=path.relative_to(out).as_posix(),
-                metrics=values(r["all"], VERSIONS), kinds={k: values(p, METRICS) for k, p in r["kinds"].items()},
-                images=r["all"]["images"], losses=dict(losses))
+    spro = {"au_spro": r["au_spro"]["values"]} if "au_spro" in r else {}
+    return dict(variant=run.variant, seed=run.seed, run=run.job.folder.name, detector=record["detector"], teacher=found["teacher"],
+                metrics=values(r["all"], VERSIONS), kinds={k: values(p, METRICS) for k, p in r["kinds"].items()}, **spro,
+                losses=found["losses"], scores=[i["score"] for i in record["scores"]], draws=found["draws"])
 
 def ablate(
     config: Config,                   # The run to vary
     choices: Variants,                # The first one is what the others are compared with
     seeds: Sequence[int] = (0, 1, 2),
-    assumption: str = "",             # e.g. "A-012"
+    assumption: str = "variants",     # e.g. "A-012"
     resamples: int = 1000,            # Draws of the test images
-) -> dict[str, Any]:                  # A record of kind "ablation"
-    "Run every variant with every seed, and compare. What is finished is not made again."
-    runs, names = plan(config, {assumption: choices}, seeds, resamples), list(choices)
+) -> dict[str, Any]:                  # A record of kind "ablation", as written to `record_path`
+    "Run every variant with every seed, compare, and write the record. What is finished is not made again."
+    path, (configs, left) = record_path(config, assumption, choices, seeds), settle(config, choices, assumption)
+    runs = plan(config, {assumption: choices}, seeds, resamples)
     groups: dict[Path, list[Run]] = {}
     for r in runs: groups.setdefault(r.job.folder, []).append(r)
-    base = {r.seed: r.job.config for r in runs if r.variant == names[0]}
-    found = {(r.variant, r.seed): m for g in groups.values() for r, m in zip(g, measure_runs(g, base[g[0].seed], resamples))}
-    category = runs[0].job.category
-    return new_record("ablation", assumption=assumption, dataset=runs[0].job.config.dataset, category=category.name,
-                      data=fingerprint(category.files, category.root), config=portable(runs[0].job.config),
-                      variants={k: dict(v) for k, v in choices.items()}, seeds=list(seeds), resamples=resamples,
-                      versions=VERSIONS, note=ORACLE,
-                      differences=compare({k: m["draws"] for k, m in found.items()}, names, seeds),
-                      runs=[_result(r, config.out, found[r.variant, r.seed]["losses"]) for r in runs])
+    found = {(r.variant, r.seed): m for g in groups.values() for r, m in zip(g, measure_runs(g, resamples))}
+    first, *others = configs
+    said = {v: [(found[v, s]["said"], found[v, s]["draws"]) for s in seeds] for v in configs}
+    left |= {v: f"says the same as {first} to the last bit, with every seed; something else takes its field out of play"
+             for v in others if said[v] == said[first]}
+    job, names = runs[0].job, [v for v in configs if v not in left]
+    parts = dict(resamples=resamples,
+                 images={i.image.relative_to(job.category.root).as_posix(): i.label for i in job.category.test},
+                 runs=[_result(r, found[r.variant, r.seed]) for r in runs if r.variant in names])
+    record = new_record("ablation", assumption=assumption, dataset=job.config.dataset, category=job.category.name,
+                        data=fingerprint(job.category.files, job.category.root), config=portable(job.config),
+                        variants={k: dict(choices[k]) for k in names}, not_compared=left, seeds=list(seeds), versions=VERSIONS,
+                        note=ORACLE, differences=compare(draws_of(parts), names, seeds), **parts)
+    write_json(path, record)
+    return record
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0047cd
 def record_path(
-    config: Config,      # Of the ablation
-    assumption: str,     # e.g. "A-012"
-    choices: Variants,   # Its variants
-) -> Path:               # OUT/ablation-A-012-CATEGORY.json
-    "Where an ablation's record goes. Raises `ConfigError` where one of another configuration lies there."
-    c = open_job(override(config, {**next(iter(choices.values())), "evaluation.pictures": 0})).config
+    config: Config,              # Of the ablation
+    assumption: str,             # e.g. "A-012"
+    choices: Variants,           # Its variants
+    seeds: Sequence[int] = (),   # Its seeds
+) -> Path:                       # OUT/ablation-A-012-CATEGORY.json
+    "Where an ablation's record goes. Raises where one of another configuration, or one that holds more, lies there."
+    c = next(iter(settle(config, choices, assumption)[0].values()))
     path = config.out/f"ablation-{assumption}-{c.category}.json"
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))["config"]
-        if diff := differences({**there, "seed": c.seed}, portable(c)):
-            raise ConfigError(f"{path} belongs to another configuration: {'; '.join(diff)}. Choose another --out.")
+    if not path.exists(): return path
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        diff = differences({**there["config"], "seed": c.seed}, portable(c))
+        more = [v for v in there["variants"] if v not in choices]
+        more += [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} is no readable record; delete it, or choose another --out.") from None
+    if diff: raise ConfigError(f"{path} belongs to another configuration: {'; '.join(diff)}. Choose another --out.")
+    if more: raise ConfigError(f"{path} holds what this run would drop ({', '.join(more)}): include it, or choose another --out.")
     return path
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-17
+def _shown(record: Mapping[str, Any]) -> list[str]:
+    "The metrics that a record compares."
+    return [m for m in METRICS if m in record["runs"][0]["metrics"]]
+
+def _row(*cells: str) -> str: return f"| {' | '.join(cells)} |"
+
 def ablation_table(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> str:                        # Markdown
     "The baseline's means over seeds; for every other variant the mean difference and its interval."
-    first, *others = record["variants"]
-    names = list(next(iter(record["differences"].values())))
+    first, names = next(iter(record["variants"])), _shown(record)
     mean = lambda m: np.mean([r["metrics"][m] for r in record["runs"] if r["variant"] == first])
-    lines = [f"| {record['assumption']} | " + " | ".join(SHOWN[n] for n in names) + " |", "|---|" + "--:|"*len(names),
-             f"| {first} | " + " | ".join(f"{mean(n):.4f}" for n in names) + " |"]
     def cell(d: Mapping[str, Any]) -> str: return f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
-    return "\n".join(lines + [f"| {v} | " + " | ".join(cell(record["differences"][v][n]) for n in names) + " |" for v in others])
+    return "\n".join([_row(record["assumption"], *(SHOWN[n] for n in names)), "|---|" + "--:|"*len(names),
+                      _row(first, *(f"{mean(n):.4f}" for n in names)),
+                      *(_row(v, *(cell(d[n]) for n in names)) for v, d in record["differences"].items())])
 
+def kinds_table(
+    record: Mapping[str, Any],   # Of `ablate`
+) -> str:                        # Markdown
+    "Differences for each kind of defect, mean over seeds (least … greatest); AU-sPRO at 0.05 where LOCO's rule applies."
+    first, runs = next(iter(record["variants"])), {(r["variant"], r["seed"]): r for r in record["runs"]}
+    def value(run: Mapping[str, Any], kind: str, m: str) -> float|None:
+        return run.get("au_spro", {}).get(kind, {}).get("0.05") if m == "au_spro" else run["kinds"][kind].get(m)
+    def cell(v: str, kind: str, m: str) -> str:
+        pairs = [(value(runs[v, s], kind, m), value(runs[first, s], kind, m)) for s in record["seeds"]]
+        d = [a - b for a, b in pairs if a is not None and b is not None]
+        return f"{np.mean(d):+.4f} ({min(d):+.4f} … {max(d):+.4f})" if d else "–"
+    names = [*_shown(record), *(["au_spro"] if "au_spro" in record["runs"][0] else [])]
+    rows = [_row(v, k, *(cell(v, k, m) for m in names)) for v in record["differences"] for k in record["runs"][0]["kinds"]]
+    head = _row(record["assumption"], "kind of defect", *(SHOWN.get(n, "AU-sPRO") for n in names))
+    return "\n".join([head, "|---|---|" + "--:|"*len(names), *rows])
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-1f1cd0
 def losses_table(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> str:                        # Markdown
@@ -397,18 +549,18 @@ def losses_table(
     def cell(variant: str, name: str) -> str:
         v = [r["losses"][name] for r in record["runs"] if r["variant"] == variant and r["losses"][name] is not None]
         return f"{np.mean(v):.4g} ({min(v):.4g} … {max(v):.4g})" if v else "–"
-    lines = [f"| {record['assumption']} | " + " | ".join(LOSSES.values()) + " |", "|---|" + "--:|"*len(LOSSES)]
     name = first if len(rows) > 1 else "every variant: the same networks"
-    return "\n".join(lines + [f"| {name if v == first else v} | " + " | ".join(cell(v, n) for n in LOSSES) + " |" for v in rows])
+    return "\n".join([_row(record["assumption"], *LOSSES.values()), "|---|" + "--:|"*len(LOSSES),
+                      *(_row(name if v == first else v, *(cell(v, k) for k in LOSSES)) for v in rows)])
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-252f94
 def scope(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> str:                        # One sentence
     "What a record was measured on, and how far it reaches."
-    c, images, n = record["config"], record["runs"][0]["images"], len(record["seeds"])
+    c, labels, n = record["config"], list(record["images"].values()), len(record["seeds"])
     def length(stage: str) -> str: return f"{c[stage]['steps']} steps" if c[stage]["steps"] else f"{c[stage]['epochs']} epochs"
-    what = (f"One category ({record['category']}, {images['nominal']} nominal and {images['anomalous']} anomalous test images), "
+    what = (f"One category ({record['category']}, {labels.count(0)} nominal and {labels.count(1)} anomalous test images), "
             f"{n} seed{'s' if n > 1 else ''}, judged on test labels")
     return (f"{what}; {c['data']['image_size']} px, {c['model']['channels']} channels, trunk {c['model']['width']}, "
             f"{c['backbone']['name']} ({c['backbone']['weights']}), stage 1 {length('distill')}, stage 2 {length('train')}.")
@@ -421,19 +573,27 @@ def _finding(d: Mapping[str, Any], metric: str) -> str:
         return f"suggests a {way} {metric}" + ("" if len(signs) == 1 else ", though the seeds do not agree on the sign")
     return f"no difference of {metric} shown" if any(signs) or d["low"] < d["high"] else f"the same {metric}"
 
+def looked_at(
+    records: Iterable[Mapping[str, Any]],   # Of `ablate`
+) -> int:
+    "How many intervals they hold: what the chance of a false one depends on."
+    return sum(len(d) for r in records for d in r["differences"].values())
+
 def findings(
     record: Mapping[str, Any],   # Of `ablate`
+    looked: int|None = None,     # Intervals that are looked at in all; default: the record's
 ) -> str:                        # Markdown list
     "What the evidence supports, and no more than that."
-    first, *others = record["variants"]
-    n, looked = len(record["seeds"]), sum(len(d) for d in record["differences"].values())
+    first, n = next(iter(record["variants"])), len(record["seeds"])
+    looked = looked_at([record]) if looked is None else looked
     lines = []
-    for v in others:
-        said = [_finding(d, SHOWN[m]) for m, d in record["differences"][v].items()]
+    for v, found in record["differences"].items():
+        said = [_finding(d, SHOWN[m]) for m, d in found.items()]
         lines.append(f"- {v} instead of {first}: {'; '.join(said)}.")
-    few = ("With one seed nothing is known about other seeds. " if n == 1 else
-           f"With {n} seeds a 95 % interval covers less than 95 % where seeds differ much. " if n < 5 else "")
-    many = f"{looked} intervals were looked at: about one in 20 excludes 0 by chance. " if looked > 5 else ""
+    lines += [f"- {v}: not compared; {why}." for v, why in record["not_compared"].items()]
+    few = "With one seed nothing is known about other seeds: the intervals are over images alone. " if n == 1 else ""
+    many = (f"{looked} intervals were looked at: if nothing mattered, about {looked/20:.1f} of them would exclude 0 by chance. "
+            if looked > 1 else "")
     return "\n".join([*lines, f"- {scope(record)} {few}{many}{record['note']}"])
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-4c35bd
@@ -441,8 +601,7 @@ def forest(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> Figure:
     "A row for each alternative: mean difference to the baseline, its interval, and a dot for each seed."
-    first, *others = record["variants"]
-    names = list(next(iter(record["differences"].values())))
+    first, others, names = next(iter(record["variants"])), list(record["differences"]), _shown(record)
     fig = Figure(figsize=(2.6*len(names) + 1.6, 0.9 + 0.3*len(others)), layout="constrained", dpi=80)
     for ax, m in zip(np.atleast_1d(fig.subplots(1, len(names), sharey=True)), names):
         ax.axvline(0, color="0.6", lw=1)
@@ -451,7 +610,7 @@ def forest(
             ax.plot([d["low"], d["high"]], [y, y], color="C0", lw=2, solid_capstyle="butt")
             ax.plot(d["seeds"], [y]*len(d["seeds"]), "o", color="k", ms=3, alpha=.6)
             ax.plot(d["mean"], y, "D", color="C0", ms=6)
-        ax.set(xlabel=f"Δ {SHOWN[m]}", yticks=range(len(others)), yticklabels=others, ylim=(len(others) - .5, -.5))
+        ax.set(xlabel=f"Δ {SHOWN[m]}", yticks=range(len(others)), yticklabels=others, ylim=(max(1, len(others)) - .5, -.5))
         ax.locator_params(axis="x", nbins=5); ax.tick_params(labelsize=8)
         for side in ("top", "right", "left"): ax.spines[side].set_visible(False)
     fig.suptitle(f"{record['assumption']}, {record['category']}: against {first}", fontsize=9)
@@ -461,27 +620,30 @@ def forest(
 def loss_correlations(
     records: Iterable[Mapping[str, Any]],   # Of `ablate`, of one category and one configuration
     metric: str = "image_auroc",
-) -> dict[str, tuple[float, int]]:          # Name of `LOSSES` → Spearman's ρ, number of detectors; empty below 5 detectors
-    "Rank correlation over detectors between a validation loss and a test metric, both less their seed's mean."
-    runs = {r["run"]: r for record in records for r in reversed(record["runs"]) if metric in r["metrics"]}
-    out = {}
-    for name in LOSSES:
-        rows = np.array([(r["seed"], r["losses"][name], r["metrics"][metric]) for r in runs.values()
-                         if r["losses"][name] is not None], float)
-        if len(rows) < 5: continue
+) -> dict[str, tuple[float, int, int]]:     # Name of `LOSSES` → Spearman's ρ, configurations, seeds; empty below 3 configurations
+    "Rank correlation over detectors with the baseline's teacher between a loss and a test metric, both less their seed's mean."
+    runs: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        base = {r["seed"]: r for r in record["runs"] if r["variant"] == next(iter(record["variants"]))}
+        for r in record["runs"]:
+            if r["teacher"] == base[r["seed"]]["teacher"] and metric in r["metrics"]: runs.setdefault(r["run"], r)
+    seeds, nets = {r["seed"] for r in runs.values()}, {name.rsplit("-s", 1)[0] for name in runs}
+    out: dict[str, tuple[float, int, int]] = {}
+    for name in ("structural", "autoencoder", "logical") if len(nets) > 2 else ():
+        rows = np.array([(r["seed"], r["losses"][name], r["metrics"][metric]) for r in runs.values()], float)
         for s in np.unique(rows[:, 0]): rows[rows[:, 0] == s, 1:] -= rows[rows[:, 0] == s, 1:].mean(0)
         if np.ptp(rows[:, 1]) > 0 and np.ptp(rows[:, 2]) > 0:
-            out[name] = float(stats.spearmanr(rows[:, 1], rows[:, 2]).statistic), len(rows)
+            out[name] = float(stats.spearmanr(rows[:, 1], rows[:, 2]).statistic), len(nets), len(seeds)
     return out
 
 def correlation_table(
     records: Sequence[Mapping[str, Any]],   # Of one category and one configuration
 ) -> str:                                   # Markdown, or a sentence where there are too few
-    "Rank correlation of each loss with each metric."
-    found = {m: loss_correlations(records, m) for m in METRICS}
-    if not any(found.values()): return "Fewer than 5 detectors: too few to correlate losses with metrics."
-    n = max(n for rows in found.values() for _, n in rows.values())
-    def cell(m: str, name: str) -> str: return f"{found[m][name][0]:+.2f}" if name in found[m] else "–"
-    rows = [f"| {LOSSES[k]} | " + " | ".join(cell(m, k) for m in METRICS) + " |" for k in LOSSES]
-    head = f"| Spearman's ρ over {n} detectors | " + " | ".join(SHOWN[m] for m in METRICS) + " |"
-    return "\n".join([head, "|---|" + "--:|"*len(METRICS), *rows])
+    "Rank correlation of each loss with each metric, descriptive."
+    found = {m: rho for m in METRICS if (rho := loss_correlations(records, m))}
+    if not found: return "Fewer than 3 configurations share their teachers: too few to correlate losses with metrics."
+    first = next(iter(found.values()))
+    _, nets, seeds = next(iter(first.values()))
+    rows = [_row(LOSSES[k], *(f"{found[m][k][0]:+.2f}" if k in found[m] else "–" for m in found)) for k in first]
+    head = f"Spearman's ρ, {nets} configurations × {seeds} seeds"
+    return "\n".join([_row(head, *(SHOWN[m] for m in found)), "|---|" + "--:|"*len(found), *rows])

@@ -23,8 +23,9 @@ from .core import ConfigError, DataError, WeightsError, did_you_mean, write_text
 
 # %% auto #0
 __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
-           'register_table', 'write_table', 'overview', 'show', 'assumed', 'register_faults', 'validate',
-           'disagreements', 'refused_alternatives', 'citations', 'try_alternatives', 'check']
+           'register_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
+           'register_faults', 'validate', 'disagreements', 'refused_alternatives', 'citations', 'try_alternatives',
+           'check']
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
 def find_register(
@@ -250,6 +251,14 @@ def overview(
     return "\n".join(f"{e.id}  {e.status:9s}  {e.title}\n       {switch(e)}" for e in entries)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-54
+def nearest_id(
+    text: str,              # e.g. "A-2"
+    known: Iterable[str],   # Ids that exist
+) -> str:                   # e.g. "Did you mean 'A-002'?"
+    "What to say about an id that does not exist; its number counts more than its letters."
+    m = re.fullmatch(r"A?-?0*(\d{1,3})", text.strip().upper())
+    return did_you_mean(f"A-{int(m[1]):03d}" if m else text.strip().upper(), known)
+
 def show(
     id: str,                                     # Which entry, e.g. "A-014"
     entries: Iterable[Assumption]|None = None,   # The register; read if not given
@@ -257,7 +266,7 @@ def show(
     "One entry as a page. Raises `DataError` if it does not exist."
     known = {e.id: e for e in (read_register() if entries is None else entries)}
     e = known.get(id.strip().upper())
-    if e is None: raise DataError(f"{id!r} is no entry of the register. {did_you_mean(id.strip().upper(), known)}")
+    if e is None: raise DataError(f"{id!r} is no entry of the register. {nearest_id(id, known)}")
     switch = ", ".join(f"`{f}`" for f in e.field) or f"none. {e.reason}"
     facts = {"Status": e.status, "In the paper": e.paper, "Switch": switch, "Chosen": _say(e.chosen),
              "Could also be": "; ".join(map(_say, e.alternatives)), "Wrong if": e.detect,
@@ -266,11 +275,15 @@ def show(
     return f"# {e.id}: {e.title}\n\n" + "\n".join(lines) + f"\n\n{e.body}\n"
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-aaf82d
-def _value(text: str) -> Any:
-    "A value as `_say` writes it, read back."
+def read_value(
+    text: str,   # e.g. "max", "0.5", "pool,bilinear" or "[pool, bilinear]"
+) -> Any:        # A tuple where there are commas
+    "A value of the command line, as `overview` writes it, read back."
     def one(x: str) -> Any:
-        try: return float(x)
-        except ValueError: return yaml.safe_load(x) if x in ("true", "false") else x
+        for kind in (int, float):
+            try: return kind(x)
+            except ValueError: pass
+        return x == "true" if x in ("true", "false") else x
     parts = [one(x.strip()) for x in text.strip().strip("[]()").split(",")]
     return tuple(parts) if len(parts) > 1 else parts[0]
 
@@ -289,10 +302,10 @@ def assumed(
     for text in choices:
         name, equals, value = (x.strip() for x in text.partition("="))
         e = known.get(name.upper())
-        if e is None: raise ConfigError(f"--assume {text}: no entry {name!r}. {did_you_mean(name.upper(), known)}")
+        if e is None: raise ConfigError(f"--assume {text}: no entry {name!r}. {nearest_id(name, known)}")
         if not e.field: raise ConfigError(f"--assume {text}: {e.id} has no switch. {e.reason}")
         on_record = (e.chosen, *e.alternatives)
-        found = [v for v in on_record if equals and _same(_value(value), v)]
+        found = [v for v in on_record if equals and _same(read_value(value), v)]
         if not found:
             raise ConfigError(f"--assume {text}: {e.id} can be {', '.join(f'{e.id}={_say(v)}' for v in on_record)}. "
                               f"For another value set {' and '.join(e.field)}.")

@@ -27,7 +27,7 @@ from .core import (ConfigError, DataError, WeightsError, atomic, digest, fingerp
                           write_json)
 from .data import load_masks, normalize
 from .distillation import distillation_loss, level_loss, make_target, stage1_augmentation, teacher_identity
-from .evaluation import SHOWN, Case, Job, calibrate_on, ensure_detector, evaluate, images_of, measure, open_job, stage1_items
+from .evaluation import SHOWN, Case, Job, calibrate_on, ensure_detector, images_of, measure, open_job, stage1_items
 from .inference import Detector
 from .loop import total_steps
 from .metrics import VERSIONS, bootstrap_draws
@@ -140,12 +140,11 @@ class Run:
     measure: str = "new"   # Calibration and test images: new, shared, done
 
     @property
-    def folder(self) -> Path:
-        "Where its record goes: below the run's folder, one for each baseline and setting of inference and evaluation."
-        tree, (key, seed) = portable(self.job.config), self.job.folder.name.rsplit("-s", 1)
+    def path(self) -> Path:
+        "Where its measurement goes: below the run's folder, one for each baseline and setting of inference and evaluation."
+        tree = portable(self.job.config)
         decides = [tree["inference"], tree["evaluation"], _judge(self.baseline)]
-        setting = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
-        return self.job.folder/"ablation"/f"{key}-{setting}-s{seed}"
+        return self.job.folder/"ablation"/f"{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]}.json"
 
 def _judge(baseline: Config) -> dict[str, Any]:
     "The fields of the baseline that decide losses on nominal images, the target E among them."
@@ -159,9 +158,8 @@ def _identity(run: Run, resamples: int) -> dict[str, Any]:
 
 def _measured(run: Run, resamples: int) -> dict[str, Any]|None:
     "What `measure_runs` wrote, if it is of this configuration, these images, this detector and today's metrics."
-    files = run.folder/"measured.json", run.folder/"record.json", run.job.folder/"detector.safetensors"
-    if not all(f.is_file() for f in files): return None
-    found = json.loads(files[0].read_text(encoding="utf-8"))
+    if not (run.path.is_file() and (run.job.folder/"detector.safetensors").is_file()): return None
+    found = json.loads(run.path.read_text(encoding="utf-8"))
     return found if found["identity"] == _identity(run, resamples) else None
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-106147
@@ -172,7 +170,7 @@ def _plan_one(run: Run, before: Sequence[Run], resamples: int) -> Run:
     same = any(_stage1(r.job.config) == _stage1(job.config) for r in before)
     distill = ("given" if job.config.teacher else "done" if here or (job.folder/"teacher.safetensors").exists()
                else "shared" if same or shared_teacher(job) else "new")
-    again = any(r.folder == run.folder for r in before)
+    again = any(r.path == run.path for r in before)
     return replace(run, distill=distill, train=train,
                    measure="shared" if again else "done" if _measured(run, resamples) else "new")
 
@@ -387,7 +385,7 @@ def _said(detector: Detector, cases: Sequence[Case]) -> str:
 def measure_runs(
     runs: Sequence[Run],      # Runs that share a detector
     resamples: int = 1000,    # Draws of the test images
-) -> list[dict[str, Any]]:    # losses, teacher, said and draws of each
+) -> list[dict[str, Any]]:    # What was measured of each
     "Train what is missing and measure what is missing; what is there is read."
     raw: list[torch.Tensor] = []
     out = []
@@ -397,10 +395,11 @@ def measure_runs(
             detector = _trained(run)
             if not raw: raw, losses = raw_batches(detector, run.job), validation_losses(detector, run.job, run.baseline)
             variant, cases = at_setting(detector, run.job, raw)
-            evaluate(variant, replace(run.job, folder=run.folder), f"ablation {run.assumption}: {run.variant}", cases)
-            found = dict(identity=_identity(run, resamples), losses=losses, teacher=digest(detector.model.teacher.state_dict()),
-                         said=_said(variant, cases), draws=_pixel_draws(cases, run.job, resamples))
-            write_json(run.folder/"measured.json", found)
+            found = dict(identity=_identity(run, resamples), detector=digest(variant.state_dict()), losses=losses,
+                         teacher=digest(detector.model.teacher.state_dict()), said=_said(variant, cases),
+                         results=measure(cases, run.job.category, run.job.config), scores=[c.score for c in cases],
+                         draws=_pixel_draws(cases, run.job, resamples))
+            write_json(run.path, found)
         out.append(found)
     return out
 
@@ -446,13 +445,12 @@ def draws_of(
 # %% ../nbs/10_ablations.ipynb #10-ablations-16
 def _result(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     "One run as the ablation's record keeps it."
-    record = json.loads((run.folder/"record.json").read_text(encoding="utf-8"))
-    r = record["results"]
+    r = found["results"]
     values = lambda part, names: {k: v["value"] for k, v in part["metrics"].items() if k in names}
     spro = {"au_spro": r["au_spro"]["values"]} if "au_spro" in r else {}
-    return dict(variant=run.variant, seed=run.seed, run=run.job.folder.name, detector=record["detector"], teacher=found["teacher"],
+    return dict(variant=run.variant, seed=run.seed, run=run.job.folder.name, detector=found["detector"], teacher=found["teacher"],
                 metrics=values(r["all"], VERSIONS), kinds={k: values(p, METRICS) for k, p in r["kinds"].items()}, **spro,
-                losses=found["losses"], scores=[i["score"] for i in record["scores"]], draws=found["draws"])
+                losses=found["losses"], scores=found["scores"], draws=found["draws"])
 
 def ablate(
     config: Config,                   # The run to vary

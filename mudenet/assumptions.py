@@ -24,8 +24,8 @@ from .core import ConfigError, DataError, WeightsError, did_you_mean, write_text
 # %% auto #0
 __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
            'register_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
-           'register_faults', 'validate', 'disagreements', 'refused_alternatives', 'citations', 'try_alternatives',
-           'check']
+           'register_faults', 'validate', 'disagreements', 'refused_alternatives', 'citations', 'tried',
+           'try_alternatives', 'check']
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
 def find_register(
@@ -338,9 +338,18 @@ def _is_date(text: str) -> bool:
     try: return datetime.date.fromisoformat(text).isoformat() == text
     except ValueError: return False
 
+def _record_faults(e: Assumption, path: Path) -> Iterable[str]:
+    "What is wrong with a record that an entry cites."
+    try: r = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError): yield f"evidence: {path.name} is no readable record."; return
+    if isinstance(r, dict) and r.get("kind") == "ablation" and r.get("assumption") != e.id:
+        yield f"evidence: {path.name} is an ablation of {r.get('assumption')}."
+
 def _evidence_faults(e: Assumption, root: Path) -> Iterable[str]:
     "What is wrong with the evidence."
-    if e.status in ("resolved", "confirmed") and not e.evidence: yield f"evidence: an entry that is {e.status} needs some."
+    if e.status == "resolved" and not e.evidence: yield "evidence: an entry that is resolved needs some."
+    if e.status == "confirmed" and not any(line.startswith("nbs/results/") for line in e.evidence):
+        yield "evidence: an entry that is confirmed needs a record of our own below nbs/results."
     for line in e.evidence:
         m = _EVIDENCE.match(line)
         if not m:
@@ -348,9 +357,10 @@ def _evidence_faults(e: Assumption, root: Path) -> Iterable[str]:
                    "record or notebook below nbs/.")
         elif m["date"] and not _is_date(m["date"]): yield f"evidence: {m['date']} is no date."
         elif m["path"] and not (root/m["path"]).is_file(): yield f"evidence: there is no file {m['path']}."
+        elif m["path"] and m["path"].endswith(".json"): yield from _record_faults(e, root/m["path"])
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-28
-_ID = re.compile(r"\bA-\d{3}\b")
+_ID = re.compile(r"\bA-\d{3,}\b")
 
 def _text_faults(e: Assumption, ids: set[str]) -> Iterable[str]:
     "What is wrong with sections, history and mentions of other entries."
@@ -377,6 +387,14 @@ def _number_faults(e: Assumption, place: int) -> Iterable[str]:
     if not re.fullmatch(re.escape(e.id) + r"(-[a-z0-9]+)+\.md", e.path.name):
         yield f"id: the file of {e.id} must be named {e.id}-short-name.md, in lower case."
 
+def _shared_fields(entries: Sequence[Assumption]) -> Iterable[str]:
+    "Fields that more than one entry switches."
+    owner: dict[str, Assumption] = {}
+    for e in entries:
+        for f in e.field:
+            if f in owner: yield f"{e.path}: field: {f} is switched by {owner[f].id} already."
+            owner.setdefault(f, e)
+
 def register_faults(
     entries: Sequence[Assumption],  # What `read_register` gave
     root: str|Path|None = None,     # Where paths of evidence begin; the folder above the register if not given
@@ -384,8 +402,9 @@ def register_faults(
     "Every fault of the register, naming file and field."
     if not entries: return ["the register is empty."]
     base, ids = Path(root) if root is not None else entries[0].path.parent.parent, {e.id for e in entries}
-    return [f"{e.path}: {fault}" for i, e in enumerate(entries, 1)
-            for fault in (*_number_faults(e, i), *_field_faults(e), *_evidence_faults(e, base), *_text_faults(e, ids))]
+    return [*(f"{e.path}: {fault}" for i, e in enumerate(entries, 1)
+              for fault in (*_number_faults(e, i), *_field_faults(e), *_evidence_faults(e, base), *_text_faults(e, ids))),
+            *_shared_fields(entries)]
 
 def validate(
     entries: Sequence[Assumption],  # What `read_register` gave
@@ -501,6 +520,21 @@ def _named_weights(name: str) -> None:
         raise WeightsError(f"backbone.weights={name!r}: {backbone} has no weights of that name. {did_you_mean(name, known)}")
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f7
+def _stood_in(e: Assumption, value: Any) -> bool:
+    "Whether the trial puts the same in place of a value and of the choice: three steps for epochs, random weights for a name."
+    other = [f for f, v in e.settings(value).items() if not _same(v, e.settings()[f])]
+    return all(f.endswith(".epochs") or f == "backbone.weights" for f in other)
+
+def tried(
+    entries: Iterable[Assumption],  # The register, where `check` found no fault
+) -> str:
+    "One line about what `check` has shown, and what it has not."
+    entries = list(entries)
+    values = [(e, v) for e in entries for v in e.alternatives]
+    instead = sum(_stood_in(e, v) for e, v in values)
+    return (f"{len(entries)} entries are sound; {len(values)} alternatives run, {instead} of them by stand-ins that show no "
+            "difference (3 steps for epochs, random weights for a name)")
+
 def try_alternatives(
     entries: Iterable[Assumption],  # Those with a switch are tried
 ) -> list[str]:                     # Empty where every value runs, and each makes a difference
@@ -515,9 +549,7 @@ def try_alternatives(
                 except Exception as problem:  # whatever goes wrong is a fault of the entry
                     faults.append(f"{e.path}: alternatives: {_say(v)} does not run: {type(problem).__name__}: {problem}")
             for v in (v for v in e.alternatives if v in said and e.chosen in said):
-                other = [f for f, w in e.settings(v).items() if not _same(w, e.settings()[f])]
-                hidden = all(f.endswith(".epochs") or f == "backbone.weights" for f in other)
-                if said[v] == said[e.chosen] and not hidden:
+                if said[v] == said[e.chosen] and not _stood_in(e, v):
                     faults.append(f"{e.path}: alternatives: {_say(v)} runs, but nothing comes out differently.")
     return faults
 

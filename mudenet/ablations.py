@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
-from .assumptions import find_register, nearest_id, read_register, read_value
+from .assumptions import beside, find_register, nearest_id, read_register, read_value
 from .config import Config, differences, override, portable, to_dict
 from .core import (ConfigError, DataError, WeightsError, atomic, digest, fingerprint, new_record, read_meta,
                           write_json)
@@ -61,7 +61,8 @@ def variants(
     def name(fields: Mapping[str, Any]) -> str: return ", ".join(f"{short[k]}={_short(v)}" for k, v in fields.items())
     others = e.alternatives if values is None else [read_value(v) if isinstance(v, str) else v for v in values]
     found = {name(f): dict(f) for f in (e.settings(), *(e.settings(v) for v in others))}
-    for fields in found.values() if values else (): override(Config(), fields)  # an impossible value is said before anything runs
+    for f in found.values() if values else ():   # an impossible value is said before anything runs
+        override(Config(), {**f, **beside(f, Path("images"))})
     if len(found) < 2: raise ConfigError(f"{assumption}: nothing to compare {next(iter(found))} with; give other --values.")
     return found
 
@@ -205,11 +206,13 @@ def plan(
     return runs
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-1c7e04
+def _row(*cells: Any) -> str: return f"| {' | '.join(map(str, cells))} |"
+
 def plan_table(
     runs: Iterable[Run],  # Of `plan`
 ) -> str:                 # Markdown
     "A row for each run."
-    rows = [f"| {r.assumption} | {r.variant} | {r.seed} | {r.distill} | {r.train} | {r.measure} |" for r in runs]
+    rows = [_row(r.assumption, r.variant, r.seed, r.distill, r.train, r.measure) for r in runs]
     return "\n".join(["| | variant | seed | stage 1 | stage 2 | measuring |", "|---|---|--:|---|---|---|", *rows])
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-7f57b8
@@ -342,7 +345,7 @@ def sweep_seeds(
     values = {v: {m: [r[v]["all"]["metrics"][m]["value"] for r in swept] for m in names} for v in choices}
     return new_record("sweep", dataset=job.config.dataset, category=job.category.name, config=portable(job.config),
                       data=fingerprint(job.category.files, job.category.root), variants={k: dict(v) for k, v in choices.items()},
-                      seeds=list(seeds), versions=VERSIONS, note=ORACLE, values=values)
+                      seeds=list(seeds), versions=VERSIONS, threads=torch.get_num_threads(), note=ORACLE, values=values)
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-5c0bad
 def pack(
@@ -476,7 +479,7 @@ def ablate(
     record = new_record("ablation", assumption=assumption, dataset=job.config.dataset, category=job.category.name,
                         data=fingerprint(job.category.files, job.category.root), config=portable(job.config),
                         variants={k: dict(choices[k]) for k in names}, not_compared=left, seeds=list(seeds), versions=VERSIONS,
-                        note=ORACLE, differences=compare(draws_of(parts), names, seeds), **parts)
+                        threads=torch.get_num_threads(), note=ORACLE, differences=compare(draws_of(parts), names, seeds), **parts)
     write_json(path, record)
     return record
 
@@ -506,8 +509,6 @@ def record_path(
 def _shown(record: Mapping[str, Any]) -> list[str]:
     "The metrics that a record compares."
     return [m for m in METRICS if m in record["runs"][0]["metrics"]]
-
-def _row(*cells: str) -> str: return f"| {' | '.join(cells)} |"
 
 def ablation_table(
     record: Mapping[str, Any],   # Of `ablate`

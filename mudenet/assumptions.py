@@ -24,7 +24,7 @@ from .core import ConfigError, DataError, WeightsError, did_you_mean, write_text
 # %% auto #0
 __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
            'register_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
-           'register_faults', 'validate', 'disagreements', 'refused_alternatives', 'citations', 'tried',
+           'register_faults', 'validate', 'disagreements', 'beside', 'refused_alternatives', 'citations', 'tried',
            'try_alternatives', 'check']
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
@@ -428,7 +428,10 @@ def disagreements(
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-a7a98a
-def _beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def beside(
+    settings: Mapping[str, Any],   # Of one value of an entry
+    folder: Path,                  # With images
+) -> dict[str, Any]:               # Fields to add
     "Fields that a value cannot do without."
     return {"distill.folder": str(folder)} if settings.get("distill.images") == "folder" else {}
 
@@ -440,7 +443,7 @@ def refused_alternatives(
     out = []
     for e, v in ((x, v) for x in entries if x.field for v in x.alternatives):
         settings = e.settings(v)
-        try: override(Config(), {**settings, **_beside(settings, Path("images"))})
+        try: override(Config(), {**settings, **beside(settings, Path("images"))})
         except (ConfigError, DataError) as problem: out.append(f"{e.path}: alternatives: {_say(v)} cannot be built: {problem}")
     return out
 
@@ -478,8 +481,8 @@ class _Trial:
         "The tiny configuration with these settings, and with what they cannot do without."
         from mudenet.config import Config, override
         places = {"root": str(self.folder/"data"), "out": str(self.folder/"runs")}
-        beside = {**_beside(settings, self.folder/"data"/"two"/"test"), "backbone.weights": "random"}
-        return override(Config(), {**_TINY, **places, **settings, **beside})
+        needed = {**beside(settings, self.folder/"data"/"two"/"test"), "backbone.weights": "random"}
+        return override(Config(), {**_TINY, **places, **settings, **needed})
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         key = json.dumps(key, sort_keys=True, default=str)

@@ -36,9 +36,9 @@ from .training import training_losses
 # %% auto #0
 __all__ = ['log', 'Variants', 'LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'variants', 'settle', 'shared_teacher', 'Run',
            'plan', 'plan_table', 'estimate', 'confirm', 'clock', 'validation_losses', 'raw_batches', 'at_setting',
-           'sweep', 'sweep_table', 'crossed', 'sweep_seeds', 'pack', 'unpack', 'measure_runs', 'paired_interval',
-           'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope',
-           'looked_at', 'findings', 'forest', 'loss_correlations', 'correlation_table']
+           'sweep', 'sweep_table', 'crossed', 'pack', 'unpack', 'measure_runs', 'paired_interval', 'compare',
+           'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope', 'looked_at',
+           'findings', 'forest', 'loss_correlations', 'correlation_table']
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-653d62
 log = logging.getLogger("mudenet")
@@ -332,20 +332,6 @@ def crossed(
     "Every combination of one variant each; of the baselines first."
     found = [dict(c) for c in itertools.product(*(v.items() for v in several))]
     return {", ".join(c): {k: v for fields in c.values() for k, v in fields.items()} for c in found}
-
-def sweep_seeds(
-    config: Config,                    # The run to vary
-    choices: Variants,                 # Fields of `inference` only
-    seeds: Sequence[int] = (0, 1, 2),
-) -> dict[str, Any]:                   # A record of kind "sweep"
-    "Sweep the detector of every seed; what is trained already is read."
-    jobs = [open_job(replace(config, seed=s)) for s in seeds]
-    swept = [sweep(ensure_detector(j), j, choices) for j in jobs]
-    job, names = jobs[0], [m for m in METRICS if m in swept[0][next(iter(choices))]["all"]["metrics"]]
-    values = {v: {m: [r[v]["all"]["metrics"][m]["value"] for r in swept] for m in names} for v in choices}
-    return new_record("sweep", dataset=job.config.dataset, category=job.category.name, config=portable(job.config),
-                      data=fingerprint(job.category.files, job.category.root), variants={k: dict(v) for k, v in choices.items()},
-                      seeds=list(seeds), versions=VERSIONS, threads=torch.get_num_threads(), note=ORACLE, values=values)
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-5c0bad
 def pack(

@@ -10,7 +10,7 @@ import html
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -252,12 +252,13 @@ def overview(
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-54
 def nearest_id(
-    text: str,              # e.g. "A-2"
-    known: Iterable[str],   # Ids that exist
-) -> str:                   # e.g. "Did you mean 'A-002'?"
+    text: str,               # e.g. "A-2"
+    known: Collection[str],  # Ids that exist
+) -> str:                    # e.g. "Did you mean 'A-002'?"
     "What to say about an id that does not exist; its number counts more than its letters."
     m = re.fullmatch(r"A?-?0*(\d{1,3})", text.strip().upper())
-    return did_you_mean(f"A-{int(m[1]):03d}" if m else text.strip().upper(), known)
+    if m and (found := f"A-{int(m[1]):03d}") in known: return f"Did you mean {found!r}?"
+    return did_you_mean(text.strip().upper(), known)
 
 def show(
     id: str,                                     # Which entry, e.g. "A-014"

@@ -12,12 +12,12 @@ import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .config import Config, differences, override, portable, read_yaml
-from .core import (CheckpointError, ConfigError, DeviceError, MudenetError, atomic, did_you_mean, fingerprint,
-                          new_record, pick_device, read_meta, rng, write_json, write_text)
-from .data import list_categories
+from .config import Config, differences, load_config, override, portable, read_yaml, shipped
+from .core import (CheckpointError, ConfigError, DeviceError, MudenetError, did_you_mean, fingerprint,
+                          load_tensors, new_record, pick_device, read_meta, rng, save_tensors, write_json, write_text)
+from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, list_categories
 from .distillation import distill, load_teacher, teacher_identity
-from .evaluation import SHOWN, Job, ensure_detector, evaluate, open_job
+from .evaluation import SHOWN, Job, ensure_detector, evaluate, open_job, recognise_dataset, stage1_items
 from .inference import Detector, calibrate
 from .loop import total_steps
 from .metrics import VERSIONS, _memory
@@ -38,9 +38,9 @@ from .training import train
 
 # %% auto #0
 __all__ = ['log', 'PUBLISHED', 'Variants', 'Outcomes', 'METRICS', 'Published', 'choose_categories', 'Run', 'finished_record',
-           'plan_run', 'plan', 'plan_table', 'read_variants', 'measure_cost', 'expected', 'cost_text', 'take_teacher',
-           'execute', 'Pool', 'Here', 'Starts', 'OnRay', 'metric_values', 'category_rows', 'mean_rows',
-           'benchmark_table', 'benchmark_csv', 'benchmark']
+           'plan_run', 'plan', 'plan_table', 'read_variants', 'measure_cost', 'measure_all', 'expected', 'cost_text',
+           'take_teacher', 'execute', 'Pool', 'Here', 'Starts', 'share_out', 'OnRay', 'metric_values', 'category_rows',
+           'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark']
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-653d62
 log = logging.getLogger("mudenet")
@@ -59,11 +59,19 @@ PUBLISHED = (
               source="Campos-Romero et al., Information Fusion 132 (2026) 104214, mean of 3 runs"),)
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-8dc6b9
+def _unusable(root: Path, names: Sequence[str]) -> list[str]:
+    "Folders of a data set that look like a category but are none, e.g. without train/good."
+    below = [p.name for p in _subfolders(root)]
+    if not set(names) <= set(below): return []  # the root is a category itself
+    def looks(n: str) -> bool:
+        return n in (*MVTEC_AD, *MVTEC_LOCO, *VISA) or any((root/n/p).is_dir() for p in ("train", "test", "ground_truth"))
+    return [n for n in below if n not in names and looks(n)]
+
 def choose_categories(
     roots: Sequence[str|Path],    # Folders, or "synthetic"
     wanted: Sequence[str] = (),   # Names; none: all
 ) -> list[tuple[Path|None, str|None]]:  # Root and category; none and none for the product line
-    "The categories of a benchmark. Raises `DataError` for a folder, `ConfigError` for a name, that is none."
+    "The categories of a benchmark, those that cannot be indexed too. Raises `DataError` for a root, `ConfigError` for a name."
     found: list[tuple[Path|None, str|None]] = []
     known: set[str] = set()
     for root in roots:
@@ -71,7 +79,7 @@ def choose_categories(
         if str(root) == "synthetic": here["product_line"] = (None, None)
         else:
             names = list_categories(root)
-            here = {n: (Path(root), n) for n in names}
+            here = {n: (Path(root), n) for n in (*names, *_unusable(Path(root).expanduser(), names))}
             if len(names) == 1:
                 for w in wanted:
                     if names[0].endswith(("_" + w, "-" + w)): here[w] = (Path(root), w)
@@ -90,7 +98,8 @@ class Run:
     category: str
     variant: str = ""
     folder: Path = Path()                   # The run's
-    images: int = 0                         # To hold in memory
+    images: int = 0                         # That the detector looks at: to calibrate, to test
+    held: int = 0                           # Images in memory, at most
     steps: tuple[int, int] = (0, 0)         # Left in stage 1 and 2
     saved: bool = False                     # Whether an interrupted run goes on
     teacher: Path|None = None               # Folder of the run that distils the same T
@@ -102,38 +111,63 @@ class Run:
         "What a log calls it, e.g. mvtec_ad/cable seed 0."
         return " ".join([f"{self.dataset}/{self.category}", *[self.variant]*bool(self.variant), f"seed {self.config.seed}"])
 
+    @property
+    def setting(self) -> str:
+        "Data set and variant, which decide the configuration but for category and seed."
+        return f"{self.dataset} {self.variant}".strip()
+
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-be7d15
 def _deciding(tree: Mapping[str, Any]) -> dict[str, Any]:
     "A configuration's tree without what decides no number."
     kept = {k: {n: x for n, x in v.items() if n not in ("save_minutes", "pictures")} if isinstance(v, Mapping) else v
             for k, v in tree.items() if k != "compute"}
     return json.loads(json.dumps(kept))
 
+def _fits(record: Mapping[str, Any], job: Job) -> bool:
+    "Whether a record is of this configuration and of today's metrics."
+    if record["kind"] != "evaluation" or differences(_deciding(record["config"]), _deciding(portable(job.config))): return False
+    found = dict(record["results"]["all"]["metrics"])
+    if "au_spro" in record["results"]: found["au_spro"] = record["results"]["au_spro"]
+    return all(m["version"] == VERSIONS[k] for k, m in found.items())
+
 def finished_record(
     job: Job,           # Its folder may hold a record
 ) -> dict[str, Any]|None:
     "The record of a job, if it was made with this configuration, from these files, with these metrics."
-    try: record = json.loads((job.folder/"record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
-    if record.get("kind") != "evaluation" or differences(_deciding(record["config"]), _deciding(portable(job.config))): return None
-    if any(m["version"] != VERSIONS[k] for k, m in record["results"]["all"]["metrics"].items()): return None
-    return record if record["data"] == fingerprint(job.category.files, job.category.root) else None
+    path = job.folder/"record.json"
+    if not path.exists(): return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not _fits(record, job): return None
+        data = record["data"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        log.warning("%s is no record of a run (%s: %s): the run counts as not finished", path, type(e).__name__, e)
+        return None
+    return record if data == fingerprint(job.category.files, job.category.root) else None
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-7fd8e7
-def _steps_left(job: Job) -> tuple[tuple[int, int], bool]:
-    "Steps that are left in both stages, and whether a saved state is there."
+def _steps_left(job: Job, learned: int) -> tuple[tuple[int, int], bool]:
+    "Steps that are left in both stages, and whether a saved state is there; stage 1 learns on so many images."
     def saved(stage: str) -> int:
         try: return read_meta(job.folder/f"{stage}.state.safetensors", "state")["step"]
         except CheckpointError: return 0
     if (job.folder/"detector.safetensors").exists(): return (0, 0), True
-    c, n = job.config, len(job.category.train)
+    c = job.config
     taught = c.teacher or (job.folder/"teacher.safetensors").exists()
-    left = 0 if taught else total_steps(n, c.distill) - saved("distill"), total_steps(n, c.train) - saved("train")
-    return left, bool(taught or saved("distill") or saved("train"))
+    distil = 0 if taught else total_steps(learned, c.distill) - saved("distill")
+    train = total_steps(len(job.category.train), c.train) - saved("train")
+    return (distil, train), bool(taught or saved("distill") or saved("train"))
+
+def _own_teacher(config: Config) -> bool:
+    "Whether T depends on the category, and not only on what is common to a data set or a folder."
+    return config.distill.images == "category" or config.distill.batchnorm == "category"
 
 def _teaching(run: Run) -> str:
     "Everything that decides a run's teacher: two runs with the same answer can share one."
     c = run.config
-    return json.dumps([run.dataset, str(c.root), run.category, str(c.distill.folder), teacher_identity(c)], sort_keys=True)
+    images = [str(c.distill.folder)] if c.distill.folder else [run.dataset, str(c.root)]
+    own = [run.dataset, str(c.root), run.category] if _own_teacher(c) else []
+    return json.dumps([images, own, teacher_identity(c)], sort_keys=True)
 
 def plan_run(
     config: Config,      # One category, one seed
@@ -143,12 +177,15 @@ def plan_run(
     name = config.category or (config.root.name if config.root else config.dataset)
     run = Run(config=config, dataset=config.dataset, category=name, variant=variant)
     try:
+        if config.dataset == "auto": run = replace(run, dataset=recognise_dataset(config.root, config.category))
         job = open_job(config)
         run = replace(run, config=job.config, dataset=job.config.dataset, category=job.category.name, folder=job.folder)
-        c = job.category
         if record := finished_record(job): return replace(run, record=record)
-        steps, saved = _steps_left(job)
-        return replace(run, images=len(c.train) + len(c.validation) + len(c.test), steps=steps, saved=saved)
+        c, learned = job.category, 0 if config.teacher else len(stage1_items(job)[0])
+        steps, saved = _steps_left(job, learned)
+        looked, own = len(c.validation) + len(c.test), len(c.train) + len(c.validation) + len(c.test)
+        if config.inference.statistics_images == "train": looked = own
+        return replace(run, images=looked, held=own + learned*(config.distill.images != "category"), steps=steps, saved=saved)
     except (MudenetError, OSError) as e: return replace(run, error=f"{type(e).__name__}: {e}")
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-4dfc80
@@ -159,7 +196,8 @@ def plan(
     seeds: int = 3,                  # How many
     variants: Variants|None = None,  # Names and the fields they set; none: the configuration as it is
 ) -> list[Run]:
-    "All runs, with what is left to do of each. Raises `ConfigError` for variants that are none."
+    "All runs, with what is left to do of each. Raises `ConfigError` for variants that are none, or no seed."
+    if seeds < 1: raise ConfigError(f"--seeds {seeds}: a benchmark needs one seed at least.")
     runs = [plan_run(override(c, {**fields, "seed": c.seed + k}), name)
             for c in configs for name, fields in (variants or {"": {}}).items() for k in range(seeds)]
     taken: dict[Path, Run] = {}
@@ -249,33 +287,67 @@ def _epoch_seconds(log_file: Path) -> float:
     rows = list(csv.DictReader(io.StringIO(log_file.read_text(encoding="utf-8"))))
     return float(np.median([float(r["seconds"]) for r in rows[1:]]))
 
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d90b5e
+def _pace(config: Config) -> str:
+    "What decides how long a step takes: a configuration without what only says which images, how augmented, how judged."
+    tree = {k: v for k, v in _deciding(portable(config)).items() if k not in ("dataset", "category", "seed", "evaluation")}
+    return json.dumps([{**tree, "data": config.data.image_size}, str(config.teacher), config.backbone.weights], sort_keys=True)
+
+def measure_all(
+    runs: Sequence[Run],  # What is to be run
+    measure: Callable[[Config], dict[str, Any]] = measure_cost,
+) -> dict[str, dict[str, Any]]:  # `setting` of a run → of `measure_cost`
+    "Measure each distinct configuration once. One that breaks has no entry; its runs will say why. Raises `MudenetError`."
+    paces: dict[str, dict[str, Any]|None] = {}
+    costs: dict[str, dict[str, Any]|None] = {}
+    for r in runs:
+        if r.setting in costs: continue
+        if (pace := _pace(r.config)) not in paces:
+            try: paces[pace] = measure(r.config)
+            except MudenetError: raise  # weights or a device that cannot be had
+            except Exception as e:
+                log.warning("%s could not be measured (%s: %s); it is tried all the same", r.setting, type(e).__name__, e)
+                paces[pace] = None
+        costs[r.setting] = paces[pace]
+    return {k: c for k, c in costs.items() if c}
+
 def expected(
-    runs: Sequence[Run],                 # Of `plan`
-    costs: Mapping[str, Mapping[str, Any]],  # Variant → of `measure_cost`
-    slots: int = 1,                      # Runs at a time
+    runs: Sequence[Run],                     # Of `plan`
+    costs: Mapping[str, Mapping[str, Any]],  # Of `measure_all`
+    slots: int = 1,                          # Runs at a time
 ) -> dict[str, Any]:
     "Seconds that are left, all in all, and MiB a run: without reading the images and computing the metrics."
     todo = [r for r in runs if not r.record and not r.error]
+    known = [r for r in todo if r.setting in costs]
     def seconds(r: Run) -> float:
-        c = costs[r.variant]
+        c = costs[r.setting]
         return r.steps[0]*c["distill"] + r.steps[1]*c["train"] + r.images*c["image"] + c["setup"]
-    held = max((r.images*3*r.config.data.image_size**2 for r in todo), default=0) / 2**20
-    def most(k: str) -> float|None: return max((c[k] + held for c in costs.values() if c[k] is not None), default=None)
-    return dict(runs=len(todo), slots=slots, seconds=sum(map(seconds, todo))/slots, ram=most("ram"), gpu=most("gpu"))
+    def held(r: Run) -> float: return r.held*3*r.config.data.image_size**2 / 2**20
+    def most(k: str) -> float|None:
+        return max((costs[r.setting][k] + held(r) for r in known if costs[r.setting][k] is not None), default=None)
+    each = [seconds(r) for r in known]
+    return dict(runs=len(todo), unknown=len(todo) - len(known), slots=slots, seconds=max([sum(each)/slots, *each]),
+                ram=most("ram"), gpu=most("gpu"))
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-f0ecc2
 def cost_text(
-    costs: Mapping[str, Mapping[str, Any]],  # Variant → of `measure_cost`
+    costs: Mapping[str, Mapping[str, Any]],  # Of `measure_all`
     total: Mapping[str, Any],                # Of `expected`
 ) -> str:
     "What is to be expected, in words."
-    lines = [f"{f'{v}: ' if v else ''}a step takes {c['distill']:.3g} s (stage 1) and {c['train']:.3g} s (stage 2), "
-             f"an image {c['image']:.3g} s, on {c['device']}" for v, c in costs.items()]
+    alike: dict[str, list[str]] = {}
+    for setting, c in costs.items(): alike.setdefault(json.dumps(c), []).append(setting)
+    def line(c: Mapping[str, Any], names: Sequence[str]) -> str:
+        named = ", ".join(names) + ": " if len(alike) > 1 else ""
+        return (f"{named}a step takes {c['distill']:.3g} s (stage 1) and {c['train']:.3g} s (stage 2), "
+                f"an image {c['image']:.3g} s, on {c['device']}")
+    lines = [line(json.loads(k), names) for k, names in alike.items()]
     memory = ", ".join(f"{total[k]:.0f} MiB {text}" for k, text in (("ram", "of memory"), ("gpu", "on the device")) if total[k])
     at_a_time = f"{total['slots']} at a time" if total["slots"] > 1 else "one after another"
+    left_out = f", {total['unknown']} runs that could not be measured" if total["unknown"] else ""
     needs = f"; a run needs about {memory}" if memory else ""
     return "\n".join([*lines, f"{total['runs']} runs, {at_a_time}: about {_duration(total['seconds'])}, "
-                              f"reading images and metrics not counted{needs}"])
+                              f"not counting: reading images, metrics{left_out}{needs}"])
 
 def _duration(seconds: float) -> str:
     if seconds < 90: return f"{seconds:.0f} s"
@@ -284,13 +356,16 @@ def _duration(seconds: float) -> str:
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-494466
 def take_teacher(
     run: Run,  # One that shares its teacher
+    job: Job,  # The same, opened
 ) -> None:
-    "Copy the teacher of a sibling into the run's folder, where there is one and none here."
-    if run.teacher is None or (target := run.folder/"teacher.safetensors").exists(): return
-    try: made = read_meta(source := run.teacher/"teacher.safetensors", "teacher")
+    "Write the teacher of a sibling into the job's folder, as the job would have made it, where there is one and none here."
+    if run.teacher is None or (target := job.folder/"teacher.safetensors").exists(): return
+    try: tensors, made = load_tensors(run.teacher/"teacher.safetensors", "teacher")
     except CheckpointError: return
-    if made.get("identity") != json.loads(json.dumps(teacher_identity(run.config))): return
-    with atomic(target) as part: shutil.copyfile(source, part)
+    c, about = job.config, made.get("about", {})
+    if made.get("identity") != json.loads(json.dumps(teacher_identity(c))): return
+    if not _own_teacher(c): about = dict(about, dataset=c.dataset, category=job.category.name, data=job.data_fingerprint)
+    save_tensors(target, tensors, "teacher", dict(made, config=portable(c), about=about))
 
 def execute(
     run: Run,                # What to run
@@ -301,7 +376,7 @@ def execute(
     begin = time.monotonic()
     try:
         job = open_job(run.config)
-        take_teacher(run)
+        take_teacher(run, job)
         how: dict[str, Any] = dict(record=evaluate(ensure_detector(job), job, run.variant))
     except MudenetError as e: how = dict(error=f"{type(e).__name__}: {e}")
     except Exception as e:
@@ -319,6 +394,7 @@ class Pool:
         slots: int = 1,            # Runs at a time
         threads: int|None = None,  # CPU threads of a run; none: as they are
     ):
+        if threads is not None and threads < 1: raise ConfigError(f"--threads {threads}: a run needs one thread at least.")
         self.slots, self.threads, self.begin = slots, threads, time.monotonic()
         self.events: list[dict[str, Any]] = []
 
@@ -356,6 +432,8 @@ def _ray() -> Any:
         raise ConfigError("--ray was given, but Ray is not installed: pip install 'mudenet[ray]'. Without --ray the runs are "
                           "done one after another in this process.") from None
 
+def _first_line(e: Exception) -> str: return str(e).strip().partition("\n")[0]
+
 class Starts:
     "Kept on the cluster: which runs were started where. A run that is started twice lost its worker."
     def __init__(self) -> None: self.new: list[tuple[str, str, int]] = []
@@ -364,8 +442,8 @@ class Starts:
         new, self.new = self.new, []
         return new
 
-def _on_worker(run: Run, threads: int, starts: Any, *after: Any) -> dict[str, Any]:
-    "What a Ray worker does with a run; `after` are outcomes that it has to wait for."
+def _on_worker(run: Run, threads: int, starts: Any) -> dict[str, Any]:
+    "What a Ray worker does with a run."
     starts.add.remote(run.name, platform.node(), os.getpid())  # not waited for: Ray lends the CPUs of a task that waits
     return execute(run, threads)
 
@@ -375,7 +453,30 @@ def _elsewhere(config: Config) -> Config:
     weights = config.backbone.weights
     backbone = replace(config.backbone, weights=os.path.abspath(weights) if os.path.exists(weights) else weights)
     return replace(config, root=whole(config.root), out=Path(os.path.abspath(config.out)), teacher=whole(config.teacher),
-                   backbone=backbone)
+                   backbone=backbone, distill=replace(config.distill, folder=whole(config.distill.folder)))
+
+def _there(run: Run) -> Run:
+    "Likewise, a run."
+    return replace(run, config=_elsewhere(run.config), folder=Path(os.path.abspath(run.folder)),
+                   teacher=run.teacher and Path(os.path.abspath(run.teacher)))
+
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-6f2d04
+def share_out(
+    nodes: Sequence[Mapping[str, float]],  # What each machine of a cluster has, by Ray's names
+    device: str = "auto",                  # The configuration's
+    threads: int|None = None,              # CPUs of a run; none: at most 4, on GPU machines the GPU's share
+) -> tuple[int, int, bool]:                # CPUs of a run, runs at a time, whether each has a GPU
+    "How many runs a cluster takes. Raises `DeviceError` or `ConfigError`."
+    able = [n for n in nodes if n.get("CPU", 0) >= 1]  # a head node may lend none
+    if not able: raise DeviceError("--ray: no machine of the cluster lends a CPU.")
+    gpus = [n for n in able if n.get("GPU", 0) >= 1] if device in ("auto", "cuda") else []
+    if device == "cuda" and not gpus:
+        raise DeviceError("--device cuda: no machine of the cluster has a GPU; use --device auto.")
+    share = min(n["CPU"]//n["GPU"] for n in gpus) if gpus else min(4, *(n["CPU"] for n in able))
+    threads = threads or max(1, int(share))
+    slots = sum(int(min(n["CPU"]//threads, n["GPU"])) for n in gpus) if gpus else sum(int(n["CPU"]//threads) for n in able)
+    if not slots: raise ConfigError(f"--threads {threads}: no machine of the cluster has so many CPUs for a run.")
+    return threads, slots, bool(gpus)
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-b242e2
 class OnRay(Pool):
@@ -388,12 +489,14 @@ class OnRay(Pool):
         retries: int = 3,          # How often a run is given to another worker
     ):
         if ":" in device: raise ConfigError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda or auto.")
-        super().__init__()
+        super().__init__(threads=threads)
         self.ray, self.retries = _ray(), retries
         self.mine = not self.ray.is_initialized()
         if self.mine: self._connect(address)
-        try: self._share_out(device, threads)
+        nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
+        try: cpus, self.slots, gpu = share_out(nodes, device, threads)
         except MudenetError: self.close(); raise
+        self.threads, self.needs = cpus, dict(num_cpus=cpus, num_gpus=int(gpu), max_calls=1)
 
     def _connect(self, address: str) -> None:
         before = signal.getsignal(signal.SIGTERM)
@@ -401,23 +504,10 @@ class OnRay(Pool):
         local = dict(include_dashboard=False) if address == "local" else {}
         where = None if address == "auto" else address
         try: self.ray.init(address=where, log_to_driver=False, logging_level=logging.WARNING, **local)
-        except (ConnectionError, ValueError, RuntimeError) as e:
-            raise DeviceError(f"--ray {address}: no cluster can be reached there ({str(e).splitlines()[0]}). Start one with "
+        except Exception as e:  # Ray raises that very class, too, where a local cluster does not come up in time
+            raise DeviceError(f"--ray {address}: no cluster can be had there ({_first_line(e)}). Start one with "
                               "`ray start --head`, or use --ray local.") from None
         if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, before)  # Ray puts its own there
-
-    def _share_out(self, device: str, threads: int|None) -> None:
-        nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
-        gpus = int(sum(n.get("GPU", 0) for n in nodes)) if device in ("auto", "cuda") else 0
-        if device == "cuda" and not gpus:
-            raise DeviceError("--device cuda: no machine of the cluster has a GPU; use --device auto.")
-        able = [n for n in nodes if n.get("GPU", 0) >= 1] if gpus else nodes
-        share = [n.get("CPU", 0)/n["GPU"] if gpus else n.get("CPU", 0) for n in able]
-        self.threads = threads or max(1, int(min(min(share), share[0] if gpus else 4)))
-        self.slots = gpus or int(sum(n.get("CPU", 0)//self.threads for n in nodes))
-        if max(n.get("CPU", 0) for n in able) < self.threads:
-            raise ConfigError(f"--threads {self.threads}: no machine of the cluster has so many CPUs free for a run.")
-        self.needs = dict(num_cpus=self.threads, num_gpus=1 if gpus else 0, max_calls=1)
 
     def measure(self, config: Config) -> dict[str, Any]:
         try: return self.ray.get(self.ray.remote(**self.needs)(measure_cost).remote(_elsewhere(config)))
@@ -425,32 +515,37 @@ class OnRay(Pool):
             if isinstance(e.cause, MudenetError): raise e.cause from None
             raise
 
-    def _send(self, runs: Sequence[Run], starts: Any) -> dict[Any, Run]:
-        "Hand every run to the cluster; one that shares a teacher waits for the run that distils it."
-        task = self.ray.remote(max_retries=self.retries, **self.needs)(_on_worker)
-        sent: dict[Path, Any] = {}
-        for r in runs:
-            there = replace(r, config=_elsewhere(r.config), teacher=r.teacher and Path(os.path.abspath(r.teacher)))
-            there = replace(there, folder=Path(os.path.abspath(r.folder)))
-            after = [sent[r.teacher]] if r.teacher in sent else []
-            sent[r.folder] = task.remote(there, self.threads, starts, *after)
-        return {sent[r.folder]: r for r in runs}
+    def _listen(self) -> Any:
+        "An actor that hears of starts: on the driver's own machine, and started again should it die."
+        pinned = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        here = pinned(self.ray.get_runtime_context().get_node_id(), soft=True)
+        return self.ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Starts).remote()
+
+    def _hear(self, runs: Mapping[str, Run], attempts: Counter[str]) -> None:
+        "Tell what was started since the last time; what a dead listener knew is lost, and nothing else."
+        try: new = self.ray.get(self.starts.take.remote())
+        except self.ray.exceptions.RayActorError: return
+        for name, host, pid in new:
+            attempts[name] += 1
+            again = f"its worker died, started again (attempt {attempts[name]})"
+            self.tell(runs[name], "started" if attempts[name] == 1 else again, f" on {host}, process {pid}")
 
     def outcomes(self, runs: Sequence[Run]) -> Outcomes:
-        starts = self.ray.remote(num_cpus=0)(Starts).remote()
-        refs = self._send(runs, starts)
-        named, attempts, waiting = {r.name: r for r in runs}, dict.fromkeys((r.name for r in runs), 0), list(refs)
-        while waiting:
-            done, waiting = self.ray.wait(waiting, timeout=1)
-            for name, host, pid in self.ray.get(starts.take.remote()):
-                n = attempts[name] = attempts[name] + 1
-                said = "started" if n == 1 else f"its worker died, started again (attempt {n})"
-                self.tell(named[name], said, f" on {host}, process {pid}")
+        self.starts, named, attempts = self._listen(), {r.name: r for r in runs}, Counter[str]()
+        task = self.ray.remote(max_retries=self.retries, **self.needs)(_on_worker)
+        def send(some: Iterable[Run]) -> dict[Any, Run]: return {task.remote(_there(r), self.threads, self.starts): r for r in some}
+        distilling = {r.folder for r in runs if r.steps[0]}
+        sent = send(r for r in runs if r.teacher not in distilling)
+        while sent:
+            done, _ = self.ray.wait(list(sent), timeout=1)
+            self._hear(named, attempts)
             for ref in done:
+                run = sent.pop(ref)
                 try: how = self.ray.get(ref)
                 except self.ray.exceptions.RayError as e:
-                    how = dict(error=f"{type(e).__name__}: {str(e).strip().splitlines()[0]}", seconds=0.0, ram=None)
-                yield refs[ref], dict(how, attempts=attempts[refs[ref].name])
+                    how = dict(error=f"{type(e).__name__}: {_first_line(e)}", seconds=0.0, ram=None)
+                sent |= send(r for r in runs if r.teacher == run.folder and run.folder in distilling)
+                yield run, dict(how, attempts=max(attempts[run.name], 1))
 
     def close(self) -> None:
         if self.mine: self.ray.shutdown()
@@ -514,6 +609,45 @@ def _mean_row(dataset: str, variant: str, results: Sequence[Mapping[str, Any]]) 
     return dict(dataset=dataset, category=f"mean of {counted} categories", variant=variant, seeds=seeds, metrics=metrics,
                 published={})
 
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-e1b7c9
+def _measured(record: Mapping[str, Any]) -> str:
+    "Versions and limits of the metrics that are shown."
+    asked = [c["evaluation"] for c in record["configs"].values()]
+    limit, grid = (" or ".join(sorted({f"{e[k]}" for e in asked})) for k in ("pro_limit", "resolution"))
+    fpr = dict(au_pro=f", FPR up to {limit}", au_spro=", on the images' own pixels")
+    shown = [f"{_TITLES[m]} (version {record['versions'][m]}{fpr.get(m, '')})" for m in METRICS
+             if any(m in r["metrics"] for r in record["rows"])]
+    return f"Metrics: {', '.join(shown)}; `evaluation.resolution` {grid}."
+
+def _departures(record: Mapping[str, Any]) -> list[str]:
+    "Where configurations are not the paper's."
+    def changed(section: str, own: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
+        def said(k: str) -> str:
+            if isinstance(own[k], Mapping): return "differs"
+            return "{} ({})".format(*("unset" if v is None else v for v in (own[k], paper[k])))
+        return [f"`{section}.{k}` {said(k)}" for k in own if k in paper and own[k] != paper[k]]
+    found: dict[str, list[str]] = {}
+    for setting, config in record["configs"].items():
+        dataset = setting.split()[0]
+        paper = _deciding(portable(load_config(dataset if dataset in shipped() else None)))
+        text = ", ".join(t for s, v in _deciding(config).items() if isinstance(v, Mapping) for t in changed(s, v, paper.get(s, {})))
+        if text: found.setdefault(text, []).append(setting)
+    every = len(record["configs"])
+    def begin(names: Sequence[str]) -> str: return "Not" if len(names) == every else ", ".join(names) + ": not"
+    return [f"{begin(names)} the paper's configuration (its values in parentheses): {text}." for text, names in found.items()]
+
+def _notes(record: Mapping[str, Any]) -> list[str]:
+    "What stands below the table."
+    shown = {(r["dataset"], r["category"]) for r in record["rows"]}
+    sources = {p.source for p in PUBLISHED if (p.dataset, p.category) in shown}
+    failed = [r for r in record["results"] if r["error"]]
+    notes = [f"{record['note']}."] if record["note"] else []
+    notes.append("± is the standard deviation over seeds; in parentheses, that of the categories' means.")
+    if any(r["metrics"] for r in record["rows"]): notes.append(_measured(record))
+    notes += [f"In brackets: {s}." for s in sorted(sources)] + _departures(record)
+    if failed: notes += ["", f"{len(failed)} of {len(record['results'])} runs failed:", ""]
+    return notes + [f"- {r['name']}: {' '.join(r['error'].split())}" for r in failed]
+
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-8f6daa
 def benchmark_table(
     record: Mapping[str, Any],  # Of `benchmark`
@@ -534,17 +668,6 @@ def benchmark_table(
         cells = [r["dataset"], r["category"], *[r["variant"]]*named, str(len(r["seeds"])), *(cell(r, m) for m in names)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *_notes(record)])
-
-def _notes(record: Mapping[str, Any]) -> list[str]:
-    "What stands below the table."
-    shown = {(r["dataset"], r["category"]) for r in record["rows"]}
-    sources = {p.source for p in PUBLISHED if (p.dataset, p.category) in shown}
-    failed = [r for r in record["results"] if r["error"]]
-    notes = [f"{record['note']}."] if record["note"] else []
-    notes.append("± is the standard deviation over seeds; in parentheses, that of the categories' means.")
-    notes += [f"In brackets: {s}." for s in sorted(sources)]
-    if failed: notes += ["", f"{len(failed)} of {len(record['results'])} runs failed:", ""]
-    return notes + [f"- {r['name']}: {r['error']}" for r in failed]
 
 def benchmark_csv(
     record: Mapping[str, Any],  # Of `benchmark`
@@ -574,8 +697,8 @@ def _result(run: Run, how: Mapping[str, Any]|None) -> dict[str, Any]:
 def _write(out: Path, runs: Sequence[Run], hows: Mapping[str, Mapping[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:
     "Record and tables of what there is."
     results = [_result(r, hows.get(r.name)) for r in runs]
-    record = new_record("benchmark", **more, results=results, rows=category_rows(results), means=mean_rows(results),
-                        published=[dict(vars(p)) for p in PUBLISHED])
+    record = new_record("benchmark", **more, versions={m: VERSIONS[m] for m in METRICS}, results=results,
+                        rows=category_rows(results), means=mean_rows(results), published=[dict(vars(p)) for p in PUBLISHED])
     write_json(out/"benchmark.json", record)
     write_text(out/"benchmark.csv", benchmark_csv(record))
     write_text(out/"benchmark.md", benchmark_table(record) + "\n")
@@ -597,11 +720,13 @@ def benchmark(
     todo = [r for r in runs if not r.record and not r.error]
     for r in runs:
         if r.error: log.warning("%s cannot be run: %s", r.name, r.error)
-    costs = {v: pool.measure(next(r for r in todo if r.variant == v).config) for v in dict.fromkeys(r.variant for r in todo)}
+    costs = measure_all(todo, pool.measure)
     total = expected(runs, costs, pool.slots)
     if todo: log.info(cost_text(costs, total))
-    configs = {r.variant: {k: v for k, v in portable(r.config).items() if k not in ("dataset", "category", "seed")}
-               for r in reversed(runs)}
+    configs: dict[str, dict[str, Any]] = {}
+    for r in runs:
+        tree = portable(r.config)
+        configs.setdefault(r.setting, {k: v for k, v in tree.items() if k not in ("dataset", "category", "seed")})
     where = dict(ray=isinstance(pool, OnRay), slots=pool.slots, threads=pool.threads)
     more = dict(note=note, where=where, configs=configs, cost=costs, expected=total)
     hows: dict[str, Mapping[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""A benchmark on a local Ray cluster of two workers, one of which is killed in the middle of a run, makes the sequential table."""
+"""A benchmark on a local Ray cluster of two workers makes the sequential table, whatever is killed in the middle of a run."""
 import importlib.util
 import logging
 import os
@@ -30,6 +30,7 @@ def cluster(tmp_path_factory):
 
 
 def runs(top, out):
+    """Two categories, two variants that share a teacher."""
     sizes = dict(size=64, train=10, validation=3, good=4, structural=4, logical=4)
     for name, seed in (("gears", 1), ("fuses", 2)):
         write_product_line(top / "plant" / name, seed=seed, **sizes)
@@ -42,16 +43,30 @@ def runs(top, out):
 
 
 class Killer(logging.Handler):
-    """SIGKILL for the worker of the first run, once its stage 2 has saved a state."""
+    """SIGKILL for the worker of a run, once its stage 2 has saved a state."""
 
     def __init__(self, run):
         super().__init__()
         self.run, self.state, self.killed = run, run.folder / "train.state.safetensors", []
 
+    def __enter__(self):
+        log = logging.getLogger("mudenet")
+        log.addHandler(self)
+        log.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *_):
+        log = logging.getLogger("mudenet")
+        log.removeHandler(self)
+        log.setLevel(logging.NOTSET)
+
     def emit(self, record):
         text = record.getMessage()
         if text.startswith(f"{self.run.name}: started on") and not self.killed:
-            threading.Thread(target=self.kill, args=[int(text.rsplit(" ", 1)[1])], daemon=True).start()
+            self.started(int(text.rsplit(" ", 1)[1]))
+
+    def started(self, pid):
+        threading.Thread(target=self.kill, args=[pid], daemon=True).start()
 
     def kill(self, pid):
         while not self.state.exists():
@@ -63,16 +78,11 @@ class Killer(logging.Handler):
 def test_a_killed_worker_costs_a_retry_and_not_the_table(cluster, tmp_path):
     alone = benchmark(runs(tmp_path, "alone"), tmp_path / "alone", Here(threads=1))
     planned = runs(tmp_path, "ray")
-    killer, log, pool = Killer(planned[0]), logging.getLogger("mudenet"), OnRay("local", "cpu", threads=1)
-    log.addHandler(killer)
-    log.setLevel(logging.INFO)
-    try:
-        assert pool.slots == 2
+    pool = OnRay("local", "cpu", threads=1)
+    assert pool.slots == 2
+    with Killer(planned[0]) as killer:
         there = benchmark(planned, tmp_path / "ray", pool)
-    finally:
-        pool.close()
-        log.removeHandler(killer)
-        log.setLevel(logging.NOTSET)
+    pool.close()
     assert len(killer.killed) == 1
     assert [r["attempts"] for r in there["results"]] == [2, 1, 1, 1]
     assert [e["what"] for e in there["events"]].count("its worker died, started again (attempt 2)") == 1
@@ -80,6 +90,33 @@ def test_a_killed_worker_costs_a_retry_and_not_the_table(cluster, tmp_path):
     assert [r["detector"] for r in there["results"]] == [r["detector"] for r in alone["results"]]
     assert not any((r.folder / "distill.csv").exists() for r in planned if r.variant == "joint")  # stage 1 was shared
     assert cluster.is_initialized()  # a cluster that was there is left alone
+
+
+def test_a_run_that_is_lost_does_not_take_the_one_that_waits_for_its_teacher_with_it(cluster, tmp_path):
+    planned = runs(tmp_path, "ray")[:2]
+    assert planned[1].teacher == planned[0].folder
+    with Killer(planned[0]) as killer:
+        lost, kept = benchmark(planned, tmp_path / "ray", OnRay("local", "cpu", threads=1, retries=0))["results"]
+    assert len(killer.killed) == 1
+    assert lost["error"].startswith("WorkerCrashedError") and not kept["error"] and kept["metrics"]
+    assert (lost["attempts"], kept["attempts"]) == (1, 1)
+
+
+def test_the_actor_that_hears_of_starts_may_die(cluster, tmp_path):
+    class Deaf(Killer):
+        """SIGKILL for the actor, as soon as the run has started."""
+
+        def started(self, pid):
+            self.killed.append(actor := cluster.get(pool.starts.__ray_call__.remote(lambda _: os.getpid())))
+            os.kill(actor, signal.SIGKILL)
+
+    planned = runs(tmp_path, "ray")[:2]
+    pool = OnRay("local", "cpu", threads=1)
+    with Deaf(planned[0]) as deaf:
+        record = benchmark(planned, tmp_path / "ray", pool)
+    assert len(deaf.killed) == 1
+    assert [r["error"] for r in record["results"]] == ["", ""] and [r["attempts"] for r in record["results"]] == [1, 1]
+    assert [e["what"] for e in record["events"]] == ["started", "finished"] * 2  # it was there again for the second run
 
 
 def test_what_a_cluster_cannot_give(cluster):

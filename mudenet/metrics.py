@@ -1039,7 +1039,7 @@ def bench_table(
     def row(r: Mapping[str, Any]) -> str:
         at = f"| {r['maps']} × {r['size']}² | {r['name']} | "
         if "seconds" not in r: return at + f"{'not installed' if 'missing' in r else 'failed'} | | | | | |"
-        share = f"{r['defective'] / r['maps'] / r['size'] ** 2:.0%}" if "defective" in r else ""
+        share = f"{r['defective'] / r['maps'] / r['size'] ** 2:.0%}"
         mib = "" if r["mib"] is None else f"{r['mib']:.0f}"
         values = ", ".join(f"{k.removeprefix('pixel_')} {v:.6f}" for k, v in r["values"].items())
         ns = 1e9 * r["seconds"] / r["maps"] / r["size"] ** 2

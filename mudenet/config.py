@@ -24,10 +24,10 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from .core import ConfigError, did_you_mean, write_text
 
 # %% auto #0
-__all__ = ['Augmentation', 'AUGMENT_SETS', 'FOLDER_FIELDS', 'Dataset', 'DataConfig', 'BackboneConfig', 'ModelConfig',
-           'StageConfig', 'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig', 'ComputeConfig',
-           'Config', 'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'nest', 'override',
-           'shipped', 'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment',
+__all__ = ['Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DataConfig', 'BackboneConfig',
+           'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig',
+           'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'nest',
+           'override', 'shipped', 'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment',
            'stage1_fields', 'run_key', 'run_folder', 'differences']
 
 # %% ../nbs/01_config.ipynb #01-config-04
@@ -178,6 +178,7 @@ class StageConfig:
     def _prefix(self) -> str: return type(self).__name__.removesuffix("Config").lower()
 
 # %% ../nbs/01_config.ipynb #01-config-14
+FOLDER_AUGMENT: dict[str, tuple[Augmentation, ...]] = dict(none=(), light=("hflip", "jitter"), all=AUGMENT_SETS["all"])
 FOLDER_FIELDS = ("folder_crop", "folder_augment", "folder_holdout")  # of `distill`, without effect on other images
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,10 +188,10 @@ class DistillConfig(StageConfig):
     "Nominal training images that T learns on: the category's, those of all categories of the data set, `folder` (A-023)."
     folder: Path|None = None
     "Where `images` is folder: any images, searched recursively, e.g. ImageNet; they are read while T learns."
-    folder_crop: tuple[float, float] = (0.1, 1.0)
-    "Share of a photograph's area that a random crop of it shows, least and most; 1, 1: the whole photograph (A-046)."
-    folder_augment: tuple[Augmentation, ...] = ("hflip", "jitter")
-    "Augmentations of these crops: any of hflip, vflip, rotate, jitter (A-047)."
+    folder_crop: float = 0.1
+    "Least share of a photograph's area that a random crop of it shows; the most is 1; 1: the whole photograph (A-046)."
+    folder_augment: Literal["light", "none", "all"] = "light"
+    "Augmentation of these crops: horizontal flips and jitter, none, or flips, rotation and jitter (A-047)."
     folder_holdout: int = 50
     "Photographs that T never learns from, and on which it is measured; at most a tenth of the folder."
     batchnorm: Literal["running", "category", "fixed"] = "running"
@@ -208,8 +209,7 @@ class DistillConfig(StageConfig):
                  f"goes with distill.folder={self.folder}: give a folder where `images` is folder, and only there.")
         _require(self.match == "upsample" or self.interpolation == "bilinear", "distill.interpolation", self.interpolation,
                  "has nothing to bring up where distill.match='pool'.")
-        least, most = self.folder_crop
-        _require(0 < least <= most <= 1, "distill.folder_crop", self.folder_crop, "must be two shares, 0 < least <= most <= 1.")
+        _require(0 < self.folder_crop <= 1, "distill.folder_crop", self.folder_crop, "must lie in (0, 1].")
         _require(self.folder_holdout >= 0, "distill.folder_holdout", self.folder_holdout, "must not be negative.")
         if self.images != "folder":
             for name in FOLDER_FIELDS:
@@ -512,12 +512,13 @@ def save_config(
 def portable(
     config: Config,     # A configuration
 ) -> dict[str, Any]:    # Plain values
-    "The tree without what belongs to one machine: root, out, device, teacher, and where a weights file or `distill.folder` lies."
+    "The tree without what belongs to one machine: root, out, device, teacher, readers, where a weights file or `distill.folder` lies."
     here = {k: getattr(Config(), k) for k in ("root", "out", "device", "teacher")}
     weights = dataclasses.replace(config.backbone, weights=Path(config.backbone.weights).name)
     folder = config.distill.folder and Path(config.distill.folder.name)
     distill = dataclasses.replace(config.distill, folder=folder)
-    return to_dict(dataclasses.replace(config, backbone=weights, distill=distill, **here))
+    compute = dataclasses.replace(config.compute, workers=None, cache_mb=ComputeConfig().cache_mb)
+    return to_dict(dataclasses.replace(config, backbone=weights, distill=distill, compute=compute, **here))
 
 # %% ../nbs/01_config.ipynb #01-config-ab501e
 def absolute(

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .config import ComputeConfig, Config
+from .config import FOLDER_AUGMENT, ComputeConfig, Config
 from .core import DataError, rng
 from .data import SUFFIXES, ignored, read_image, resize_image
-from .loop import Feed, log, total_steps
+from .loop import Feed
 
 # %% auto #0
 __all__ = ['Corpus', 'random_crop', 'Crops', 'workers', 'CorpusFeed']
@@ -89,11 +89,11 @@ class Corpus:
 def random_crop(
     height: int,                # H of the photograph
     width: int,                 # W
-    share: tuple[float, float], # Least and most share of its area
+    least: float,               # Least share of its area, in (0, 1]
     draw: np.random.Generator,  # Used up by a varying number of draws
 ) -> tuple[int, int, int, int]: # Top, left, height, width of the crop
     "A crop whose share of the area is log-uniform; the whole photograph where none of ten shapes fits."
-    area = height * width * math.exp(draw.uniform(*np.log(share)))
+    area = height * width * math.exp(draw.uniform(math.log(least), 0))
     for _ in range(10):
         ratio = math.exp(draw.uniform(math.log(3/4), math.log(4/3)))
         h, w = round(math.sqrt(area/ratio)), round(math.sqrt(area*ratio))
@@ -112,7 +112,7 @@ class Crops(Dataset):
         cache: int = 0,              # Bytes of decoded photographs to keep
     ):
         self.corpus, self.cut, self.seed, self.cache = corpus, cut, config.seed, cache
-        self.share, self.size, self.filter = config.distill.folder_crop, config.data.image_size, config.data.interpolation
+        self.least, self.size, self.filter = config.distill.folder_crop, config.data.image_size, config.data.interpolation
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._held, self._drawn = 0, (-1, np.empty(0, np.int64))
 
@@ -140,7 +140,7 @@ class Crops(Dataset):
                 bad.append(i)
                 i, last = int(draw.integers(len(self.corpus))), e
             else:
-                y, x, h, w = random_crop(*pixels.shape[:2], self.share, draw)
+                y, x, h, w = random_crop(*pixels.shape[:2], self.least, draw)
                 return resize_image(pixels[y:y + h, x:x + w], self.size, self.filter)
         raise DataError(f"{self.corpus.root}: twenty photographs in a row could not be read. The last: {last}")
 
@@ -169,9 +169,8 @@ class CorpusFeed(Feed):
         device: torch.device|str = "cpu",
     ):
         super().__init__(config.distill, len(corpus), seed=config.seed, name="distill", data=config.data, device=device,
-                         augmentation=config.distill.folder_augment if config.distill.augment else ())
+                         augmentation=FOLDER_AUGMENT[config.distill.folder_augment] if config.distill.augment else ())
         self.corpus, self.workers = corpus, workers(config.compute)
-        self.steps = total_steps(len(corpus), config.distill)
         self.crops = Crops(corpus, config, self.cut, config.compute.cache_mb*10**6//max(1, self.workers))
         self.memory = dict(unreadable=[])
         self._next, self._tried = -1, 0
@@ -183,7 +182,7 @@ class CorpusFeed(Feed):
     def _start(self, step: int) -> None:
         "Let the workers begin at a step."
         many: dict[str, Any] = dict(prefetch_factor=4, worker_init_fn=_undisturbed) if self.workers else {}
-        loader: DataLoader = DataLoader(self.crops, batch_size=None, sampler=range(step, max(self.steps, step + 1)),
+        loader: DataLoader = DataLoader(self.crops, batch_size=None, sampler=range(step, 2**40),
                                         num_workers=self.workers, generator=torch.Generator(), **many)
         self._batches, self._next = iter(loader), step
 

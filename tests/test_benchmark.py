@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from mudenet.benchmark import Here, OnRay, benchmark, benchmark_table, choose_categories, plan
+from mudenet.benchmark import benchmark, benchmark_table, choose_categories, plan
 from mudenet.config import load_config, override
 from mudenet.core import ConfigError, WeightsError
+from mudenet.experiments import Here, OnRay
 from mudenet.synthetic import write_product_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),

@@ -84,9 +84,8 @@ def settle(
 ) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → its configuration, and variant left out → why
     "Fit variants to a configuration. Raises `ConfigError` where it sets what they turn, or nothing is left."
     given = override(open_job(config).config, {"evaluation.pictures": 0})
-    reads = [v for v, f in choices.items() if f.get("distill.images") == "folder"]
-    needy = [] if given.distill.folder else reads
-    left = dict.fromkeys(needy, "needs images: --distill.images folder --distill.folder FOLDER")
+    reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not given.distill.folder]
+    left = dict.fromkeys(reads, "needs images: --distill.images folder --distill.folder FOLDER")
     made = {v: _apply(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left}
     first, *others = made
     own = ("distill.images", "distill.folder") if "distill.images" in choices[first] else ()
@@ -123,10 +122,6 @@ class Comparison(Run):
         write_json(self.path, found := _measure(self, job, kept["detector"], kept))
         return found
 
-    def elsewhere(self) -> Comparison:
-        "The run for another process."
-        return replace(super().elsewhere(), baseline=absolute(self.baseline))
-
 def _judge(baseline: Config) -> dict[str, Any]:
     "The fields of the baseline that decide losses on nominal images, the target E among them."
     return {k: portable(baseline)[k] for k in ("data", "backbone", "model", "distill", "train")}
@@ -149,7 +144,7 @@ def _check_images(category: Category) -> None:
 
 def _compared(config: Config, assumption: str, choices: Variants, seeds: Iterable[int]) -> list[Comparison]:
     "The runs of one assumption: seed by seed, the baseline first."
-    configs, _ = settle(config, choices, assumption)
+    configs, _ = settle(absolute(config), choices, assumption)
     first = next(iter(configs.values()))
     if config.teacher and any(teacher_identity(c) != teacher_identity(first) for c in configs.values()):
         raise ConfigError(f"{assumption} changes stage 1, and --teacher {config.teacher} takes its place; "
@@ -266,7 +261,6 @@ def at_setting(
     found = zip(job.category.test, *(torch.cat(x) for x in zip(*outs)))
     return variant, [Case(item=i, score=float(s), map=m.numpy(), parts=p.numpy()) for i, m, s, p in found]
 
-# %% ../nbs/10_ablations.ipynb #10-ablations-09
 ORACLE = ("Compared on test labels: an oracle study. It says what mattered on these images; "
           "it is no way to tune a detector.")
 METRICS = ("image_auroc", "pixel_auroc", "au_pro")
@@ -296,8 +290,8 @@ def _pixel_draws(cases: Sequence[Case], job: Job, resamples: int) -> dict[str, s
     masks = load_masks([c.item for c in cases], size)
     maps = [c.map_at(m.shape) for c, m in zip(cases, masks)]
     if not any(m.any() for m in masks): return {}
-    how = dict(limit=e.pro_limit, resamples=resamples)
-    return {k: pack(bootstrap_draws(k, maps, masks, **how)[1:]) for k in METRICS[1:]}
+    def draws(k: str) -> Any: return bootstrap_draws(k, maps, masks, limit=e.pro_limit, resamples=resamples)
+    return {k: pack(draws(k)[1:]) for k in METRICS[1:]}
 
 def _said(detector: Detector, cases: Sequence[Case]) -> str:
     "Everything that a detector says about the test images, as a digest."
@@ -321,7 +315,7 @@ def paired_interval(
     deltas: np.ndarray,     # Δ, (S, 1 + B): seeds × (all images, then B draws of them); NaN where undefined
     level: float = 0.95,    # Of the interval, in (0, 1)
 ) -> tuple[float, float]:   # Its ends
-    "Interval of the mean difference: Student's over seeds and the percentiles over draws of images, added in squares."
+    "Interval of the mean difference: Student's over seeds and percentiles over images, added in squares."
     S, seeds, draws = len(deltas), deltas[:, 0], deltas[:, 1:].mean(0)
     a, b = np.nanquantile(draws, [(1 - level)/2, (1 + level)/2])
     h = stats.t.ppf((1 + level)/2, S - 1)*seeds.std(ddof=1)/np.sqrt(S) if S > 1 else 0.0
@@ -329,7 +323,7 @@ def paired_interval(
     return float(mean - np.hypot(h, max(mean - a, 0))), float(mean + np.hypot(h, max(b - mean, 0)))
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-2cbd6f
-Draws = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # (variant, seed) → metric → (1 + B,), exact one first
+Draws = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # (variant, seed) → metric → (1 + B,), exact first
 
 def compare(
     draws: Draws,
@@ -389,7 +383,7 @@ def _idle(found: Found, variants: Sequence[str]) -> dict[str, str]:
            "something else takes its field out of play")
     return {v: why for v in others if said[v] == said[first]}
 
-def _record(job: Job, seeds: list[int], **parts: Any) -> dict[str, Any]:
+def _record(job: Job, seeds: list[int], parts: dict[str, Any]) -> dict[str, Any]:
     "The record of an ablation: its runs, and what their differences come to."
     category = job.category
     images = {i.image.relative_to(category.root).as_posix(): i.label for i in category.test}
@@ -416,9 +410,8 @@ def ablate(
     left |= _idle(found, list(configs))
     compared = {v: dict(choices[v]) for v in configs if v not in left}
     results = [_result(r, found[r.variant, r.config.seed]) for r in runs if r.variant in compared]
-    record = _record(open_job(runs[0].config), list(seeds), assumption=assumption, variants=compared,
-                     not_compared=left, runs=results, resamples=resamples)
-    write_json(path, record)
+    parts = dict(assumption=assumption, variants=compared, not_compared=left, runs=results, resamples=resamples)
+    write_json(path, record := _record(open_job(runs[0].config), list(seeds), parts))
     return record
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0047cd
@@ -438,10 +431,10 @@ def record_path(
         more += [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is no readable record; delete it, or choose another --out.") from None
-    problem = f"belongs to another configuration: {'; '.join(diff)}. Choose" if diff else (
-              f"holds what this run would drop ({', '.join(more)}): include it, or choose" if more else "")
-    if problem: raise ConfigError(f"{path} {problem} another --out.")
-    return path
+    if not (diff or more): return path
+    other = f"belongs to another configuration: {'; '.join(diff)}. Choose"
+    less = f"holds what this run would drop ({', '.join(more)}): include it, or choose"
+    raise ConfigError(f"{path} {other if diff else less} another --out.")
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-17
 def _shown(record: Mapping[str, Any]) -> list[str]:
@@ -541,8 +534,8 @@ def findings(
     if len(record["seeds"]) == 1:
         last.append("With one seed nothing is known about other seeds: the intervals are over images alone.")
     if (n := looked_at([record]) if looked is None else looked) > 1:
-        last.append(f"{n} intervals were looked at: if nothing mattered, about {n/20:.1f} of them would exclude "
-                    "0 by chance.")
+        last.append(f"{n} intervals were looked at: if nothing mattered, about {n/20:.1f} of them would "
+                    "exclude 0 by chance.")
     return "\n".join([*lines, " ".join(["-", *last, record["note"]])])
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-4c35bd

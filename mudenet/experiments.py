@@ -38,7 +38,7 @@ from .metrics import VERSIONS, _memory
 from .training import train
 
 # %% auto #0
-__all__ = ['Variants', 'R', 'Pictures', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'deciding',
+__all__ = ['Variants', 'R', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'deciding',
            'shared_teacher', 'take_teacher', 'open_run', 'every_run', 'plan_runs', 'measure_cost', 'measure_all',
            'expected', 'clock', 'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'Starts', 'share_out', 'OnRay',
            'departures']
@@ -119,12 +119,6 @@ class Run:
     def perform(self, job: Job, kept: dict[str, Any]) -> Mapping[str, Any]:
         "Make what is missing, and the record. Runs of one detector hand on to the next what they keep."
         return evaluate(ensure_detector(job), job, self.variant)
-
-    def elsewhere(self) -> Run:
-        "The run for another process: no path depends on the working directory."
-        def whole(p: Path) -> Path: return Path(os.path.abspath(p))
-        teacher = self.teacher and whole(self.teacher)
-        return replace(self, config=absolute(self.config), folder=whole(self.folder), teacher=teacher)
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a23
 def reason(
@@ -237,9 +231,9 @@ def open_run(
     run: R,  # Its configuration and variant
 ) -> R:
     "Index a run's images and count what is left of it. What is wrong with them is kept as its error."
-    c = run.config
+    c = absolute(run.config)  # another process may have another working directory
     name = c.category or (c.root.name if c.root else c.dataset)
-    run = replace(run, dataset=c.dataset, category=name)
+    run = replace(run, config=c, dataset=c.dataset, category=name)
     try:
         if c.dataset == "auto": run = replace(run, dataset=recognise_dataset(c.root, c.category))
         job = open_job(c)
@@ -300,9 +294,7 @@ def _epoch_seconds(log_file: Path) -> float:
     rows = list(csv.DictReader(io.StringIO(log_file.read_text(encoding="utf-8"))))
     return float(np.median([float(r["seconds"]) for r in rows[1:]]))
 
-Pictures = Callable[[int], torch.Tensor]  # Number → uint8 (N, 3, S, S)
-
-def _few_steps(config: Config, steps: int, pictures: Pictures) -> tuple[Detector, list[float]]:
+def _few_steps(config: Config, steps: int, pictures: Callable) -> tuple[Detector, list[float]]:
     "A detector after some steps of each stage, and the seconds that a step takes."
     few = {f"{s}.{k}": steps + 1 for s in ("distill", "train") for k in ("steps", "epochs")}
     c = override(config, {**few, "distill.save_minutes": 1e6, "train.save_minutes": 1e6})
@@ -572,7 +564,7 @@ class OnRay(Pool):
             signal.signal(signal.SIGTERM, before)  # Ray puts its own there
 
     def measure(self, config: Config) -> dict[str, Any]:
-        try: return self.ray.get(self.ray.remote(**self.needs)(measure_cost).remote(absolute(config)))
+        try: return self.ray.get(self.ray.remote(**self.needs)(measure_cost).remote(config))
         except self.ray.exceptions.RayTaskError as e:
             if isinstance(e.cause, MudenetError): raise e.cause from None
             raise
@@ -592,18 +584,11 @@ class OnRay(Pool):
             again = f"its worker died, started again (attempt {attempts[name]})"
             self.tell(runs[name], "started" if attempts[name] == 1 else again, f" on {host}, process {pid}")
 
-    def _ended(self, ref: Any, group: Sequence[Run]) -> list[dict[str, Any]]:
-        "The outcomes of a task, or Ray's error for every run of it."
-        try: return self.ray.get(ref)
-        except self.ray.exceptions.RayError as e:
-            how = dict(error=f"{type(e).__name__}: {_first_line(e)}", raised=e, seconds=0.0, ram=None)
-            return [how]*len(group)
-
     def outcomes(self, runs: Sequence[Run]) -> Outcomes:
         self.starts, named, attempts = self._listen(), {r.name: r for r in runs}, Counter[str]()
         task = self.ray.remote(max_retries=self.retries, **self.needs)(_on_worker)
         def send(groups: Iterable[list[Run]]) -> dict[Any, list[Run]]:
-            return {task.remote([r.elsewhere() for r in g], self.threads, self.starts): g for g in groups}
+            return {task.remote(g, self.threads, self.starts): g for g in groups}
         distilling = {r.folder for r in runs if r.steps[0]}
         waiting = list(by_detector(runs).values())
         sent = send(g for g in waiting if g[0].teacher not in distilling)
@@ -614,8 +599,11 @@ class OnRay(Pool):
                 group = sent.pop(ref)
                 folder = group[0].folder
                 if folder in distilling: sent |= send(g for g in waiting if g[0].teacher == folder)
-                for run, how in zip(group, self._ended(ref, group)):
-                    yield run, dict(how, attempts=max(attempts[run.name], 1))
+                try: hows = self.ray.get(ref)
+                except self.ray.exceptions.RayError as e:
+                    lost = f"{type(e).__name__}: {_first_line(e)}"
+                    hows = [dict(error=lost, raised=e, seconds=0.0, ram=None)]*len(group)
+                for run, how in zip(group, hows): yield run, dict(how, attempts=max(attempts[run.name], 1))
 
     def close(self) -> None:
         if self.mine: self.ray.shutdown()

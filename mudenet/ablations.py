@@ -84,7 +84,8 @@ def settle(
 ) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → its configuration, and variant left out → why
     "Fit variants to a configuration. Raises `ConfigError` where it sets what they turn, or nothing is left."
     given = override(open_job(config).config, {"evaluation.pictures": 0})
-    reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not given.distill.folder]
+    folder = given.distill.folder
+    reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not folder]
     left = dict.fromkeys(reads, "needs images: --distill.images folder --distill.folder FOLDER")
     made = {v: _apply(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left}
     first, *others = made
@@ -410,7 +411,8 @@ def ablate(
     left |= _idle(found, list(configs))
     compared = {v: dict(choices[v]) for v in configs if v not in left}
     results = [_result(r, found[r.variant, r.config.seed]) for r in runs if r.variant in compared]
-    parts = dict(assumption=assumption, variants=compared, not_compared=left, runs=results, resamples=resamples)
+    parts = dict(assumption=assumption, variants=compared, not_compared=left, runs=results,
+                 resamples=resamples)
     write_json(path, record := _record(open_job(runs[0].config), list(seeds), parts))
     return record
 

@@ -85,7 +85,7 @@ def _same_folder(a: Run, b: Run) -> str:
     diff = differences(deciding(portable(a.config)), deciding(portable(b.config)))
     where = "; ".join(diff) or "nothing"
     return (f"{a.name} and {b.name} would train the same networks (they differ in: {where}). Leave one out: "
-            "`mudenet.ablations.sweep` compares settings that act after training.")
+            "`mudenet ablate` compares settings that act after training.")
 
 def plan(
     configs: Sequence[Config],       # One for each category, with the first seed

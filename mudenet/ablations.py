@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import itertools
 import json
-import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,66 +20,57 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from .assumptions import beside, find_register, nearest_id, read_register, read_value
-from .config import Config, differences, override, portable, to_dict
-from .core import (ConfigError, DataError, WeightsError, atomic, digest, fingerprint, new_record, read_meta,
-                          write_json)
-from .data import load_masks, normalize
-from .distillation import distillation_loss, level_loss, make_target, stage1_augmentation, teacher_identity
-from .evaluation import SHOWN, Case, Job, calibrate_on, ensure_detector, images_of, measure, open_job, stage1_items
+from .config import Config, absolute, differences, override, portable, to_dict
+from .core import (ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint,
+                          markdown_table, new_record, write_json)
+from .data import Category, load_masks, normalize
+from .distillation import (Target, distillation_loss, level_loss, make_target, stage1_augmentation,
+                                  teacher_identity)
+from .evaluation import (SHOWN, Case, Job, calibrate_on, ensure_detector, images_of, measure, open_job,
+                                setting_key)
+from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
 from .inference import Detector
-from .loop import total_steps
 from .metrics import VERSIONS, bootstrap_draws
 from .training import training_losses
 
 # %% auto #0
-__all__ = ['log', 'Variants', 'LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'variants', 'settle', 'shared_teacher', 'Run',
-           'plan', 'plan_table', 'estimate', 'confirm', 'clock', 'validation_losses', 'raw_batches', 'at_setting',
-           'sweep', 'sweep_table', 'crossed', 'pack', 'unpack', 'measure_runs', 'paired_interval', 'compare',
-           'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope', 'looked_at',
-           'findings', 'forest', 'loss_correlations', 'correlation_table']
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-653d62
-log = logging.getLogger("mudenet")
+__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'settle', 'Comparison', 'plan',
+           'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting', 'pack', 'unpack',
+           'paired_interval', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table',
+           'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'loss_correlations', 'correlation_table']
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-05
-Variants = Mapping[str, Mapping[str, Any]]  # Name → fields to set; the first one is the baseline
-
 def variants(
     assumption: str,                    # e.g. "A-012"
-    values: Sequence[Any]|None = None,  # In place of the entry's alternatives: values, or texts such as "pool,bilinear"
-    register: Path|None = None,         # Folder of the register; default: the checkout's
+    values: Sequence[Any]|None = None,  # In place of the entry's alternatives, or as texts: "pool,bilinear"
+    register: Path|None = None,         # Folder of the register, or the checkout's
 ) -> dict[str, dict[str, Any]]:         # The choice on record first
-    "What an assumption can be set to. Raises `ConfigError` for an entry that turns no field, or an impossible value."
+    "What an assumption can be set to. Raises `ConfigError` for an entry that turns no field, or a bad value."
     entries = {e.id: e for e in read_register(register or find_register())}
-    if assumption not in entries: raise ConfigError(f"no assumption {assumption!r}. {nearest_id(assumption, entries)}")
-    e = entries[assumption]
+    if (e := entries.get(assumption)) is None:
+        raise ConfigError(f"no assumption {assumption!r}. {nearest_id(assumption, entries)}")
     if not e.settings(): raise ConfigError(f"{assumption} turns no configuration field: {e.reason}")
-    short = {k: k.split(".")[-1] for k in e.field}
-    if len(set(short.values())) < len(short): short = {k: k for k in e.field}
-    def name(fields: Mapping[str, Any]) -> str: return ", ".join(f"{short[k]}={_short(v)}" for k, v in fields.items())
-    others = e.alternatives if values is None else [read_value(v) if isinstance(v, str) else v for v in values]
-    found = {name(f): dict(f) for f in (e.settings(), *(e.settings(v) for v in others))}
-    for f in found.values() if values else ():   # an impossible value is said before anything runs
+    given = [read_value(v) if isinstance(v, str) else v for v in values or ()]
+    found = named([e.settings(), *(e.settings(v) for v in given or e.alternatives)])
+    for f in found.values() if given else ():   # an impossible value is said before anything runs
         override(Config(), {**f, **beside(f, Path("images"))})
-    if len(found) < 2: raise ConfigError(f"{assumption}: nothing to compare {next(iter(found))} with; give other --values.")
-    return found
-
-def _short(v: Any) -> str: return str(v).lower() if isinstance(v, bool) else f"{v:g}" if isinstance(v, (int, float)) else str(v)
+    if len(found) > 1: return found
+    raise ConfigError(f"{assumption}: nothing to compare {next(iter(found))} with; give other --values.")
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-5e7702
 def _apply(config: Config, fields: Mapping[str, Any], which: str) -> Config:
-    "The configuration with a variant's fields; `distill.folder` goes to the variant that reads it."
+    "The configuration with a variant's fields. `distill.folder` goes to the variant that reads it."
     beside = {"distill.folder": None} if fields.get("distill.images", "folder") != "folder" else {}
     try: return override(config, {**fields, **beside})
     except ConfigError as problem: raise ConfigError(f"{which}: {problem}") from None
 
 def _ignored(a: Config, b: Config) -> str:
-    "Why b cannot come out differently from a: each field that differs and what takes it out of play; empty where it can."
+    "Why b cannot come out differently from a: what takes each field that differs out of play, or nothing."
     (was, was1), (used, used1) = ((c.data.augmentation(c.category), stage1_augmentation(c)) for c in (a, b))
     under = {f"{s}.epochs": f"{s}.steps={n}" for s in ("distill", "train") if (n := getattr(b, s).steps)}
-    for word in ("rotate", "jitter"):
-        if word in {*used, *used1}: continue
-        under |= {f"data.{f}": f"an augmentation without {word}" for f in to_dict(b)["data"] if f.startswith(word)}
+    for word in {"rotate", "jitter"} - {*used, *used1}:
+        idle = (f"data.{f}" for f in to_dict(b)["data"] if f.startswith(word))
+        under |= dict.fromkeys(idle, f"an augmentation without {word}")
     if (was, was1) == (used, used1):
         under |= dict.fromkeys(("data.augment_set", "distill.augment"), "an augmentation that stays the same")
     differ = [d.split(":")[0] for d in differences(to_dict(a), to_dict(b))]
@@ -92,185 +81,159 @@ def settle(
     config: Config,         # The run to vary
     choices: Variants,      # The first one is the baseline
     assumption: str = "",   # Named in errors
-) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → its configuration, the baseline first; variant left out → why
-    "Fit variants to a configuration. Raises `ConfigError` where it sets what they turn, refuses one, or leaves nothing to compare."
-    job = open_job(config)
-    given = replace(job.config, evaluation=replace(job.config.evaluation, pictures=0))
-    no_folder = [v for v, f in choices.items() if f.get("distill.images") == "folder" and given.distill.folder is None]
-    left = dict.fromkeys(no_folder, "needs images: --distill.images folder --distill.folder FOLDER")
+) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → its configuration, and variant left out → why
+    "Fit variants to a configuration. Raises `ConfigError` where it sets what they turn, or nothing is left."
+    given = override(open_job(config).config, {"evaluation.pictures": 0})
+    folder = given.distill.folder
+    reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not folder]
+    left = dict.fromkeys(reads, "needs images: --distill.images folder --distill.folder FOLDER")
     made = {v: _apply(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left}
     first, *others = made
     own = ("distill.images", "distill.folder") if "distill.images" in choices[first] else ()
     if diff := [d for d in differences(to_dict(given), to_dict(made[first])) if not d.startswith(own)]:
-        raise ConfigError(f"{assumption} is compared with {first}, and the configuration sets something else ({diff[0]}): "
-                          "leave that option out.")
+        raise ConfigError(f"{assumption} is compared with {first}, and the configuration sets something else "
+                          f"({diff[0]}): leave that option out.")
     left |= {v: why for v in others if (why := _ignored(made[first], made[v]))}
-    if len(left) + 1 == len(choices):
-        raise ConfigError(f"{assumption}: nothing to compare. {'; '.join(f'{v}: {why}' for v, why in left.items())}.")
-    return {v: c for v, c in made.items() if v not in left}, left
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-f24240
-def _stage1(config: Config) -> dict[str, Any]:
-    "Every field that decides what stage 1 makes."
-    return dict(teacher_identity(config), data=portable(config)["data"])
-
-def shared_teacher(
-    job: Job,        # A run that has no teacher yet
-) -> Path|None:      # The teacher's file in a sibling run
-    "A teacher that stage 1 would only make again: same configuration and seed, same images, same backbone weights."
-    weights = Path(job.config.backbone.weights)
-    own = (_stage1(job.config), job.data_fingerprint, fingerprint([weights], weights.parent) if weights.is_file() else None)
-    for path in sorted(job.folder.parent.glob("*/teacher.safetensors")):
-        meta = read_meta(path, "teacher")
-        about = meta["about"]
-        made = dict(meta["identity"], data=meta["config"]["data"])
-        if (made, about.get("data"), about.get("backbone_file")) == own: return path
-    return None
+    if len(left) + 1 < len(choices): return {v: c for v, c in made.items() if v not in left}, left
+    reasons = "; ".join(f"{v}: {why}" for v, why in left.items())
+    raise ConfigError(f"{assumption}: nothing to compare. {reasons}.")
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-de69df
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    "One variant with one seed, and what it takes."
+class Comparison(Run):
+    "One variant with one seed, measured beside a baseline."
     assumption: str
-    variant: str
-    seed: int
-    job: Job
-    baseline: Config       # The ablation's, with this seed; losses of all variants are taken by it
-    distill: str = "new"   # Stage 1: new, shared (another run's teacher), done, given (--teacher)
-    train: str = "new"     # Stage 2: new, shared (same detector as a run before), done
-    measure: str = "new"   # Calibration and test images: new, shared, done
+    baseline: Config        # The ablation's, with this seed, by which the losses of all variants are taken
+    resamples: int = 1000   # Draws of the test images
 
     @property
     def path(self) -> Path:
-        "Where its measurement goes: below the run's folder, one for each baseline and setting of inference and evaluation."
-        tree = portable(self.job.config)
-        decides = [tree["inference"], tree["evaluation"], _judge(self.baseline)]
-        return self.job.folder/"ablation"/f"{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]}.json"
+        "Where its measurement goes: one for each baseline and setting of inference and evaluation."
+        return self.folder/"ablation"/f"{setting_key(self.config, _judge(self.baseline))}.json"
+
+    def finished(self, job: Job) -> Mapping[str, Any]|None:
+        "Its measurement, if that is of this configuration, these images, this detector and today's metrics."
+        if not (self.folder/"detector.safetensors").is_file(): return None
+        return read_result(self.path, lambda found: found["identity"] == _identity(self, job))
+
+    def perform(self, job: Job, kept: dict[str, Any]) -> Mapping[str, Any]:
+        "Train what is missing and measure. Raw scores and losses are kept for the detector's next setting."
+        if found := self.finished(job): return found
+        if "detector" not in kept: kept["detector"] = ensure_detector(job)
+        write_json(self.path, found := _measure(self, job, kept["detector"], kept))
+        return found
 
 def _judge(baseline: Config) -> dict[str, Any]:
     "The fields of the baseline that decide losses on nominal images, the target E among them."
     return {k: portable(baseline)[k] for k in ("data", "backbone", "model", "distill", "train")}
 
-def _identity(run: Run, resamples: int) -> dict[str, Any]:
+def _identity(run: Comparison, job: Job) -> dict[str, Any]:
     "What must be the same for a measurement to be used again."
-    job, files = run.job, run.job.category.files
-    return dict(config=portable(job.config), baseline=_judge(run.baseline), data=fingerprint(files, job.category.root),
-                versions=VERSIONS, resamples=resamples, detector=fingerprint([job.folder/"detector.safetensors"], job.folder))
-
-def _measured(run: Run, resamples: int) -> dict[str, Any]|None:
-    "What `measure_runs` wrote, if it is of this configuration, these images, this detector and today's metrics."
-    if not (run.path.is_file() and (run.job.folder/"detector.safetensors").is_file()): return None
-    found = json.loads(run.path.read_text(encoding="utf-8"))
-    return found if found["identity"] == _identity(run, resamples) else None
+    detector = fingerprint([job.folder/"detector.safetensors"], job.folder)
+    data = fingerprint(job.category.files, job.category.root)
+    return dict(config=portable(job.config), baseline=_judge(run.baseline), data=data, versions=VERSIONS,
+                resamples=run.resamples, detector=detector)
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-106147
-def _plan_one(run: Run, before: Sequence[Run], resamples: int) -> Run:
-    "Fill in what one run takes, given those before it."
-    job, here = run.job, (run.job.folder/"detector.safetensors").exists()
-    train = "shared" if any(r.job.folder == job.folder for r in before) else "done" if here else "new"
-    same = any(_stage1(r.job.config) == _stage1(job.config) for r in before)
-    distill = ("given" if job.config.teacher else "done" if here or (job.folder/"teacher.safetensors").exists()
-               else "shared" if same or shared_teacher(job) else "new")
-    again = any(r.path == run.path for r in before)
-    return replace(run, distill=distill, train=train,
-                   measure="shared" if again else "done" if _measured(run, resamples) else "new")
-
-def _check_images(job: Job, which: str) -> None:
-    "Raise `DataError` where the images do not allow what the run needs, before anything is trained."
-    labels = [i.label for i in job.category.test]
+def _check_images(category: Category) -> None:
+    "Raise `DataError` where the test images do not allow what the runs need, before anything is trained."
+    labels = [i.label for i in category.test]
     bad, good = sum(labels), len(labels) - sum(labels)
     if min(bad, good) < 2:
-        raise DataError(f"{job.category.root} has {bad} anomalous and {good} nominal test images; to compare detection, an "
-                        "ablation needs at least 2 of each (test/<defect>, test/good).")
-    try: stage1_items(job)
-    except DataError as problem: raise DataError(f"{which}: {problem}") from None
+        raise DataError(f"{category.root} has {bad} anomalous and {good} nominal test images; to compare "
+                        "detection, an ablation needs at least 2 of each (test/<defect>, test/good).")
 
+def _compared(config: Config, assumption: str, choices: Variants, seeds: Iterable[int]) -> list[Comparison]:
+    "The runs of one assumption: seed by seed, the baseline first."
+    configs, _ = settle(absolute(config), choices, assumption)
+    first = next(iter(configs.values()))
+    if config.teacher and any(teacher_identity(c) != teacher_identity(first) for c in configs.values()):
+        raise ConfigError(f"{assumption} changes stage 1, and --teacher {config.teacher} takes its place; "
+                          "leave it out.")
+    def run(seed: int, variant: str) -> Comparison:
+        baseline, own = replace(first, seed=seed), replace(configs[variant], seed=seed)
+        return Comparison(config=own, variant=variant, assumption=assumption, baseline=baseline)
+    return [run(s, v) for s, v in itertools.product(seeds, configs)]
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-106148
 def plan(
-    config: Config,                   # The run to vary; no pictures are drawn
+    config: Config,                   # The run to vary, without its pictures
     chosen: Mapping[str, Variants],   # Assumption → its variants
     seeds: Sequence[int] = (0, 1, 2),
     resamples: int = 1000,            # Draws of the test images
-) -> list[Run]:                       # In the order they are made: assumption, seed, variant
+) -> list[Comparison]:                # In the order they are made: assumption, seed, variant
     "What there is to do. Raises `ConfigError` or `DataError` where there is nothing to compare."
-    runs: list[Run] = []
-    for assumption, choices in chosen.items():
-        configs, _ = settle(config, choices, assumption)
-        first = next(iter(configs.values()))
-        if config.teacher and any(_stage1(c) != _stage1(first) for c in configs.values()):
-            raise ConfigError(f"{assumption} changes stage 1, and --teacher {config.teacher} takes its place; leave it out.")
-        for s, (name, c) in itertools.product(seeds, configs.items()):
-            job = open_job(replace(c, seed=s))
-            if s == seeds[0]: _check_images(job, f"{assumption}, {name}")
-            run = Run(assumption=assumption, variant=name, seed=s, job=job, baseline=replace(first, seed=s))
-            runs.append(_plan_one(run, runs, resamples))
+    runs = [r for a, choices in chosen.items() for r in _compared(config, a, choices, seeds)]
+    runs = plan_runs(replace(r, resamples=resamples) for r in runs)
+    for r in runs:
+        if isinstance(r.error, MudenetError): raise type(r.error)(f"{r.assumption}, {r.variant}: {r.error}")
+        if r.error: raise r.error
+    _check_images(open_job(runs[0].config).category)
     return runs
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-1c7e04
-def _row(*cells: Any) -> str: return f"| {' | '.join(map(str, cells))} |"
+def stages(
+    runs: Sequence[Comparison],      # Of `plan`
+) -> list[tuple[str, str, str]]:     # Of each run: stage 1, stage 2, measuring
+    "What is new, shared (with a run before), done, or given (--teacher)."
+    def distilled(r: Comparison) -> str:
+        if r.config.teacher: return "given"
+        return "new" if r.steps[0] else "shared" if r.teacher or not r.saved else "done"
+    def trained(r: Comparison) -> str: return "shared" if r.shared else "new" if r.steps[1] else "done"
+    def measured(r: Comparison, before: Sequence[Comparison]) -> str:
+        return "shared" if any(b.path == r.path for b in before) else "done" if r.record else "new"
+    return [(distilled(r), trained(r), measured(r, runs[:k])) for k, r in enumerate(runs)]
 
 def plan_table(
-    runs: Iterable[Run],  # Of `plan`
-) -> str:                 # Markdown
+    runs: Sequence[Comparison],  # Of `plan`
+) -> str:                        # Markdown
     "A row for each run."
-    rows = [_row(r.assumption, r.variant, r.seed, r.distill, r.train, r.measure) for r in runs]
-    return "\n".join(["| | variant | seed | stage 1 | stage 2 | measuring |", "|---|---|--:|---|---|---|", *rows])
+    rows = [(r.assumption, r.variant, r.config.seed, *told) for r, told in zip(runs, stages(runs))]
+    return markdown_table(["", "variant", "seed", "stage 1", "stage 2", "measuring"], rows, "llrlll")
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-7f57b8
-def estimate(
-    runs: Sequence[Run],            # Of `plan`
-    seconds: Mapping[str, Any],     # Of `measure_cost`: distill, train, image
-) -> float:                         # Seconds
-    "How long a plan takes: the steps, and one look at every image; reading files and computing metrics come on top."
-    total, looked = 0.0, set()
-    for r in runs:
-        c, category = r.job.config, r.job.category
-        total += (r.distill == "new") * total_steps(len(category.train), c.distill) * seconds["distill"]
-        total += (r.train == "new") * total_steps(len(category.train), c.train) * seconds["train"]
-        if r.measure == "new" and r.job.folder not in looked:
-            total += (len(category.test) + len(category.validation)) * seconds["image"]
-            looked.add(r.job.folder)
-    return total
-
-LONG = 120.0  # Seconds; a longer plan is asked about
+LONG = 120.0  # Seconds: a longer plan is asked about
 
 def confirm(
-    seconds: float,     # Of `estimate`
+    seconds: float,     # That a plan takes
     yes: bool = False,  # Do not ask
 ) -> None:
     "Ask before a long plan. Raises `ConfigError` where nobody can answer, or the answer is no."
     if yes or seconds <= LONG: return
     if not sys.stdin.isatty():
-        raise ConfigError(f"this takes about {clock(seconds)} and there is nobody to ask; pass --yes to begin.")
-    if input("Begin? [y/N] ").strip().lower() not in ("y", "yes"): raise ConfigError("not begun; nothing was changed.")
-
-def clock(
-    seconds: float,
-) -> str:  # e.g. "90 s", "25 min", "3.1 h"
-    "A duration in words."
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds/60:.0f} min" if seconds < 7200 else f"{seconds/3600:.1f} h"
+        raise ConfigError(f"this takes about {clock(seconds)} and there is nobody to ask; "
+                          "pass --yes to begin.")
+    if input("Begin? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("not begun; nothing was changed.")
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-2a1e42
-LOSSES = dict(distillation="distillation", structural="L1", autoencoder="LA", logical="L2", negative="T below 0")
+LOSSES = dict(distillation="distillation", structural="L1", autoencoder="LA", logical="L2",
+              negative="T below 0")
 
+def _target(detector: Detector, job: Job, baseline: Config, images: torch.Tensor) -> Target|None:
+    "The baseline's E, or None where the backbone's weights are missing."
+    seen = images_of(job, "train") if baseline.backbone.zscore == "dataset" else images
+    try: return make_target(baseline, seen, detector.device)
+    except WeightsError: return None
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-2a1e43
 @torch.inference_mode()
 def validation_losses(
     detector: Detector,       # Trained
     job: Job,                 # Its held-out nominal images
     baseline: Config,         # Whose target E the teacher is compared with, for every variant
-) -> dict[str, float|None]:   # Names of `LOSSES`; None where the backbone's weights are not at hand
-    "Equations 16, 3, 5 and 7, and the square of T's negative values, on nominal images that no network has learned from."
+) -> dict[str, float|None]:   # Names of `LOSSES`, with None where the backbone's weights are missing
+    "Equations 16, 3, 5, 7 and the square of T's negative values, on images that no network has learned from."
     images = images_of(job, "validation")
-    dataset = baseline.backbone.zscore == "dataset"
-    seen = images_of(job, "train") if dataset else images
-    try: target = make_target(baseline, seen, detector.device)
-    except WeightsError: target = None
+    target = _target(detector, job, baseline, images)
+    teacher, weight = detector.model.teacher, baseline.train.loss_weights[1]
     sums: dict[str, float] = {}
     for batch in images.split(job.config.inference.batch_size):
         x = normalize(batch.to(detector.device))
-        losses = dict(training_losses(detector.model, x, baseline.train))  # one reduction and one set of weights for all
-        below = [level_loss(m, m.clamp_min(0), baseline.train.loss_reduction) for m in detector.model.teacher(x)]
-        losses["negative"] = baseline.train.loss_weights[1]*torch.stack(below).mean()  # LA's floor with a last ReLU
-        if target: losses["distillation"] = distillation_loss(detector.model.teacher, target(x), x, baseline.distill)
+        losses = dict(training_losses(detector.model, x, baseline.train))
+        below = [level_loss(m, m.clamp_min(0), baseline.train.loss_reduction) for m in teacher(x)]
+        losses["negative"] = weight*torch.stack(below).mean()  # LA's floor with a last ReLU
+        if target: losses["distillation"] = distillation_loss(teacher, target(x), x, baseline.distill)
         for k, v in losses.items(): sums[k] = sums.get(k, 0.0) + float(v)*len(x)
     return {k: sums[k]/len(images) if k in sums else None for k in LOSSES}
 
@@ -281,9 +244,10 @@ def raw_batches(
     job: Job,            # Its test images
 ) -> list[torch.Tensor]: # (B, 2, L, h, w) each, on the CPU
     "Raw scores (equations 9 and 10) of all test images: what inference can still change starts from them."
-    images = images_of(job, "test")
-    return [detector.raw(normalize(b.to(detector.device))).cpu() for b in images.split(job.config.inference.batch_size)]
+    batches = images_of(job, "test").split(job.config.inference.batch_size)
+    return [detector.raw(normalize(b.to(detector.device))).cpu() for b in batches]
 
+# %% ../nbs/10_ablations.ipynb #10-ablations-705e32
 @torch.inference_mode()
 def at_setting(
     detector: Detector,            # Trained
@@ -298,48 +262,18 @@ def at_setting(
     found = zip(job.category.test, *(torch.cat(x) for x in zip(*outs)))
     return variant, [Case(item=i, score=float(s), map=m.numpy(), parts=p.numpy()) for i, m, s, p in found]
 
-# %% ../nbs/10_ablations.ipynb #10-ablations-09
-ORACLE = "Compared on test labels: an oracle study. It says what mattered on these images; it is no way to tune a detector."
+ORACLE = ("Compared on test labels: an oracle study. It says what mattered on these images; "
+          "it is no way to tune a detector.")
 METRICS = ("image_auroc", "pixel_auroc", "au_pro")
-
-def sweep(
-    detector: Detector,   # Trained
-    job: Job,             # Its category
-    choices: Variants,    # Fields of `inference` only
-) -> dict[str, dict[str, Any]]:  # Name → results of `measure`
-    "Measure one trained model under several settings of inference."
-    raw, out = raw_batches(detector, job), {}
-    for name, fields in choices.items():
-        if strange := [f for f in fields if not f.startswith("inference.")]:
-            raise ConfigError(f"{strange[0]} decides the training; `sweep` changes inference.* only, use `ablate`.")
-        at = replace(job, config=override(job.config, fields))
-        out[name] = measure(at_setting(detector, at, raw)[1], job.category, at.config)
-    return out
-
-def sweep_table(
-    results: Mapping[str, Mapping[str, Any]],   # Of `sweep`
-    names: Sequence[str] = METRICS,             # Columns
-) -> str:                                       # Markdown
-    "A row for each setting."
-    lines = ["| setting | " + " | ".join(SHOWN[n] for n in names) + " |", "|---|" + "--:|"*len(names)]
-    return "\n".join(lines + [f"| {k} | " + " | ".join(f"{r['all']['metrics'][n]['value']:.4f}" for n in names) + " |"
-                             for k, r in results.items()])
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-c0551d
-def crossed(
-    *several: Variants,  # Variants of different fields
-) -> dict[str, dict[str, Any]]:
-    "Every combination of one variant each; of the baselines first."
-    found = [dict(c) for c in itertools.product(*(v.items() for v in several))]
-    return {", ".join(c): {k: v for fields in c.values() for k, v in fields.items()} for c in found}
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-5c0bad
 def pack(
-    values: Any,   # In [0, 1]; NaN where undefined
+    values: Any,   # In [0, 1], NaN where undefined
 ) -> str:          # Base64 of 16 bits each
     "Draws of a metric as text, to 1/65534."
     v = np.asarray(values, float)
-    return base64.b64encode(np.where(np.isfinite(v), np.rint(np.nan_to_num(v)*65534), 65535).astype("<u2").tobytes()).decode()
+    whole = np.where(np.isfinite(v), np.rint(np.nan_to_num(v)*65534), 65535)
+    return base64.b64encode(whole.astype("<u2").tobytes()).decode()
 
 def unpack(
     text: str,        # Of `pack`
@@ -348,63 +282,49 @@ def unpack(
     v = np.frombuffer(base64.b64decode(text), "<u2").astype(float)
     return np.where(v == 65535, np.nan, v/65534)
 
+# %% ../nbs/10_ablations.ipynb #10-ablations-76f0a1
 def _pixel_draws(cases: Sequence[Case], job: Job, resamples: int) -> dict[str, str]:
-    "The pixel metrics on the same draws of the test images, packed; empty without masks."
+    "The pixel metrics on the same draws of the test images, packed, and nothing without masks."
     if not job.category.has_masks: return {}
     e = job.config.evaluation
-    masks = load_masks([c.item for c in cases], None if e.resolution == "image" else job.config.data.image_size)
+    size = None if e.resolution == "image" else job.config.data.image_size
+    masks = load_masks([c.item for c in cases], size)
     maps = [c.map_at(m.shape) for c, m in zip(cases, masks)]
     if not any(m.any() for m in masks): return {}
-    return {k: pack(bootstrap_draws(k, maps, masks, limit=e.pro_limit, resamples=resamples)[1:]) for k in METRICS[1:]}
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-76f0a1
-def _trained(run: Run) -> Detector:
-    "The run's detector; its teacher is another run's where stage 1 would only make it again."
-    job = run.job
-    own, done = job.folder/"teacher.safetensors", job.folder/"detector.safetensors"
-    if not (job.config.teacher or own.exists() or done.exists()) and (other := shared_teacher(job)):
-        with atomic(own) as part: part.write_bytes(other.read_bytes())
-    return ensure_detector(job)
+    def draws(k: str) -> Any: return bootstrap_draws(k, maps, masks, limit=e.pro_limit, resamples=resamples)
+    return {k: pack(draws(k)[1:]) for k in METRICS[1:]}
 
 def _said(detector: Detector, cases: Sequence[Case]) -> str:
     "Everything that a detector says about the test images, as a digest."
     return digest(dict(maps=torch.from_numpy(np.stack([c.map for c in cases])), threshold=detector.threshold,
                        scores=torch.tensor([c.score for c in cases], dtype=torch.float64)))
 
-def measure_runs(
-    runs: Sequence[Run],      # Runs that share a detector
-    resamples: int = 1000,    # Draws of the test images
-) -> list[dict[str, Any]]:    # What was measured of each
-    "Train what is missing and measure what is missing; what is there is read."
-    raw: list[torch.Tensor] = []
-    out = []
-    for run in runs:
-        if not (found := _measured(run, resamples)):
-            log.info("%s: %s, seed %d", run.assumption, run.variant, run.seed)
-            detector = _trained(run)
-            if not raw: raw, losses = raw_batches(detector, run.job), validation_losses(detector, run.job, run.baseline)
-            variant, cases = at_setting(detector, run.job, raw)
-            found = dict(identity=_identity(run, resamples), detector=digest(variant.state_dict()), losses=losses,
-                         teacher=digest(detector.model.teacher.state_dict()), said=_said(variant, cases),
-                         results=measure(cases, run.job.category, run.job.config), scores=[c.score for c in cases],
-                         draws=_pixel_draws(cases, run.job, resamples))
-            write_json(run.path, found)
-        out.append(found)
-    return out
+# %% ../nbs/10_ablations.ipynb #10-ablations-76f0a2
+def _measure(run: Comparison, job: Job, detector: Detector, kept: dict[str, Any]) -> dict[str, Any]:
+    "What a run's setting of inference makes of its detector."
+    if "raw" not in kept: kept["raw"] = raw_batches(detector, job)
+    if kept.get("baseline") != run.baseline:
+        kept |= dict(baseline=run.baseline, losses=validation_losses(detector, job, run.baseline))
+    variant, cases = at_setting(detector, job, kept["raw"])
+    return dict(identity=_identity(run, job), detector=digest(variant.state_dict()), losses=kept["losses"],
+                teacher=digest(detector.model.teacher.state_dict()), said=_said(variant, cases),
+                results=measure(cases, job.category, job.config), scores=[c.score for c in cases],
+                draws=_pixel_draws(cases, job, run.resamples))
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-2cbd6e
 def paired_interval(
     deltas: np.ndarray,     # Δ, (S, 1 + B): seeds × (all images, then B draws of them); NaN where undefined
     level: float = 0.95,    # Of the interval, in (0, 1)
 ) -> tuple[float, float]:   # Its ends
-    "Interval of the mean difference: Student's over seeds and the percentiles over draws of images, added in squares."
+    "Interval of the mean difference: Student's over seeds and percentiles over images, added in squares."
     S, seeds, draws = len(deltas), deltas[:, 0], deltas[:, 1:].mean(0)
     a, b = np.nanquantile(draws, [(1 - level)/2, (1 + level)/2])
     h = stats.t.ppf((1 + level)/2, S - 1)*seeds.std(ddof=1)/np.sqrt(S) if S > 1 else 0.0
     mean = seeds.mean()
     return float(mean - np.hypot(h, max(mean - a, 0))), float(mean + np.hypot(h, max(b - mean, 0)))
 
-Draws = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # (variant, seed) → metric → (1 + B,), the exact value first
+# %% ../nbs/10_ablations.ipynb #10-ablations-2cbd6f
+Draws = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # (variant, seed) → metric → (1 + B,), exact first
 
 def compare(
     draws: Draws,
@@ -412,12 +332,13 @@ def compare(
     seeds: Sequence[int],
 ) -> dict[str, dict[str, Any]]:   # Variant → metric → mean, low, high, seeds
     "Every variant against the first: mean difference, its interval, and the difference of each seed."
-    out: dict[str, dict[str, Any]] = {v: {} for v in names[1:]}
-    for v in names[1:]:
-        for m in (m for m in METRICS if all(m in draws[names[0], s] for s in seeds)):
-            d = np.array([draws[v, s][m] - draws[names[0], s][m] for s in seeds])
-            low, high = paired_interval(d)
-            out[v][m] = dict(mean=float(d[:, 0].mean()), low=low, high=high, seeds=d[:, 0].tolist())
+    first, *others = names
+    out: dict[str, dict[str, Any]] = {v: {} for v in others}
+    for v, m in itertools.product(others, METRICS):
+        if not all(m in draws[first, s] for s in seeds): continue
+        d = np.array([draws[v, s][m] - draws[first, s][m] for s in seeds])
+        low, high = paired_interval(d)
+        out[v][m] = dict(mean=float(d[:, 0].mean()), low=low, high=high, seeds=d[:, 0].tolist())
     return out
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0d7a2e
@@ -425,48 +346,74 @@ def draws_of(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> Draws:
     "The draws behind a record's intervals: image AUROC from the scores, pixel metrics as they were packed."
-    labels = list(record["images"].values())
+    labels, resamples = list(record["images"].values()), record["resamples"]
     def of(r: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        image = bootstrap_draws("image_auroc", r["scores"], labels, resamples=resamples)
         pixels = {k: np.r_[r["metrics"][k], unpack(v)] for k, v in r["draws"].items()}
-        return {"image_auroc": bootstrap_draws("image_auroc", r["scores"], labels, resamples=record["resamples"]), **pixels}
+        return dict(image_auroc=image, **pixels)
     return {(r["variant"], r["seed"]): of(r) for r in record["runs"]}
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-16
-def _result(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+def _result(run: Comparison, found: Mapping[str, Any]) -> dict[str, Any]:
     "One run as the ablation's record keeps it."
     r = found["results"]
-    values = lambda part, names: {k: v["value"] for k, v in part["metrics"].items() if k in names}
+    def values(part: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
+        return {k: v["value"] for k, v in part["metrics"].items() if k in names}
     spro = {"au_spro": r["au_spro"]["values"]} if "au_spro" in r else {}
-    return dict(variant=run.variant, seed=run.seed, run=run.job.folder.name, detector=found["detector"], teacher=found["teacher"],
-                metrics=values(r["all"], VERSIONS), kinds={k: values(p, METRICS) for k, p in r["kinds"].items()}, **spro,
-                losses=found["losses"], scores=found["scores"], draws=found["draws"])
+    return dict(variant=run.variant, seed=run.config.seed, run=run.folder.name, detector=found["detector"],
+                teacher=found["teacher"], metrics=values(r["all"], VERSIONS),
+                kinds={k: values(p, METRICS) for k, p in r["kinds"].items()}, **spro, losses=found["losses"],
+                scores=found["scores"], draws=found["draws"])
 
+def _carried_out(runs: Sequence[Comparison], pool: Pool) -> dict[tuple[str, int], Mapping[str, Any]]:
+    "What was measured of each variant and seed. What is there is read, and what a run raises is raised."
+    found = {(r.variant, r.config.seed): r.record for r in runs if r.record}
+    for r, how in pool.outcomes([r for r in runs if r.todo]):
+        if "raised" in how: raise how["raised"]
+        found[r.variant, r.config.seed] = how["record"]
+    return found
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-16c
+Found = Mapping[tuple[str, int], Mapping[str, Any]]  # (variant, seed) → its measurement
+
+def _idle(found: Found, variants: Sequence[str]) -> dict[str, str]:
+    "Variants that say what the first one says, whatever the seed, and what to say about them."
+    said = {v: {s: (m["said"], m["draws"]) for (name, s), m in found.items() if name == v} for v in variants}
+    first, *others = variants
+    why = (f"says the same as {first} to the last bit, with every seed; "
+           "something else takes its field out of play")
+    return {v: why for v in others if said[v] == said[first]}
+
+def _record(job: Job, seeds: list[int], parts: dict[str, Any]) -> dict[str, Any]:
+    "The record of an ablation: its runs, and what their differences come to."
+    category = job.category
+    images = {i.image.relative_to(category.root).as_posix(): i.label for i in category.test}
+    differences = compare(draws_of(dict(parts, images=images)), list(parts["variants"]), seeds)
+    about = dict(dataset=job.config.dataset, category=category.name, config=portable(job.config),
+                 data=fingerprint(category.files, category.root), threads=torch.get_num_threads())
+    return new_record("ablation", **about, seeds=seeds, versions=VERSIONS, note=ORACLE, images=images,
+                      differences=differences, **parts)
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-16a
 def ablate(
     config: Config,                   # The run to vary
     choices: Variants,                # The first one is what the others are compared with
     seeds: Sequence[int] = (0, 1, 2),
     assumption: str = "variants",     # e.g. "A-012"
     resamples: int = 1000,            # Draws of the test images
+    pool: Pool|None = None,           # Where to run, or this process
 ) -> dict[str, Any]:                  # A record of kind "ablation", as written to `record_path`
     "Run every variant with every seed, compare, and write the record. What is finished is not made again."
-    path, (configs, left) = record_path(config, assumption, choices, seeds), settle(config, choices, assumption)
+    path = record_path(config, assumption, choices, seeds)
+    configs, left = settle(config, choices, assumption)
     runs = plan(config, {assumption: choices}, seeds, resamples)
-    groups: dict[Path, list[Run]] = {}
-    for r in runs: groups.setdefault(r.job.folder, []).append(r)
-    found = {(r.variant, r.seed): m for g in groups.values() for r, m in zip(g, measure_runs(g, resamples))}
-    first, *others = configs
-    said = {v: [(found[v, s]["said"], found[v, s]["draws"]) for s in seeds] for v in configs}
-    left |= {v: f"says the same as {first} to the last bit, with every seed; something else takes its field out of play"
-             for v in others if said[v] == said[first]}
-    job, names = runs[0].job, [v for v in configs if v not in left]
-    parts = dict(resamples=resamples,
-                 images={i.image.relative_to(job.category.root).as_posix(): i.label for i in job.category.test},
-                 runs=[_result(r, found[r.variant, r.seed]) for r in runs if r.variant in names])
-    record = new_record("ablation", assumption=assumption, dataset=job.config.dataset, category=job.category.name,
-                        data=fingerprint(job.category.files, job.category.root), config=portable(job.config),
-                        variants={k: dict(choices[k]) for k in names}, not_compared=left, seeds=list(seeds), versions=VERSIONS,
-                        threads=torch.get_num_threads(), note=ORACLE, differences=compare(draws_of(parts), names, seeds), **parts)
-    write_json(path, record)
+    found = _carried_out(runs, pool or Here())
+    left |= _idle(found, list(configs))
+    compared = {v: dict(choices[v]) for v in configs if v not in left}
+    results = [_result(r, found[r.variant, r.config.seed]) for r in runs if r.variant in compared]
+    parts = dict(assumption=assumption, variants=compared, not_compared=left, runs=results,
+                 resamples=resamples)
+    write_json(path, record := _record(open_job(runs[0].config), list(seeds), parts))
     return record
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0047cd
@@ -476,10 +423,9 @@ def record_path(
     choices: Variants,           # Its variants
     seeds: Sequence[int] = (),   # Its seeds
 ) -> Path:                       # OUT/ablation-A-012-CATEGORY.json
-    "Where an ablation's record goes. Raises where one of another configuration, or one that holds more, lies there."
+    "Where an ablation's record goes. Raises where one that was made otherwise, or holds more, lies there."
     c = next(iter(settle(config, choices, assumption)[0].values()))
-    path = config.out/f"ablation-{assumption}-{c.category}.json"
-    if not path.exists(): return path
+    if not (path := config.out/f"ablation-{assumption}-{c.category}.json").exists(): return path
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         diff = differences({**there["config"], "seed": c.seed}, portable(c))
@@ -487,9 +433,10 @@ def record_path(
         more += [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is no readable record; delete it, or choose another --out.") from None
-    if diff: raise ConfigError(f"{path} belongs to another configuration: {'; '.join(diff)}. Choose another --out.")
-    if more: raise ConfigError(f"{path} holds what this run would drop ({', '.join(more)}): include it, or choose another --out.")
-    return path
+    if not (diff or more): return path
+    other = f"belongs to another configuration: {'; '.join(diff)}. Choose"
+    less = f"holds what this run would drop ({', '.join(more)}): include it, or choose"
+    raise ConfigError(f"{path} {other if diff else less} another --out.")
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-17
 def _shown(record: Mapping[str, Any]) -> list[str]:
@@ -499,44 +446,48 @@ def _shown(record: Mapping[str, Any]) -> list[str]:
 def ablation_table(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> str:                        # Markdown
-    "The baseline's means over seeds; for every other variant the mean difference and its interval."
+    "The baseline's means over seeds, and for every other variant the mean difference and its interval."
     first, names = next(iter(record["variants"])), _shown(record)
-    mean = lambda m: np.mean([r["metrics"][m] for r in record["runs"] if r["variant"] == first])
+    base = [r["metrics"] for r in record["runs"] if r["variant"] == first]
     def cell(d: Mapping[str, Any]) -> str: return f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
-    return "\n".join([_row(record["assumption"], *(SHOWN[n] for n in names)), "|---|" + "--:|"*len(names),
-                      _row(first, *(f"{mean(n):.4f}" for n in names)),
-                      *(_row(v, *(cell(d[n]) for n in names)) for v, d in record["differences"].items())])
+    rows = [[first, *(f"{np.mean([m[n] for m in base]):.4f}" for n in names)]]
+    rows += [[v, *(cell(d[n]) for n in names)] for v, d in record["differences"].items()]
+    return markdown_table([record["assumption"], *(SHOWN[n] for n in names)], rows, "l" + "r"*len(names))
 
+# %% ../nbs/10_ablations.ipynb #10-ablations-17a
 def kinds_table(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> str:                        # Markdown
-    "Differences for each kind of defect, mean over seeds (least … greatest); AU-sPRO at 0.05 where LOCO's rule applies."
+    "Differences for each kind of defect, mean over seeds (least … greatest). AU-sPRO is that at 0.05."
     first, runs = next(iter(record["variants"])), {(r["variant"], r["seed"]): r for r in record["runs"]}
     def value(run: Mapping[str, Any], kind: str, m: str) -> float|None:
-        return run.get("au_spro", {}).get(kind, {}).get("0.05") if m == "au_spro" else run["kinds"][kind].get(m)
+        if m == "au_spro": return run.get("au_spro", {}).get(kind, {}).get("0.05")
+        return run["kinds"][kind].get(m)
     def cell(v: str, kind: str, m: str) -> str:
         pairs = [(value(runs[v, s], kind, m), value(runs[first, s], kind, m)) for s in record["seeds"]]
         d = [a - b for a, b in pairs if a is not None and b is not None]
         return f"{np.mean(d):+.4f} ({min(d):+.4f} … {max(d):+.4f})" if d else "–"
-    names = [*_shown(record), *(["au_spro"] if "au_spro" in record["runs"][0] else [])]
-    rows = [_row(v, k, *(cell(v, k, m) for m in names)) for v in record["differences"] for k in record["runs"][0]["kinds"]]
-    head = _row(record["assumption"], "kind of defect", *(SHOWN.get(n, "AU-sPRO") for n in names))
-    return "\n".join([head, "|---|---|" + "--:|"*len(names), *rows])
+    names = [*_shown(record), *["au_spro"]*("au_spro" in record["runs"][0])]
+    pairs = itertools.product(record["differences"], record["runs"][0]["kinds"])
+    rows = [[v, k, *(cell(v, k, m) for m in names)] for v, k in pairs]
+    head = [record["assumption"], "kind of defect", *(SHOWN[n] for n in names)]
+    return markdown_table(head, rows, "ll" + "r"*len(names))
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-1f1cd0
 def losses_table(
     record: Mapping[str, Any],   # Of `ablate`
 ) -> str:                        # Markdown
-    "Losses on held-out nominal images, mean over seeds, least and greatest in brackets; the baseline's networks have one row."
+    "Losses on held-out nominal images, mean over seeds (least … greatest), a row for each set of networks."
     first = next(iter(record["variants"]))
     nets = {v: {r["run"] for r in record["runs"] if r["variant"] == v} for v in record["variants"]}
-    rows = [v for v in nets if v == first or nets[v] != nets[first]]
+    shown = [v for v in nets if v == first or nets[v] != nets[first]]
     def cell(variant: str, name: str) -> str:
-        v = [r["losses"][name] for r in record["runs"] if r["variant"] == variant and r["losses"][name] is not None]
+        found = [r["losses"][name] for r in record["runs"] if r["variant"] == variant]
+        v = [x for x in found if x is not None]
         return f"{np.mean(v):.4g} ({min(v):.4g} … {max(v):.4g})" if v else "–"
-    name = first if len(rows) > 1 else "every variant: the same networks"
-    return "\n".join([_row(record["assumption"], *LOSSES.values()), "|---|" + "--:|"*len(LOSSES),
-                      *(_row(name if v == first else v, *(cell(v, k) for k in LOSSES)) for v in rows)])
+    name = first if len(shown) > 1 else "every variant: the same networks"
+    rows = [[name if v == first else v, *(cell(v, k) for k in LOSSES)] for v in shown]
+    return markdown_table([record["assumption"], *LOSSES.values()], rows, "l" + "r"*len(LOSSES))
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-252f94
 def scope(
@@ -544,19 +495,14 @@ def scope(
 ) -> str:                        # One sentence
     "What a record was measured on, and how far it reaches."
     c, labels, n = record["config"], list(record["images"].values()), len(record["seeds"])
-    def length(stage: str) -> str: return f"{c[stage]['steps']} steps" if c[stage]["steps"] else f"{c[stage]['epochs']} epochs"
-    what = (f"One category ({record['category']}, {labels.count(0)} nominal and {labels.count(1)} anomalous test images), "
-            f"{n} seed{'s' if n > 1 else ''}, judged on test labels")
-    return (f"{what}; {c['data']['image_size']} px, {c['model']['channels']} channels, trunk {c['model']['width']}, "
-            f"{c['backbone']['name']} ({c['backbone']['weights']}), stage 1 {length('distill')}, stage 2 {length('train')}.")
-
-def _finding(d: Mapping[str, Any], metric: str) -> str:
-    "What one interval supports."
-    signs = {float(np.sign(x)) for x in d["seeds"]}
-    if not (d["low"] <= 0 <= d["high"]):
-        way = "higher" if d["mean"] > 0 else "lower"
-        return f"suggests a {way} {metric}" + ("" if len(signs) == 1 else ", though the seeds do not agree on the sign")
-    return f"no difference of {metric} shown" if any(signs) or d["low"] < d["high"] else f"the same {metric}"
+    def length(stage: str) -> str:
+        return f"{c[stage]['steps']} steps" if c[stage]["steps"] else f"{c[stage]['epochs']} epochs"
+    images = f"{labels.count(0)} nominal and {labels.count(1)} anomalous test images"
+    seeds = f"{n} seeds" if n > 1 else "1 seed"
+    return (f"One category ({record['category']}, {images}), {seeds}, judged on test labels; "
+            f"{c['data']['image_size']} px, {c['model']['channels']} channels, trunk {c['model']['width']}, "
+            f"{c['backbone']['name']} ({c['backbone']['weights']}), stage 1 {length('distill')}, "
+            f"stage 2 {length('train')}.")
 
 def looked_at(
     records: Iterable[Mapping[str, Any]],   # Of `ablate`
@@ -564,22 +510,35 @@ def looked_at(
     "How many intervals they hold: what the chance of a false one depends on."
     return sum(len(d) for r in records for d in r["differences"].values())
 
+# %% ../nbs/10_ablations.ipynb #10-ablations-252f95
+def _finding(d: Mapping[str, Any], metric: str) -> str:
+    "What one interval supports."
+    signs = {float(np.sign(x)) for x in d["seeds"]}
+    if d["low"] <= 0 <= d["high"]:
+        same = d["low"] == d["high"] and not any(signs)
+        return f"the same {metric}" if same else f"no difference of {metric} shown"
+    way = "higher" if d["mean"] > 0 else "lower"
+    doubt = "" if len(signs) == 1 else ", though the seeds do not agree on the sign"
+    return f"suggests a {way} {metric}{doubt}"
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-252f96
 def findings(
     record: Mapping[str, Any],   # Of `ablate`
-    looked: int|None = None,     # Intervals that are looked at in all; default: the record's
+    looked: int|None = None,     # Intervals that are looked at in all, or the record's
 ) -> str:                        # Markdown list
     "What the evidence supports, and no more than that."
-    first, n = next(iter(record["variants"])), len(record["seeds"])
-    looked = looked_at([record]) if looked is None else looked
-    lines = []
+    first, lines = next(iter(record["variants"])), []
     for v, found in record["differences"].items():
-        said = [_finding(d, SHOWN[m]) for m, d in found.items()]
-        lines.append(f"- {v} instead of {first}: {'; '.join(said)}.")
+        said = "; ".join(_finding(d, SHOWN[m]) for m, d in found.items())
+        lines.append(f"- {v} instead of {first}: {said}.")
     lines += [f"- {v}: not compared; {why}." for v, why in record["not_compared"].items()]
-    few = "With one seed nothing is known about other seeds: the intervals are over images alone. " if n == 1 else ""
-    many = (f"{looked} intervals were looked at: if nothing mattered, about {looked/20:.1f} of them would exclude 0 by chance. "
-            if looked > 1 else "")
-    return "\n".join([*lines, f"- {scope(record)} {few}{many}{record['note']}"])
+    last = [scope(record)]
+    if len(record["seeds"]) == 1:
+        last.append("With one seed nothing is known about other seeds: the intervals are over images alone.")
+    if (n := looked_at([record]) if looked is None else looked) > 1:
+        last.append(f"{n} intervals were looked at: if nothing mattered, about {n/20:.1f} of them would "
+                    "exclude 0 by chance.")
+    return "\n".join([*lines, " ".join(["-", *last, record["note"]])])
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-4c35bd
 def forest(
@@ -595,25 +554,34 @@ def forest(
             ax.plot([d["low"], d["high"]], [y, y], color="C0", lw=2, solid_capstyle="butt")
             ax.plot(d["seeds"], [y]*len(d["seeds"]), "o", color="k", ms=3, alpha=.6)
             ax.plot(d["mean"], y, "D", color="C0", ms=6)
-        ax.set(xlabel=f"Δ {SHOWN[m]}", yticks=range(len(others)), yticklabels=others, ylim=(max(1, len(others)) - .5, -.5))
-        ax.locator_params(axis="x", nbins=5); ax.tick_params(labelsize=8)
-        for side in ("top", "right", "left"): ax.spines[side].set_visible(False)
+        ax.set(xlabel=f"Δ {SHOWN[m]}", ylim=(max(1, len(others)) - .5, -.5))
+        ax.set_yticks(range(len(others)), others)
+        ax.locator_params(axis="x", nbins=5)
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right", "left"]].set_visible(False)
     fig.suptitle(f"{record['assumption']}, {record['category']}: against {first}", fontsize=9)
     return fig
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-06f9c3
+Correlations = dict[str, tuple[float, int, int]]  # Name of `LOSSES` → Spearman's ρ, configurations, seeds
+
+def _same_teacher(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    "A record's runs that have the baseline's teacher."
+    first = next(iter(record["variants"]))
+    teachers = {r["seed"]: r["teacher"] for r in record["runs"] if r["variant"] == first}
+    return [r for r in record["runs"] if r["teacher"] == teachers[r["seed"]]]
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-06f9c5
 def loss_correlations(
     records: Iterable[Mapping[str, Any]],   # Of `ablate`, of one category and one configuration
     metric: str = "image_auroc",
-) -> dict[str, tuple[float, int, int]]:     # Name of `LOSSES` → Spearman's ρ, configurations, seeds; empty below 3 configurations
-    "Rank correlation over detectors with the baseline's teacher between a loss and a test metric, both less their seed's mean."
+) -> Correlations:                          # Empty below 3 configurations
+    "Rank correlation of losses with a metric over detectors of one teacher, both less their seed's mean."
     runs: dict[str, Mapping[str, Any]] = {}
-    for record in records:
-        base = {r["seed"]: r for r in record["runs"] if r["variant"] == next(iter(record["variants"]))}
-        for r in record["runs"]:
-            if r["teacher"] == base[r["seed"]]["teacher"] and metric in r["metrics"]: runs.setdefault(r["run"], r)
+    for r in itertools.chain.from_iterable(map(_same_teacher, records)):
+        if metric in r["metrics"]: runs.setdefault(r["run"], r)
     seeds, nets = {r["seed"] for r in runs.values()}, {name.rsplit("-s", 1)[0] for name in runs}
-    out: dict[str, tuple[float, int, int]] = {}
+    out: Correlations = {}
     for name in ("structural", "autoencoder", "logical") if len(nets) > 2 else ():
         rows = np.array([(r["seed"], r["losses"][name], r["metrics"][metric]) for r in runs.values()], float)
         for s in np.unique(rows[:, 0]): rows[rows[:, 0] == s, 1:] -= rows[rows[:, 0] == s, 1:].mean(0)
@@ -621,14 +589,16 @@ def loss_correlations(
             out[name] = float(stats.spearmanr(rows[:, 1], rows[:, 2]).statistic), len(nets), len(seeds)
     return out
 
+# %% ../nbs/10_ablations.ipynb #10-ablations-06f9c4
 def correlation_table(
     records: Sequence[Mapping[str, Any]],   # Of one category and one configuration
 ) -> str:                                   # Markdown, or a sentence where there are too few
     "Rank correlation of each loss with each metric, descriptive."
     found = {m: rho for m in METRICS if (rho := loss_correlations(records, m))}
-    if not found: return "Fewer than 3 configurations share their teachers: too few to correlate losses with metrics."
+    if not found:
+        return "Fewer than 3 configurations share their teachers: too few to correlate losses with metrics."
     first = next(iter(found.values()))
     _, nets, seeds = next(iter(first.values()))
-    rows = [_row(LOSSES[k], *(f"{found[m][k][0]:+.2f}" if k in found[m] else "–" for m in found)) for k in first]
-    head = f"Spearman's ρ, {nets} configurations × {seeds} seeds"
-    return "\n".join([_row(head, *(SHOWN[m] for m in found)), "|---|" + "--:|"*len(found), *rows])
+    rows = [[LOSSES[k], *(f"{rho[k][0]:+.2f}" if k in rho else "–" for rho in found.values())] for k in first]
+    head = [f"Spearman's ρ, {nets} configurations × {seeds} seeds", *(SHOWN[m] for m in found)]
+    return markdown_table(head, rows, "l" + "r"*len(found))

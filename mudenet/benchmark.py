@@ -6,45 +6,27 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
-import json
-import logging
-import os
-import platform
-import signal
-import tempfile
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .config import Config, differences, load_config, override, portable, read_yaml, shipped
-from .core import (CheckpointError, ConfigError, DeviceError, MudenetError, did_you_mean, fingerprint,
-                          load_tensors, new_record, pick_device, read_meta, rng, save_tensors, write_json, write_text)
+from .config import Config, differences, portable
+from .core import ConfigError, did_you_mean, markdown_table, new_record, write_json, write_text
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, list_categories
-from .distillation import distill, load_teacher, teacher_identity
-from .evaluation import METRICS, Job, ensure_detector, evaluate, metric_values, open_job, recognise_dataset, stage1_items
-from .inference import Detector, calibrate
-from .loop import total_steps
-from .metrics import VERSIONS, _memory
+from .evaluation import METRICS, metric_values
+from .experiments import (Here, OnRay, Run, Variants, clock, cost_text, deciding, departures,
+                                 every_run, expected, measure_all, plan_runs, reason)
+from .loop import log
+from .metrics import VERSIONS
 from .report import SHOWN
-from .training import train
 
 # %% auto #0
-__all__ = ['log', 'PUBLISHED', 'Variants', 'Outcomes', 'Published', 'choose_categories', 'Run', 'finished_record', 'plan_run',
-           'plan', 'plan_table', 'read_variants', 'measure_cost', 'measure_all', 'expected', 'cost_text',
-           'take_teacher', 'execute', 'Pool', 'Here', 'Starts', 'share_out', 'OnRay', 'category_rows', 'mean_rows',
+__all__ = ['PUBLISHED', 'Results', 'How', 'Published', 'choose_categories', 'plan', 'plan_table', 'category_rows', 'mean_rows',
            'benchmark_table', 'benchmark_csv', 'benchmark']
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-653d62
-log = logging.getLogger("mudenet")
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-c1c7db
 @dataclass(frozen=True, kw_only=True)
@@ -56,549 +38,146 @@ class Published:
     source: str
 
 PUBLISHED = (
-    Published(dataset="mvtec_ad", category="cable", values=dict(image_auroc=0.989, pixel_auroc=0.983, au_pro=0.906),
+    Published(dataset="mvtec_ad", category="cable",
+              values=dict(image_auroc=0.989, pixel_auroc=0.983, au_pro=0.906),
               source="Campos-Romero et al., Information Fusion 132 (2026) 104214, mean of 3 runs"),)
+
+def _published(row: Mapping[str, Any]) -> list[Published]:
+    "What is known of a row's category."
+    return [p for p in PUBLISHED if (p.dataset, p.category) == (row["dataset"], row["category"])]
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-8dc6b9
 def _unusable(root: Path, names: Sequence[str]) -> list[str]:
     "Folders of a data set that look like a category but are none, e.g. without train/good."
     below = [p.name for p in _subfolders(root)]
     if not set(names) <= set(below): return []  # the root is a category itself
-    def looks(n: str) -> bool:
-        return n in (*MVTEC_AD, *MVTEC_LOCO, *VISA) or any((root/n/p).is_dir() for p in ("train", "test", "ground_truth"))
+    known, parts = (*MVTEC_AD, *MVTEC_LOCO, *VISA), ("train", "test", "ground_truth")
+    def looks(n: str) -> bool: return n in known or any((root/n/p).is_dir() for p in parts)
     return [n for n in below if n not in names and looks(n)]
 
+def _categories_of(
+    root: str|Path,         # A folder, or "synthetic"
+    wanted: Sequence[str],  # A single category may be called by the last part of its folder's name
+) -> dict[str, tuple[Path|None, str|None]]:
+    "Name → root and category, of all that one root holds."
+    if str(root) == "synthetic": return {"product_line": (None, None)}
+    names = list_categories(root)
+    here: dict[str, tuple[Path|None, str|None]] = {}
+    for n in (*names, *_unusable(Path(root).expanduser(), names)): here[n] = (Path(root), n)
+    if len(names) == 1: here |= {w: (Path(root), w) for w in wanted if names[0].endswith(("_" + w, "-" + w))}
+    return here
+
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-8dc6ba
 def choose_categories(
     roots: Sequence[str|Path],    # Folders, or "synthetic"
-    wanted: Sequence[str] = (),   # Names; none: all
-) -> list[tuple[Path|None, str|None]]:  # Root and category; none and none for the product line
-    "The categories of a benchmark, those that cannot be indexed too. Raises `DataError` for a root, `ConfigError` for a name."
-    found: list[tuple[Path|None, str|None]] = []
-    known: set[str] = set()
-    for root in roots:
-        here: dict[str, tuple[Path|None, str|None]] = {}
-        if str(root) == "synthetic": here["product_line"] = (None, None)
-        else:
-            names = list_categories(root)
-            here = {n: (Path(root), n) for n in (*names, *_unusable(Path(root).expanduser(), names))}
-            if len(names) == 1:
-                for w in wanted:
-                    if names[0].endswith(("_" + w, "-" + w)): here[w] = (Path(root), w)
-        known |= set(here)
-        found += [v for n, v in here.items() if n in wanted or not wanted]
+    wanted: Sequence[str] = (),   # Names, or all
+) -> list[tuple[Path|None, str|None]]:  # Root and category, and twice None for the product line
+    "The categories of a benchmark, those that cannot be indexed too. Raises `DataError` or `ConfigError`."
+    found = [(n, where) for root in roots for n, where in _categories_of(root, wanted).items()]
+    known = {n for n, _ in found}
     if strange := [w for w in wanted if w not in known]:
         raise ConfigError(f"--categories {strange[0]}: no folder holds it. {did_you_mean(strange[0], known)}")
-    return found
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-3bd985
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    "One run of a benchmark."
-    config: Config
-    dataset: str
-    category: str
-    variant: str = ""
-    folder: Path = Path()                   # The run's
-    images: int = 0                         # That the detector looks at: to calibrate, to test
-    held: int = 0                           # Images in memory, at most
-    steps: tuple[int, int] = (0, 0)         # Left in stage 1 and 2
-    saved: bool = False                     # Whether an interrupted run goes on
-    teacher: Path|None = None               # Folder of the run that distils the same T
-    record: Mapping[str, Any]|None = None   # Of a finished run
-    error: str = ""                         # Why it cannot be run
-
-    @property
-    def name(self) -> str:
-        "What a log calls it, e.g. mvtec_ad/cable seed 0."
-        return " ".join([f"{self.dataset}/{self.category}", *[self.variant]*bool(self.variant), f"seed {self.config.seed}"])
-
-    @property
-    def setting(self) -> str:
-        "Data set and variant, which decide the configuration but for category and seed."
-        return f"{self.dataset} {self.variant}".strip()
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-be7d15
-def _deciding(tree: Mapping[str, Any]) -> dict[str, Any]:
-    "A configuration's tree without what decides no number."
-    kept = {k: {n: x for n, x in v.items() if n not in ("save_minutes", "pictures")} if isinstance(v, Mapping) else v
-            for k, v in tree.items() if k != "compute"}
-    return json.loads(json.dumps(kept))
-
-def _fits(record: Mapping[str, Any], job: Job) -> bool:
-    "Whether a record is of this configuration and of today's metrics."
-    if record["kind"] != "evaluation" or differences(_deciding(record["config"]), _deciding(portable(job.config))): return False
-    found = dict(record["results"]["all"]["metrics"])
-    if "au_spro" in record["results"]: found["au_spro"] = record["results"]["au_spro"]
-    return all(m["version"] == VERSIONS[k] for k, m in found.items())
-
-def finished_record(
-    job: Job,           # Its folder may hold a record
-) -> dict[str, Any]|None:
-    "The record of a job, if it was made with this configuration, from these files, with these metrics."
-    path = job.folder/"record.json"
-    if not path.exists(): return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not _fits(record, job): return None
-        data = record["data"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-        log.warning("%s is no record of a run (%s: %s): the run counts as not finished", path, type(e).__name__, e)
-        return None
-    return record if data == fingerprint(job.category.files, job.category.root) else None
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-7fd8e7
-def _steps_left(job: Job, learned: int) -> tuple[tuple[int, int], bool]:
-    "Steps that are left in both stages, and whether a saved state is there; stage 1 learns on so many images."
-    def saved(stage: str) -> int:
-        try: return read_meta(job.folder/f"{stage}.state.safetensors", "state")["step"]
-        except CheckpointError: return 0
-    if (job.folder/"detector.safetensors").exists(): return (0, 0), True
-    c = job.config
-    taught = c.teacher or (job.folder/"teacher.safetensors").exists()
-    distil = 0 if taught else total_steps(learned, c.distill) - saved("distill")
-    train = total_steps(len(job.category.train), c.train) - saved("train")
-    return (distil, train), bool(taught or saved("distill") or saved("train"))
-
-def _own_teacher(config: Config) -> bool:
-    "Whether T depends on the category, and not only on what is common to a data set or a folder."
-    return config.distill.images == "category" or config.distill.batchnorm == "category"
-
-def _teaching(run: Run) -> str:
-    "Everything that decides a run's teacher: two runs with the same answer can share one."
-    c = run.config
-    images = [str(c.distill.folder)] if c.distill.folder else [run.dataset, str(c.root)]
-    own = [run.dataset, str(c.root), run.category] if _own_teacher(c) else []
-    return json.dumps([images, own, teacher_identity(c)], sort_keys=True)
-
-def plan_run(
-    config: Config,      # One category, one seed
-    variant: str = "",   # What it is called
-) -> Run:
-    "Open a run. What is wrong with its images is kept as its error."
-    name = config.category or (config.root.name if config.root else config.dataset)
-    run = Run(config=config, dataset=config.dataset, category=name, variant=variant)
-    try:
-        if config.dataset == "auto": run = replace(run, dataset=recognise_dataset(config.root, config.category))
-        job = open_job(config)
-        run = replace(run, config=job.config, dataset=job.config.dataset, category=job.category.name, folder=job.folder)
-        if record := finished_record(job): return replace(run, record=record)
-        c, learned = job.category, 0 if config.teacher else len(stage1_items(job)[0])
-        steps, saved = _steps_left(job, learned)
-        looked, own = len(c.validation) + len(c.test), len(c.train) + len(c.validation) + len(c.test)
-        if config.inference.statistics_images == "train": looked = own
-        return replace(run, images=looked, held=own + learned*(config.distill.images != "category"), steps=steps, saved=saved)
-    except (MudenetError, OSError) as e: return replace(run, error=f"{type(e).__name__}: {e}")
+    return [where for n, where in found if n in wanted or not wanted]
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-4dfc80
-Variants = Mapping[str, Mapping[str, Any]]  # Name → fields to set
+def _same_folder(a: Run, b: Run) -> str:
+    "Why two runs cannot stand in one benchmark."
+    diff = differences(deciding(portable(a.config)), deciding(portable(b.config)))
+    where = "; ".join(diff) or "nothing"
+    return (f"{a.name} and {b.name} would train the same networks (they differ in: {where}). Leave one out: "
+            "`mudenet ablate` compares settings that act after training.")
 
 def plan(
-    configs: Sequence[Config],       # One for each category; `seed` is the first seed
+    configs: Sequence[Config],       # One for each category, with the first seed
     seeds: int = 3,                  # How many
-    variants: Variants|None = None,  # Names and the fields they set; none: the configuration as it is
+    variants: Variants|None = None,  # Names and the fields they set, or the configuration as it is
 ) -> list[Run]:
     "All runs, with what is left to do of each. Raises `ConfigError` for variants that are none, or no seed."
     if seeds < 1: raise ConfigError(f"--seeds {seeds}: a benchmark needs one seed at least.")
-    runs = [plan_run(override(c, {**fields, "seed": c.seed + k}), name)
-            for c in configs for name, fields in (variants or {"": {}}).items() for k in range(seeds)]
-    taken: dict[Path, Run] = {}
-    for r in runs:
-        if r.error: continue
-        if r.folder in taken: raise ConfigError(_same_folder(taken[r.folder], r))
-        taken[r.folder] = r
-    return _shared(runs)
-
-def _same_folder(a: Run, b: Run) -> str:
-    "Why two runs cannot stand in one plan."
-    if a.config.root != b.config.root:
-        return (f"{a.config.root} and {b.config.root} are both called {a.dataset}/{a.category}: "
-                "give each a benchmark and an --out of its own.")
-    diff = differences(_deciding(portable(a.config)), _deciding(portable(b.config)))
-    return (f"{a.name} and {b.name} would train the same networks (they differ in: {'; '.join(diff) or 'nothing'}). Leave one out; "
-            "`mudenet.ablations.sweep` compares settings that act after training.")
-
-def _shared(runs: Sequence[Run]) -> list[Run]:
-    "The same runs; stage 1 is left to the first one of those that need the same teacher."
-    first: dict[str, Run] = {}
-    for r in sorted((r for r in runs if not r.error and not r.config.teacher), key=lambda r: r.steps[0] > 0):
-        first.setdefault(_teaching(r), r)
-    def share(r: Run) -> Run:
-        if r.error or r.config.teacher or not r.steps[0] or first[_teaching(r)] is r: return r
-        return replace(r, teacher=first[_teaching(r)].folder, steps=(0, r.steps[1]))
-    return [share(r) for r in runs]
+    runs = plan_runs(every_run(configs, variants or {"": {}}, seeds))
+    for b in runs:
+        if b.shared: raise ConfigError(_same_folder(next(a for a in runs if a.folder == b.folder), b))
+    return runs
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d81e8a
+def _state(run: Run) -> str:
+    if run.error: return "cannot be run"
+    return "finished" if run.record else "to go on with" if run.saved else "to do"
+
 def plan_table(
     runs: Sequence[Run],  # Of `plan`
 ) -> str:                 # Markdown
     "What there is to do."
-    def state(r: Run) -> str:
-        return "cannot be run" if r.error else "finished" if r.record else "to go on with" if r.saved else "to do"
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for r in runs: groups.setdefault((r.dataset, r.category, r.variant or "–"), []).append(r)
-    lines = ["| data set | category | variant | seeds | stage 1, steps left | stage 2, steps left | runs |",
-             "|---|---|---|---|--:|--:|---|"]
-    for k, rs in groups.items():
-        count = {s: [state(r) for r in rs].count(s) for s in ("finished", "to go on with", "to do", "cannot be run")}
-        states = ", ".join(f"{n} {s}" for s, n in count.items() if n)
-        lines.append(f"| {' | '.join(k)} | {', '.join(str(r.config.seed) for r in rs)} | {sum(r.steps[0] for r in rs)} | "
-                     f"{sum(r.steps[1] for r in rs)} | {states} |")
-    return "\n".join(lines)
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-4deec4
-def read_variants(
-    path: str|Path,  # A YAML file: NAME: {FIELD: VALUE, …}
-) -> dict[str, dict[str, Any]]:
-    "Variants from a file. Raises `ConfigError`."
-    tree = read_yaml(path)
-    if not tree or not all(isinstance(v, (Mapping, type(None))) for v in tree.values()):
-        raise ConfigError(f"{path} must hold names of variants and the fields they set, e.g. "
-                          "joint: {train.detach_autoencoder: false}.")
-    return {str(k): dict(v or {}) for k, v in tree.items()}
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-0a953b
-def measure_cost(
-    config: Config,   # What a run would use
-    steps: int = 3,   # Steps to time in each stage
-) -> dict[str, Any]:  # Seconds and MiB
-    "Time of a step of each stage, of looking at an image, and of what comes before; peak memory. Raises `MudenetError`."
-    begin, device, size = time.monotonic(), pick_device(config.device), config.data.image_size
-    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
-    few = {f"{s}.{k}": steps + 1 for s in ("distill", "train") for k in ("steps", "epochs")}
-    c = override(config, {**few, "distill.save_minutes": 1e6, "train.save_minutes": 1e6})
-    def pictures(n: int) -> torch.Tensor:
-        return torch.from_numpy(rng(0, "cost").integers(0, 256, (n, 3, size, size), dtype=np.uint8))
-    with tempfile.TemporaryDirectory() as folder:
-        T = (load_teacher(c.teacher, c) if c.teacher else
-             distill(c, pictures(c.distill.batch_size), c.category, Path(folder), device))
-        model = train(c, pictures(c.train.batch_size), T, c.category, Path(folder), device)
-        seconds = [_epoch_seconds(Path(folder)/f"{s}.csv") for s in ("distill", "train")]
-    detector, batch = Detector(model, c), pictures(2*c.inference.batch_size)
-    setup = time.monotonic() - begin
-    calibrate(detector, batch[:c.inference.batch_size], batch[:1])
-    warm = time.monotonic()
-    calibrate(detector, batch, batch[:1])
-    gpu = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-    return dict(device=str(device), distill=seconds[0], train=seconds[1], image=(time.monotonic() - warm)/len(batch),
-                setup=max(setup - (steps + 1)*sum(seconds), 0.0), ram=_memory("VmHWM"), gpu=gpu)
-
-def _epoch_seconds(log_file: Path) -> float:
-    "Median seconds of the rows of a log, the first left out; 0 where there is none."
-    if not log_file.exists(): return 0.0
-    rows = list(csv.DictReader(io.StringIO(log_file.read_text(encoding="utf-8"))))
-    return float(np.median([float(r["seconds"]) for r in rows[1:]]))
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d90b5e
-def _pace(config: Config) -> str:
-    "What decides how long a step takes: a configuration without what only says which images, how augmented, how judged."
-    tree = {k: v for k, v in _deciding(portable(config)).items() if k not in ("dataset", "category", "seed", "evaluation")}
-    return json.dumps([{**tree, "data": config.data.image_size}, str(config.teacher), config.backbone.weights], sort_keys=True)
-
-def measure_all(
-    runs: Sequence[Run],  # What is to be run
-    measure: Callable[[Config], dict[str, Any]] = measure_cost,
-) -> dict[str, dict[str, Any]]:  # `setting` of a run → of `measure_cost`
-    "Measure each distinct configuration once. One that breaks has no entry; its runs will say why. Raises `MudenetError`."
-    paces: dict[str, dict[str, Any]|None] = {}
-    costs: dict[str, dict[str, Any]|None] = {}
-    for r in runs:
-        if r.setting in costs: continue
-        if (pace := _pace(r.config)) not in paces:
-            try: paces[pace] = measure(r.config)
-            except MudenetError: raise  # weights or a device that cannot be had
-            except Exception as e:
-                log.warning("%s could not be measured (%s: %s); it is tried all the same", r.setting, type(e).__name__, e)
-                paces[pace] = None
-        costs[r.setting] = paces[pace]
-    return {k: c for k, c in costs.items() if c}
-
-def expected(
-    runs: Sequence[Run],                     # Of `plan`
-    costs: Mapping[str, Mapping[str, Any]],  # Of `measure_all`
-    slots: int = 1,                          # Runs at a time
-) -> dict[str, Any]:
-    "Seconds that are left, all in all, and MiB a run: without reading the images and computing the metrics."
-    todo = [r for r in runs if not r.record and not r.error]
-    known = [r for r in todo if r.setting in costs]
-    def seconds(r: Run) -> float:
-        c = costs[r.setting]
-        return r.steps[0]*c["distill"] + r.steps[1]*c["train"] + r.images*c["image"] + c["setup"]
-    def held(r: Run) -> float: return r.held*3*r.config.data.image_size**2 / 2**20
-    def most(k: str) -> float|None:
-        return max((costs[r.setting][k] + held(r) for r in known if costs[r.setting][k] is not None), default=None)
-    each = [seconds(r) for r in known]
-    return dict(runs=len(todo), unknown=len(todo) - len(known), slots=slots, seconds=max([sum(each)/slots, *each]),
-                ram=most("ram"), gpu=most("gpu"))
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-f0ecc2
-def cost_text(
-    costs: Mapping[str, Mapping[str, Any]],  # Of `measure_all`
-    total: Mapping[str, Any],                # Of `expected`
-) -> str:
-    "What is to be expected, in words."
-    alike: dict[str, list[str]] = {}
-    for setting, c in costs.items(): alike.setdefault(json.dumps(c), []).append(setting)
-    def line(c: Mapping[str, Any], names: Sequence[str]) -> str:
-        named = ", ".join(names) + ": " if len(alike) > 1 else ""
-        return (f"{named}a step takes {c['distill']:.3g} s (stage 1) and {c['train']:.3g} s (stage 2), "
-                f"an image {c['image']:.3g} s, on {c['device']}")
-    lines = [line(json.loads(k), names) for k, names in alike.items()]
-    memory = ", ".join(f"{total[k]:.0f} MiB {text}" for k, text in (("ram", "of memory"), ("gpu", "on the device")) if total[k])
-    at_a_time = f"{total['slots']} at a time" if total["slots"] > 1 else "one after another"
-    left_out = f", {total['unknown']} runs that could not be measured" if total["unknown"] else ""
-    needs = f"; a run needs about {memory}" if memory else ""
-    return "\n".join([*lines, f"{total['runs']} runs, {at_a_time}: about {_duration(total['seconds'])}, "
-                              f"not counting: reading images, metrics{left_out}{needs}"])
-
-def _duration(seconds: float) -> str:
-    if seconds < 90: return f"{seconds:.0f} s"
-    return f"{seconds/60:.0f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-494466
-def take_teacher(
-    run: Run,  # One that shares its teacher
-    job: Job,  # The same, opened
-) -> None:
-    "Write the teacher of a sibling into the job's folder, as the job would have made it, where there is one and none here."
-    if run.teacher is None or (target := job.folder/"teacher.safetensors").exists(): return
-    try: tensors, made = load_tensors(run.teacher/"teacher.safetensors", "teacher")
-    except CheckpointError: return
-    c, about = job.config, made.get("about", {})
-    if made.get("identity") != json.loads(json.dumps(teacher_identity(c))): return
-    if not _own_teacher(c): about = dict(about, dataset=c.dataset, category=job.category.name, data=job.data_fingerprint)
-    save_tensors(target, tensors, "teacher", dict(made, config=portable(c), about=about))
-
-def execute(
-    run: Run,                # What to run
-    threads: int|None = None,# CPU threads for it; none: as they are
-) -> dict[str, Any]:         # record or error, seconds, ram
-    "Run, and say how it went."
-    if threads: torch.set_num_threads(threads)
-    begin = time.monotonic()
-    try:
-        job = open_job(run.config)
-        take_teacher(run, job)
-        how: dict[str, Any] = dict(record=evaluate(ensure_detector(job), job, run.variant))
-    except MudenetError as e: how = dict(error=f"{type(e).__name__}: {e}")
-    except Exception as e:
-        log.exception("%s", run.name)
-        how = dict(error=f"{type(e).__name__}: {e}")
-    return dict(how, seconds=round(time.monotonic() - begin, 2), ram=_memory("VmHWM"))
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-32eae0
-Outcomes = Iterator[tuple[Run, dict[str, Any]]]
-
-class Pool:
-    "Where runs are run, and what happened there."
-    def __init__(
-        self,
-        slots: int = 1,            # Runs at a time
-        threads: int|None = None,  # CPU threads of a run; none: as they are
-    ):
-        if threads is not None and threads < 1: raise ConfigError(f"--threads {threads}: a run needs one thread at least.")
-        self.slots, self.threads, self.begin = slots, threads, time.monotonic()
-        self.events: list[dict[str, Any]] = []
-
-    def tell(self, run: Run, what: str, detail: str = "") -> None:
-        "Log an event and keep it for the record, without the detail."
-        log.info("%s: %s%s", run.name, what, detail)
-        self.events.append(dict(seconds=round(time.monotonic() - self.begin, 1), run=run.name, what=what))
-
-    def measure(self, config: Config) -> dict[str, Any]:
-        "What a run will cost there."
-        return measure_cost(config)
-
-    def close(self) -> None:
-        "Give back what was taken."
-
-class Here(Pool):
-    "This process, one run after another."
-    def __init__(
-        self,
-        threads: int|None = None,  # CPU threads; none: as they are
-    ):
-        super().__init__(1, threads)
-        if threads: torch.set_num_threads(threads)
-
-    def outcomes(self, runs: Sequence[Run]) -> Outcomes:
-        for r in runs:
-            self.tell(r, "started")
-            yield r, dict(execute(r, self.threads), attempts=1)
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-57df86
-def _ray() -> Any:
-    "The module. Raises `ConfigError` where it is not installed."
-    try: return importlib.import_module("ray")
-    except ImportError:
-        raise ConfigError("--ray was given, but Ray is not installed: pip install 'mudenet[ray]'. Without --ray the runs are "
-                          "done one after another in this process.") from None
-
-def _first_line(e: Exception) -> str: return str(e).strip().partition("\n")[0]
-
-class Starts:
-    "Kept on the cluster: which runs were started where. A run that is started twice lost its worker."
-    def __init__(self) -> None: self.new: list[tuple[str, str, int]] = []
-    def add(self, name: str, host: str, pid: int) -> None: self.new.append((name, host, pid))
-    def take(self) -> list[tuple[str, str, int]]:
-        new, self.new = self.new, []
-        return new
-
-def _on_worker(run: Run, threads: int, starts: Any) -> dict[str, Any]:
-    "What a Ray worker does with a run."
-    starts.add.remote(run.name, platform.node(), os.getpid())  # not waited for: Ray lends the CPUs of a task that waits
-    return execute(run, threads)
-
-def _elsewhere(config: Config) -> Config:
-    "A configuration for another process: no path depends on the working directory."
-    def whole(p: Path|None) -> Path|None: return p and Path(os.path.abspath(p))
-    weights = config.backbone.weights
-    backbone = replace(config.backbone, weights=os.path.abspath(weights) if os.path.exists(weights) else weights)
-    return replace(config, root=whole(config.root), out=Path(os.path.abspath(config.out)), teacher=whole(config.teacher),
-                   backbone=backbone, distill=replace(config.distill, folder=whole(config.distill.folder)))
-
-def _there(run: Run) -> Run:
-    "Likewise, a run."
-    return replace(run, config=_elsewhere(run.config), folder=Path(os.path.abspath(run.folder)),
-                   teacher=run.teacher and Path(os.path.abspath(run.teacher)))
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-6f2d04
-def share_out(
-    nodes: Sequence[Mapping[str, float]],  # What each machine of a cluster has, by Ray's names
-    device: str = "auto",                  # The configuration's
-    threads: int|None = None,              # CPUs of a run; none: at most 4, on GPU machines the GPU's share
-) -> tuple[int, int, bool]:                # CPUs of a run, runs at a time, whether each has a GPU
-    "How many runs a cluster takes. Raises `DeviceError` or `ConfigError`."
-    able = [n for n in nodes if n.get("CPU", 0) >= 1]  # a head node may lend none
-    if not able: raise DeviceError("--ray: no machine of the cluster lends a CPU.")
-    gpus = [n for n in able if n.get("GPU", 0) >= 1] if device in ("auto", "cuda") else []
-    if device == "cuda" and not gpus:
-        raise DeviceError("--device cuda: no machine of the cluster has a GPU; use --device auto.")
-    share = min(n["CPU"]//n["GPU"] for n in gpus) if gpus else min(4, *(n["CPU"] for n in able))
-    threads = threads or max(1, int(share))
-    slots = sum(int(min(n["CPU"]//threads, n["GPU"])) for n in gpus) if gpus else sum(int(n["CPU"]//threads) for n in able)
-    if not slots: raise ConfigError(f"--threads {threads}: no machine of the cluster has so many CPUs for a run.")
-    return threads, slots, bool(gpus)
-
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-b242e2
-class OnRay(Pool):
-    "A Ray cluster, one run a GPU, or `threads` CPUs a run. Its machines must see the same folders."
-    def __init__(
-        self,
-        address: str,              # "auto": the cluster that is there, else a local one; "local": a local one; or an address
-        device: str = "auto",      # The configuration's
-        threads: int|None = None,  # CPUs and threads a run; none: at most 4, on GPU machines the GPU's share
-        retries: int = 3,          # How often a run is given to another worker
-    ):
-        if ":" in device: raise ConfigError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda or auto.")
-        super().__init__(threads=threads)
-        self.ray, self.retries = _ray(), retries
-        self.mine = not self.ray.is_initialized()
-        if self.mine: self._connect(address)
-        nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
-        try: cpus, self.slots, gpu = share_out(nodes, device, threads)
-        except MudenetError: self.close(); raise
-        self.threads, self.needs = cpus, dict(num_cpus=cpus, num_gpus=int(gpu), max_calls=1)
-
-    def _connect(self, address: str) -> None:
-        before = signal.getsignal(signal.SIGTERM)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster reports to nobody
-        local = dict(include_dashboard=False) if address == "local" else {}
-        where = None if address == "auto" else address
-        try: self.ray.init(address=where, log_to_driver=False, logging_level=logging.WARNING, **local)
-        except Exception as e:  # Ray raises that very class, too, where a local cluster does not come up in time
-            raise DeviceError(f"--ray {address}: no cluster can be had there ({_first_line(e)}). Start one with "
-                              "`ray start --head`, or use --ray local.") from None
-        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, before)  # Ray puts its own there
-
-    def measure(self, config: Config) -> dict[str, Any]:
-        try: return self.ray.get(self.ray.remote(**self.needs)(measure_cost).remote(_elsewhere(config)))
-        except self.ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, MudenetError): raise e.cause from None
-            raise
-
-    def _listen(self) -> Any:
-        "An actor that hears of starts: on the driver's own machine, and started again should it die."
-        pinned = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        here = pinned(self.ray.get_runtime_context().get_node_id(), soft=True)
-        return self.ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Starts).remote()
-
-    def _hear(self, runs: Mapping[str, Run], attempts: Counter[str]) -> None:
-        "Tell what was started since the last time; what a dead listener knew is lost, and nothing else."
-        try: new = self.ray.get(self.starts.take.remote())
-        except self.ray.exceptions.RayActorError: return
-        for name, host, pid in new:
-            attempts[name] += 1
-            again = f"its worker died, started again (attempt {attempts[name]})"
-            self.tell(runs[name], "started" if attempts[name] == 1 else again, f" on {host}, process {pid}")
-
-    def outcomes(self, runs: Sequence[Run]) -> Outcomes:
-        self.starts, named, attempts = self._listen(), {r.name: r for r in runs}, Counter[str]()
-        task = self.ray.remote(max_retries=self.retries, **self.needs)(_on_worker)
-        def send(some: Iterable[Run]) -> dict[Any, Run]: return {task.remote(_there(r), self.threads, self.starts): r for r in some}
-        distilling = {r.folder for r in runs if r.steps[0]}
-        sent = send(r for r in runs if r.teacher not in distilling)
-        while sent:
-            done, _ = self.ray.wait(list(sent), timeout=1)
-            self._hear(named, attempts)
-            for ref in done:
-                run = sent.pop(ref)
-                try: how = self.ray.get(ref)
-                except self.ray.exceptions.RayError as e:
-                    how = dict(error=f"{type(e).__name__}: {_first_line(e)}", seconds=0.0, ram=None)
-                sent |= send(r for r in runs if r.teacher == run.folder and run.folder in distilling)
-                yield run, dict(how, attempts=max(attempts[run.name], 1))
-
-    def close(self) -> None:
-        if self.mine: self.ray.shutdown()
+    states = ("finished", "to go on with", "to do", "cannot be run")
+    def row(names: tuple[str, ...], group: Sequence[Run]) -> list[Any]:
+        found = [_state(r) for r in group]
+        said = ", ".join(f"{n} {s}" for s in states if (n := found.count(s)))
+        stages = [sum(r.steps[k] for r in group) for k in (0, 1)]
+        return [*names, ", ".join(str(r.config.seed) for r in group), *stages, said]
+    head = ["data set", "category", "variant", "seeds", "stage 1, steps left", "stage 2, steps left", "runs"]
+    return markdown_table(head, [row(k, group) for k, group in groups.items()], "llllrrl")
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d76db4
 _TITLES = dict(SHOWN, au_spro="AU-sPRO 0.05")
+Results = Sequence[Mapping[str, Any]]  # dataset, category, variant, seed, metrics (none of a failed run)
 
-def _spread(values: Sequence[float]) -> float|None: return float(np.std(values, ddof=1)) if len(values) > 1 else None
+def _grouped(results: Results, *by: str) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    "Results by some of their names."
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for r in results: groups.setdefault(tuple(r[k] for k in by), []).append(r)
+    return groups
 
+def _spread(values: Sequence[float]) -> float|None:
+    "Standard deviation (n − 1), if there is more than one value."
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d76db7
 def category_rows(
-    results: Sequence[Mapping[str, Any]],  # dataset, category, variant, seed, metrics; a failed run has none
+    results: Results,
 ) -> list[dict[str, Any]]:
     "Mean and deviation over seeds: a row for each data set, category and variant."
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for r in results: groups.setdefault((r["dataset"], r["category"], r["variant"]), []).append(r)
     rows = []
-    for (dataset, category, variant), rs in groups.items():
-        known: Mapping[str, float] = next((p.values for p in PUBLISHED if (p.dataset, p.category) == (dataset, category)), {})
-        values = {m: v for m in METRICS if (v := [r["metrics"][m] for r in rs if m in r["metrics"]])}
-        rows.append(dict(dataset=dataset, category=category, variant=variant, seeds=[r["seed"] for r in rs if r["metrics"]],
-                         metrics={m: dict(mean=float(np.mean(v)), over_seeds=_spread(v)) for m, v in values.items()},
-                         published=dict(known)))
+    for (dataset, category, variant), group in _grouped(results, "dataset", "category", "variant").items():
+        row: dict[str, Any] = dict(dataset=dataset, category=category, variant=variant)
+        values = {m: v for m in METRICS if (v := [r["metrics"][m] for r in group if m in r["metrics"]])}
+        metrics = {m: dict(mean=float(np.mean(v)), over_seeds=_spread(v)) for m, v in values.items()}
+        known = dict(next((p.values for p in _published(row)), {}))
+        seeds = [r["seed"] for r in group if r["metrics"]]
+        rows.append(dict(row, seeds=seeds, metrics=metrics, published=known))
     return rows
 
-def mean_rows(
-    results: Sequence[Mapping[str, Any]],  # As for `category_rows`
-) -> list[dict[str, Any]]:
-    "Mean over categories, its deviation over seeds, and the categories' own: for each data set and for all of them."
-    rows = []
-    for variant in dict.fromkeys(r["variant"] for r in results):
-        mine = [r for r in results if r["variant"] == variant]
-        sets = {d: [r for r in mine if r["dataset"] == d] for d in dict.fromkeys(r["dataset"] for r in mine)}
-        if len(sets) > 1: sets["all"] = mine
-        rows += [_mean_row(d, variant, rs) for d, rs in sets.items() if len({(r["dataset"], r["category"]) for r in rs}) > 1]
-    return rows
-
-def _mean_row(dataset: str, variant: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names = {(r["dataset"], r["category"]) for r in results}
-    there = {(r["dataset"], r["category"]) for r in results if r["metrics"]}
-    def of(n: tuple[str, str]) -> list[Mapping[str, Any]]:
-        return [r for r in results if (r["dataset"], r["category"]) == n and r["metrics"]]
-    seeds = sorted(set.intersection(*({r["seed"] for r in of(n)} for n in there))) if there else []
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d76db5
+def _mean_row(dataset: str, variant: str, results: Results) -> dict[str, Any]:
+    "The row of a mean over categories. A metric that some category lacks has none."
+    groups = _grouped(results, "dataset", "category").values()
+    there = [found for group in groups if (found := {r["seed"]: r["metrics"] for r in group if r["metrics"]})]
+    seeds = sorted(set.intersection(*map(set, there))) if there else []
     metrics = {}
     for m in METRICS:
-        at = {n: {r["seed"]: r["metrics"][m] for r in of(n) if m in r["metrics"]} for n in there}
-        if not at or not all(at.values()): continue  # a metric that some category lacks has no mean
-        means = [float(np.mean(list(v.values()))) for v in at.values()]
-        per_seed = [float(np.mean([v[s] for v in at.values()])) for s in seeds if all(s in v for v in at.values())]
-        metrics[m] = dict(mean=float(np.mean(means)), over_seeds=_spread(per_seed), over_categories=_spread(means))
-    counted = f"{len(there)} of {len(names)}" if there != names else f"{len(names)}"
-    return dict(dataset=dataset, category=f"mean of {counted} categories", variant=variant, seeds=seeds, metrics=metrics,
-                published={})
+        values = [{s: v[m] for s, v in found.items() if m in v} for found in there]
+        if not values or not all(values): continue
+        means = [float(np.mean(list(v.values()))) for v in values]
+        per_seed = [float(np.mean([v[s] for v in values])) for s in seeds if all(s in v for v in values)]
+        spreads = dict(over_seeds=_spread(per_seed), over_categories=_spread(means))
+        metrics[m] = dict(mean=float(np.mean(means)), **spreads)
+    counted = f"{len(there)} of {len(groups)}" if len(there) < len(groups) else f"{len(groups)}"
+    return dict(dataset=dataset, category=f"mean of {counted} categories", variant=variant, seeds=seeds,
+                metrics=metrics, published={})
+
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d76db6
+def mean_rows(
+    results: Results,
+) -> list[dict[str, Any]]:
+    "Mean over categories, its deviation over seeds and theirs, for each data set and for all of them."
+    rows = []
+    for (variant,), mine in _grouped(results, "variant").items():
+        sets = {dataset: group for (dataset,), group in _grouped(mine, "dataset").items()}
+        if len(sets) > 1: sets["all"] = mine
+        several = {d: group for d, group in sets.items() if len(_grouped(group, "dataset", "category")) > 1}
+        rows += [_mean_row(d, variant, group) for d, group in several.items()]
+    return rows
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-e1b7c9
 def _measured(record: Mapping[str, Any]) -> str:
@@ -610,97 +189,114 @@ def _measured(record: Mapping[str, Any]) -> str:
              if any(m in r["metrics"] for r in record["rows"])]
     return f"Metrics: {', '.join(shown)}; `evaluation.resolution` {grid}."
 
-def _departures(record: Mapping[str, Any]) -> list[str]:
+def _departed(record: Mapping[str, Any]) -> list[str]:
     "Where configurations are not the paper's."
-    def changed(section: str, own: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
-        def said(k: str) -> str:
-            if isinstance(own[k], Mapping): return "differs"
-            return "{} ({})".format(*("unset" if v is None else v for v in (own[k], paper[k])))
-        return [f"`{section}.{k}` {said(k)}" for k in own if k in paper and own[k] != paper[k]]
     found: dict[str, list[str]] = {}
     for setting, config in record["configs"].items():
-        dataset = setting.split()[0]
-        paper = _deciding(portable(load_config(dataset if dataset in shipped() else None)))
-        text = ", ".join(t for s, v in _deciding(config).items() if isinstance(v, Mapping) for t in changed(s, v, paper.get(s, {})))
+        text = ", ".join(departures(config, setting.split()[0]))
         if text: found.setdefault(text, []).append(setting)
-    every = len(record["configs"])
-    def begin(names: Sequence[str]) -> str: return "Not" if len(names) == every else ", ".join(names) + ": not"
-    return [f"{begin(names)} the paper's configuration (its values in parentheses): {text}." for text, names in found.items()]
+    def begin(names: Sequence[str]) -> str:
+        return "Not" if len(names) == len(record["configs"]) else ", ".join(names) + ": not"
+    return [f"{begin(names)} the paper's configuration: {text}." for text, names in found.items()]
 
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-e1b7ca
 def _notes(record: Mapping[str, Any]) -> list[str]:
     "What stands below the table."
-    shown = {(r["dataset"], r["category"]) for r in record["rows"]}
-    sources = {p.source for p in PUBLISHED if (p.dataset, p.category) in shown}
+    sources = {p.source for r in record["rows"] for p in _published(r)}
     failed = [r for r in record["results"] if r["error"]]
     notes = [f"{record['note']}."] if record["note"] else []
     notes.append("± is the standard deviation over seeds; in parentheses, that of the categories' means.")
     if any(r["metrics"] for r in record["rows"]): notes.append(_measured(record))
-    notes += [f"In brackets: {s}." for s in sorted(sources)] + _departures(record)
+    notes += [f"In brackets: {s}." for s in sorted(sources)] + _departed(record)
     if failed: notes += ["", f"{len(failed)} of {len(record['results'])} runs failed:", ""]
     return notes + [f"- {r['name']}: {' '.join(r['error'].split())}" for r in failed]
+
+def _cell(row: Mapping[str, Any], metric: str) -> str:
+    "A metric's mean with its deviations, and what was published."
+    if metric not in row["metrics"]: return "–"
+    v, published = row["metrics"][metric], row["published"].get(metric)
+    seeds = "" if v["over_seeds"] is None else f" ± {v['over_seeds']:.4f}"
+    others = "" if v.get("over_categories") is None else f" (categories ± {v['over_categories']:.4f})"
+    return f"{v['mean']:.4f}{seeds}{others}" + (f" [{published:.3f}]" if published else "")
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-8f6daa
 def benchmark_table(
     record: Mapping[str, Any],  # Of `benchmark`
 ) -> str:                       # Markdown
-    "A row for each category, then the means; what was published stands in brackets."
+    "A row for each category, then the means. What was published stands in brackets."
     rows = [*record["rows"], *record["means"]]
-    names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
-    named = any(r["variant"] for r in rows)
-    def cell(r: Mapping[str, Any], m: str) -> str:
-        if m not in r["metrics"]: return "–"
-        v, published = r["metrics"][m], r["published"].get(m)
-        seeds = "" if v["over_seeds"] is None else f" ± {v['over_seeds']:.4f}"
-        others = "" if v.get("over_categories") is None else f" (categories ± {v['over_categories']:.4f})"
-        return f"{v['mean']:.4f}{seeds}{others}" + (f" [{published:.3f}]" if published else "")
-    head = ["data set", "category", *["variant"]*named, "seeds", *(_TITLES[m] for m in names)]
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---|"*named + "--:|"*(1 + len(names))]
-    for r in rows:
-        cells = [r["dataset"], r["category"], *[r["variant"]]*named, str(len(r["seeds"])), *(cell(r, m) for m in names)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_notes(record)])
+    metrics = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
+    names = ["dataset", "category", *["variant"]*any(r["variant"] for r in rows)]
+    head = ["data set", *names[1:], "seeds", *(_TITLES[m] for m in metrics)]
+    cells = [[*(r[k] for k in names), len(r["seeds"]), *(_cell(r, m) for m in metrics)] for r in rows]
+    table = markdown_table(head, cells, "l"*len(names) + "r"*(1 + len(metrics)))
+    return "\n".join([table, "", *_notes(record)])
 
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-8f6dab
 def benchmark_csv(
     record: Mapping[str, Any],  # Of `benchmark`
 ) -> str:                       # A line for each row of the table and metric
     "The table as CSV."
-    text = io.StringIO()
+    text, shown = io.StringIO(), ("mean", "over_seeds", "over_categories")
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["dataset", "category", "variant", "seeds", "metric", "mean", "over_seeds", "over_categories", "published"])
+    out.writerow(["dataset", "category", "variant", "seeds", "metric", *shown, "published"])
     for r in [*record["rows"], *record["means"]]:
-        for m, v in r["metrics"].items():
-            out.writerow([r["dataset"], r["category"], r["variant"], len(r["seeds"]), m, v["mean"], v["over_seeds"],
-                          v.get("over_categories"), r["published"].get(m)])
+        row = [r["dataset"], r["category"], r["variant"], len(r["seeds"])]
+        for m, v in r["metrics"].items(): out.writerow([*row, m, *map(v.get, shown), r["published"].get(m)])
     return text.getvalue()
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f5
-def _result(run: Run, how: Mapping[str, Any]|None) -> dict[str, Any]:
-    "What the benchmark's record keeps of a run: `how` is its outcome, none if it was not run now."
-    record = run.record or (how or {}).get("record")
-    error = run.error or (how or {}).get("error", "") or ("" if record else "not run yet")
+How = Mapping[str, Any]  # The outcome of a run, see `mudenet.experiments.execute`
+
+def _result(run: Run, how: How) -> dict[str, Any]:
+    "What the benchmark's record keeps of a run. The outcome is empty if it was not run now."
+    record = run.record or how.get("record")
+    error = reason(run.error) if run.error else how.get("error", "" if record else "not run yet")
     about: dict[str, Any] = dict(metrics={})
     if record:
-        about = dict(run=run.folder.name, data=record["data"], detector=record["detector"], metrics=metric_values(record))
-    measured = {k: (how or {}).get(k) for k in ("seconds", "ram", "attempts")}
-    return dict(name=run.name, dataset=run.dataset, category=run.category, variant=run.variant, seed=run.config.seed, error=error,
-                **about, **measured)
+        made = dict(data=record["data"], detector=record["detector"])
+        about = dict(run=run.folder.name, **made, metrics=metric_values(record))
+    what = dict(name=run.name, dataset=run.dataset, category=run.category, variant=run.variant)
+    measured = {k: how.get(k) for k in ("seconds", "ram", "attempts")}
+    return dict(what, seed=run.config.seed, error=error, **about, **measured)
 
-def _write(out: Path, runs: Sequence[Run], hows: Mapping[str, Mapping[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f9
+def _write(out: Path, runs: Sequence[Run], hows: Mapping[str, How], **more: Any) -> dict[str, Any]:
     "Record and tables of what there is."
-    results = [_result(r, hows.get(r.name)) for r in runs]
-    record = new_record("benchmark", **more, versions={m: VERSIONS[m] for m in METRICS}, results=results,
-                        rows=category_rows(results), means=mean_rows(results), published=[dict(vars(p)) for p in PUBLISHED])
+    results = [_result(r, hows.get(r.name, {})) for r in runs]
+    rows, means = category_rows(results), mean_rows(results)
+    versions, published = {m: VERSIONS[m] for m in METRICS}, [dict(vars(p)) for p in PUBLISHED]
+    record = new_record("benchmark", **more, versions=versions, results=results, rows=rows, means=means,
+                        published=published)
     write_json(out/"benchmark.json", record)
     write_text(out/"benchmark.csv", benchmark_csv(record))
     write_text(out/"benchmark.md", benchmark_table(record) + "\n")
     return record
 
-def _said(how: Mapping[str, Any]) -> str:
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f6
+def _said(how: How) -> str:
     "An outcome in words."
     if "error" in how: return how["error"]
     found = ", ".join(f"{_TITLES[m]} {v:.4f}" for m, v in metric_values(how["record"]).items())
-    return f"{found} ({_duration(how['seconds'])})"
+    return f"{found} ({clock(how['seconds'])})"
 
+def _configs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    "The configuration of each setting, without what differs between its runs."
+    own = ("dataset", "category", "seed")
+    found: dict[str, dict[str, Any]] = {}
+    for r in runs: found.setdefault(r.setting, {k: v for k, v in portable(r.config).items() if k not in own})
+    return found
+
+def _prices(runs: Sequence[Run], pool: Here|OnRay) -> dict[str, Any]:
+    "Where the runs are run, and what is to be expected there, which is logged too."
+    todo = [r for r in runs if r.todo]
+    costs = measure_all(todo, pool.measure)
+    total = expected(runs, costs, pool.slots)
+    if todo: log.info(cost_text(costs, total))
+    where = dict(ray=isinstance(pool, OnRay), slots=pool.slots, threads=pool.threads)
+    return dict(where=where, cost=costs, expected=total)
+
+# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f7
 def benchmark(
     runs: Sequence[Run],   # Of `plan`
     out: str|Path,         # Folder for benchmark.json, .csv, .md
@@ -708,22 +304,15 @@ def benchmark(
     note: str = "",        # Said in record and table
 ) -> dict[str, Any]:       # The record
     "Run what is not yet done, past failures, and write the table after each run."
-    todo = [r for r in runs if not r.record and not r.error]
+    todo = [r for r in runs if r.todo]
     for r in runs:
-        if r.error: log.warning("%s cannot be run: %s", r.name, r.error)
-    costs = measure_all(todo, pool.measure)
-    total = expected(runs, costs, pool.slots)
-    if todo: log.info(cost_text(costs, total))
-    configs: dict[str, dict[str, Any]] = {}
-    for r in runs:
-        tree = portable(r.config)
-        configs.setdefault(r.setting, {k: v for k, v in tree.items() if k not in ("dataset", "category", "seed")})
-    where = dict(ray=isinstance(pool, OnRay), slots=pool.slots, threads=pool.threads)
-    more = dict(note=note, where=where, configs=configs, cost=costs, expected=total)
-    hows: dict[str, Mapping[str, Any]] = {}
-    record = _write(Path(out), runs, hows, dict(more, events=pool.events))
+        if r.error: log.warning("%s cannot be run: %s", r.name, reason(r.error))
+    more = dict(note=note, configs=_configs(runs), **_prices(runs, pool))
+    hows: dict[str, How] = {}
+    record = _write(Path(out), runs, hows, **more, events=pool.events)
     for run, how in pool.outcomes(todo):
         hows[run.name] = how
-        pool.tell(run, "failed" if "error" in how else "finished", f", {len(hows)} of {len(todo)}: {_said(how)}")
-        record = _write(Path(out), runs, hows, dict(more, events=pool.events))
+        ended = "failed" if "error" in how else "finished"
+        pool.tell(run, ended, f", {len(hows)} of {len(todo)}: {_said(how)}")
+        record = _write(Path(out), runs, hows, **more, events=pool.events)
     return record

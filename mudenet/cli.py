@@ -415,17 +415,18 @@ def _chosen_variants(args: Namespace) -> dict[str, Any]:
 def run_ablate(args: Namespace) -> None:
     "Plan, measure a step, ask, run, compare."
     from mudenet import ablations as ab
-    from mudenet.benchmark import measure_cost
+    from mudenet.experiments import clock, expected, measure_cost
     own = ("assumptions", "seeds", "values", "yes")
     chosen, config = _chosen_variants(args), configure(_given(args, *own), args.get("config"))
     seeds = range(config.seed, config.seed + args.get("seeds", 3))
     paths = {a: ab.record_path(config, a, choices, seeds) for a, choices in chosen.items()}
     runs = ab.plan(config, chosen, seeds)
     print(f"{ab.plan_table(runs)}\n", flush=True)
-    if any(r.measure == "new" for r in runs):
-        s = measure_cost(runs[0].job.config)
-        print(f"Measured here: {s['distill']:.2f} s a step of stage 1, {s['train']:.2f} s of stage 2, {s['image']:.3f} s an image; "
-              f"about {ab.clock(wait := ab.estimate(runs, s))} in all.", flush=True)
+    if any(r.todo for r in runs):
+        s = measure_cost(runs[0].config)
+        wait = expected(runs, {r.setting: s for r in runs})["seconds"]
+        print(f"Measured here: {s['distill']:.2f} s a step of stage 1, {s['train']:.2f} s of stage 2, "
+              f"{s['image']:.3f} s an image; about {clock(wait)} in all.", flush=True)
         ab.confirm(wait, bool(args.get("yes")))
     for a, choices in chosen.items():
         record = ab.ablate(config, choices, seeds, a)
@@ -470,7 +471,8 @@ def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
 
 def run_benchmark(args: Namespace) -> None:
     "Plan, run, table. Raises `TrainingError` at the end where a run failed."
-    from mudenet.benchmark import Here, OnRay, benchmark, benchmark_table, plan, plan_table, read_variants
+    from mudenet.benchmark import benchmark, benchmark_table, plan, plan_table
+    from mudenet.experiments import Here, OnRay, read_variants
     own = {k: args.get(k, v) for k, v in _BENCHMARK.items()}
     configs = _benchmark_configs(args, own)
     out = configs[0].out

@@ -44,7 +44,7 @@ from .training import train, train_identity
 # %% auto #0
 __all__ = ['log', 'BENCHMARKS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job', 'images_of',
            'stage1_items', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure', 'intervals',
-           'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
+           'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
 log = logging.getLogger("mudenet")
@@ -360,13 +360,22 @@ def _report(record: Mapping[str, Any], cases: Sequence[Case], category: Category
     curve = metrics.pro_curve([a for a, _ in pairs], [m for _, m in pairs], config.evaluation.pro_limit)
     return report_html(record, cases, mask_of, curve)
 
+def setting_key(
+    config: Config,  # Settings of `inference` and `evaluation`
+    *more: Any,      # What else the numbers depend on, as plain values
+) -> str:            # 8 hex digits
+    "A short stable name of what decides the numbers that a trained detector is given."
+    tree = portable(config)
+    decides = json.dumps([tree["inference"], tree["evaluation"], *more], sort_keys=True)
+    return hashlib.sha256(decides.encode()).hexdigest()[:8]
+
 def setting_name(
     run: str,        # A run's name, KEY-sSEED
     config: Config,  # Other settings of `inference` and `evaluation`
 ) -> str:            # KEY-SETTING-sSEED
     "The name of a run in the record of other settings than its own: a table must not take it for another seed."
-    tree, (key, s, seed) = portable(config), run.rpartition("-s")
-    setting = hashlib.sha256(json.dumps([tree["inference"], tree["evaluation"]], sort_keys=True).encode()).hexdigest()[:8]
+    key, s, seed = run.rpartition("-s")
+    setting = setting_key(config)
     return f"{key}-{setting}-s{seed}" if s else f"{run}-{setting}"
 
 def _made(job: Job, device: torch.device) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import time
 
 import pytest
 
-from mudenet.benchmark import Here, OnRay, benchmark, benchmark_table, choose_categories, plan
+from mudenet.ablations import ablate
+from mudenet.benchmark import benchmark, benchmark_table, choose_categories, plan
 from mudenet.config import load_config, override
 from mudenet.core import ConfigError, WeightsError
+from mudenet.experiments import Here, OnRay
 from mudenet.synthetic import write_product_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
@@ -130,3 +132,13 @@ def test_weights_that_cannot_be_had_end_the_benchmark_before_the_first_run(clust
     config = override(planned[0].config, {"backbone.weights": str(tmp_path / "none.pth")})
     with pytest.raises(WeightsError, match="none.pth"):
         OnRay("local", "cpu", threads=1).measure(config)
+
+
+def test_an_ablation_on_a_cluster_is_the_one_that_is_made_here(cluster, tmp_path):
+    """Runs of one detector form one task, and a variant waits for the teacher of another."""
+    config = runs(tmp_path, "none")[0].config
+    choices = {"detached": {}, "joint": {"train.detach_autoencoder": False}, "smooth": {"inference.smoothing": 2.0}}
+    here, there = [override(config, {"out": str(tmp_path / name)}) for name in ("here", "there")]
+    alone = ablate(here, choices, (0,), resamples=100, pool=Here(threads=1))
+    assert ablate(there, choices, (0,), resamples=100, pool=OnRay("local", "cpu", threads=1))["runs"] == alone["runs"]
+    assert len(list((tmp_path / "there").rglob("distill.csv"))) == 1

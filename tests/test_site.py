@@ -252,10 +252,10 @@ def test_names_lead_where_they_are_meant_to(tmp_path):
               "config.DataConfig.image_size": "01_config.ipynb#dataconfig",
               "mudenet.metrics": "08_metrics.ipynb", "results_table": "09_evaluation.ipynb#results_table"}
     assert linked(tmp_path / "07_inference", *wanted) == {k: f"/nbs/{v}" for k, v in wanted.items()}
-    wanted = {"Run": "/nbs/09a_benchmark.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}
+    wanted = {"Run": "/nbs/09_experiments.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}
     assert linked(tmp_path / "09a_benchmark", *wanted) == wanted
     # words that are folders, splits or values, and names that two modules have
-    words = "box", "figure", "train", "plan()", "Run", "nothing_of_ours", "a b"
+    words = "box", "figure", "train", "plan()", "plan_table", "nothing_of_ours", "a b"
     assert linked(tmp_path / "A-031-resizing", *words) == dict.fromkeys(words)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mudenet.config import Config, portable
 from mudenet.core import read_records, write_text
 from mudenet.evaluation import results_table
+from mudenet.experiments import departures
 from mudenet.report import metrics_table, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -39,26 +39,6 @@ def schedule(r: Mapping[str, Any]) -> str:
     made = "fixed random weights" if weights == "random" else f"the weights {weights}"
     return (f"{c['data']['image_size']} pixels, {c['model']['channels']} channels, {c['backbone']['name']} with {made}, "
             f"{stage(c['distill'])} + {stage(c['train'])} of {c['train']['batch_size']} images")
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
-    out: dict[str, Any] = {}
-    for k, v in tree.items():
-        out |= flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) and k != "augment_by_category" else {prefix + k: v}
-    return out
-
-
-def departures(r: Mapping[str, Any]) -> list[str]:
-    """Where a run's configuration is not the paper's; a field that came later has the value it then had by default."""
-    own, default = flat(r["config"]), flat(portable(Config()))
-    free = re.compile(r"dataset|category|seed|data\.augment_by_category|.*\.save_minutes|evaluation\.pictures|compute\..*")
-
-    def said(v: Any) -> str:
-        return "unset" if v is None else str(v)
-
-    return [f"`{k}` {said(v)} instead of {said(default[k])}" for k, v in own.items()
-            if k in default and not free.fullmatch(k) and v != default[k]]
 
 
 def same_thing(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -102,7 +82,7 @@ def one_run(file: Path, r: Mapping[str, Any]) -> str:
 Record: [{file.name}](../nbs/results/{file.name}). Images {r['data']}, detector {r['detector'][:16]}, mudenet {env['mudenet']} at
 commit {env['commit']}, Python {env['python']}, {packages}, {env['system']} {env['machine']}, {env['cpus']} CPUs.
 
-Not as in the paper's configuration: {', '.join(departures(r)) or 'nothing'}."""
+Not as in the paper's configuration: {', '.join(departures(r['config'], r['dataset'])) or 'nothing'}."""
 
 
 def results_page() -> str:
@@ -120,7 +100,7 @@ def results_page() -> str:
 
     rows = "\n".join(row(f, r) for f, r in others)
     other = ["## Other records", f"| record | kind | shown in |\n|---|---|---|\n{rows}"] if rows else []
-    whole = [r for r in found.values() if not departures(r)]
+    whole = [r for r in found.values() if not departures(r["config"], r["dataset"])]
     reach = (f"{len(whole)} of these runs have the paper's configuration." if whole else
              "No category has been trained with the paper's\n"
              "configuration, so nothing here confirms or contradicts the paper's numbers.")

@@ -29,16 +29,17 @@ from .data import load_masks, normalize
 from .distillation import distillation_loss, level_loss, make_target, stage1_augmentation, teacher_identity
 from .evaluation import SHOWN, Case, Job, calibrate_on, ensure_detector, images_of, measure, open_job, stage1_items
 from .inference import Detector
+from .intervals import bootstrap_draws, paired_interval
 from .loop import total_steps
-from .metrics import VERSIONS, bootstrap_draws
+from .metrics import VERSIONS
 from .training import training_losses
 
 # %% auto #0
 __all__ = ['log', 'Variants', 'LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'variants', 'settle', 'shared_teacher', 'Run',
            'plan', 'plan_table', 'estimate', 'confirm', 'clock', 'validation_losses', 'raw_batches', 'at_setting',
-           'sweep', 'sweep_table', 'crossed', 'pack', 'unpack', 'measure_runs', 'paired_interval', 'compare',
-           'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope', 'looked_at',
-           'findings', 'forest', 'loss_correlations', 'correlation_table']
+           'sweep', 'sweep_table', 'crossed', 'pack', 'unpack', 'measure_runs', 'compare', 'draws_of', 'ablate',
+           'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest',
+           'loss_correlations', 'correlation_table']
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-653d62
 log = logging.getLogger("mudenet")
@@ -393,17 +394,6 @@ def measure_runs(
     return out
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-2cbd6e
-def paired_interval(
-    deltas: np.ndarray,     # Δ, (S, 1 + B): seeds × (all images, then B draws of them); NaN where undefined
-    level: float = 0.95,    # Of the interval, in (0, 1)
-) -> tuple[float, float]:   # Its ends
-    "Interval of the mean difference: Student's over seeds and the percentiles over draws of images, added in squares."
-    S, seeds, draws = len(deltas), deltas[:, 0], deltas[:, 1:].mean(0)
-    a, b = np.nanquantile(draws, [(1 - level)/2, (1 + level)/2])
-    h = stats.t.ppf((1 + level)/2, S - 1)*seeds.std(ddof=1)/np.sqrt(S) if S > 1 else 0.0
-    mean = seeds.mean()
-    return float(mean - np.hypot(h, max(mean - a, 0))), float(mean + np.hypot(h, max(b - mean, 0)))
-
 Draws = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # (variant, seed) → metric → (1 + B,), the exact value first
 
 def compare(

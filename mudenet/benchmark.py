@@ -33,8 +33,9 @@ from .distillation import distill, load_teacher, teacher_identity
 from .evaluation import METRICS, Job, ensure_detector, evaluate, metric_values, open_job, recognise_dataset, stage1_items
 from .inference import Detector, calibrate
 from .loop import total_steps
-from .metrics import VERSIONS, _memory
+from .metrics import VERSIONS
 from .report import SHOWN
+from .speed import _memory
 from .training import train
 
 # %% auto #0

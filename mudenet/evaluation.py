@@ -34,6 +34,7 @@ from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_images, find
 from .distillation import (Backbone, distill, load_teacher, made_with, save_teacher, teacher_identity,
                                   weights_fingerprint)
 from .inference import Detector, calibrate, load_detector, save_detector
+from .intervals import auroc_interval, bootstrap
 from .loop import remove_parts
 from .report import SHOWN, Case, report_html
 from .synthetic import write_product_line
@@ -337,8 +338,8 @@ def intervals(
     out: dict[str, Any] = {}
     for name in ("image_auroc", *sets):
         try:
-            if name == "image_auroc": i = metrics.auroc_interval([c.score for c in cases], [c.item.label for c in cases])
-            else: i = metrics.bootstrap(name, *sets[name][:2], resamples=resamples, **sets[name][2])
+            if name == "image_auroc": i = auroc_interval([c.score for c in cases], [c.item.label for c in cases])
+            else: i = bootstrap(name, *sets[name][:2], resamples=resamples, **sets[name][2])
         except DataError as e: log.info("no interval for %s: %s", name, e)
         else: out[name] = {k: getattr(i, k) for k in ("low", "high", "level", "few", "edge", "undefined", "bin_error")}
     if "au_spro" in out: out["au_spro"] |= _SPRO

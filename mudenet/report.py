@@ -19,16 +19,16 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
-from scipy.special import betaincinv
 
 from .core import DataError, progress
 from .data import Item, read_image
 from .inference import BRANCHES, loudest
+from .intervals import share
 
 # %% auto #0
-__all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'clopper_pearson',
-           'share', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure',
-           'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing', 'report_html']
+__all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'metrics_table',
+           'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure', 'case_name', 'case_html',
+           'legend_html', 'chosen_for_pictures', 'worth_seeing', 'report_html']
 
 # %% ../nbs/08a_report.ipynb #08a-report-3a12b8
 @dataclass(frozen=True, kw_only=True)
@@ -139,27 +139,6 @@ def draw_case(
     draw.text((0, side + 25), f"{judged(case, threshold)}: score {case.score:.2f}, threshold {threshold:.2f}; "
               f"loudest: {case.loudest}; truth: {case.item.defect}", "black", font)
     return sheet
-
-# %% ../nbs/08a_report.ipynb #08a-report-823632
-def clopper_pearson(
-    count: int,           # k, how many of them
-    total: int,           # n, at least 1
-    level: float = 0.95,  # In (0, 1)
-) -> tuple[float, float]: # Low and high end
-    "Interval of a proportion. Raises `DataError` for an impossible count."
-    if not 0 <= count <= total or total < 1: raise DataError(f"{count} of {total} is no proportion.")
-    a = (1 - level)/2
-    low = float(betaincinv(count, total - count + 1, a)) if count else 0.0
-    return low, float(betaincinv(count + 1, total - count, 1 - a)) if count < total else 1.0
-
-def share(
-    count: int,  # How many
-    total: int,  # Of how many
-) -> str:        # e.g. "2 of 24 (8.3 %, 95 % interval 1.0 to 27.0 %)"
-    "A proportion with its interval, in words."
-    if total == 0: return "none of 0"
-    low, high = clopper_pearson(count, total)
-    return f"{count} of {total} ({100*count/total:.1f} %, 95 % interval {100*low:.1f} to {100*high:.1f} %)"
 
 # %% ../nbs/08a_report.ipynb #08a-report-d30be1
 SHOWN = dict(image_auroc="image AUROC", pixel_auroc="pixel AUROC", au_pro="AU-PRO", image_ap="image AP", pixel_ap="pixel AP",

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 __all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
            'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
            'device_name', 'atomic', 'write_text', 'write_json', 'save_tensors', 'read_meta', 'load_tensors', 'digest',
-           'fingerprint', 'environment', 'new_record', 'read_record', 'read_records', 'progress']
+           'fingerprint', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -284,6 +284,20 @@ def read_records(
         r = read_record(f)
         if isinstance(r, dict) and r.get("kind") == kind: found[f] = r
     return found
+
+# %% ../nbs/00_core.ipynb #00-core-b8c2d1
+def markdown_table(
+    head: Sequence[str],             # Titles of the columns
+    rows: Iterable[Sequence[Any]],   # Cells, as many in each row as there are columns
+    align: str|None = None,          # A letter for each column, l or r; default: the first left, the others right
+) -> str:
+    "A table in Markdown."
+    align = align or "l" + "r"*(len(head) - 1)
+    def line(cells: Sequence[Any]) -> str:
+        if len(cells) != len(head): raise ValueError(f"a row has {len(cells)} cells under {len(head)} titles: {list(cells)}")
+        return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+    rule = "|" + "|".join({"l": "---", "r": "--:"}[a] for a in align) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
 
 # %% ../nbs/00_core.ipynb #00-core-36
 def progress(

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincinv, stdtrit
 
-from .core import DataError, did_you_mean, rng
+from .core import DataError, did_you_mean, markdown_table, new_record, progress, rng
 from .metrics import (KINDS, VERSIONS, Points, Ranks, _ap, _auroc, _each, _f1, _fpr_limit, _keys, _pixel_set,
-                             _pro, _Set, _splits, _spro_set, _tally, image_ranks)
+                             _pro, _Set, _splits, _spro_set, _tally, image_ranks, kind_groups)
 
 # %% auto #0
-__all__ = ['NEWCOMBE', 'BOOTSTRAP', 'FEW', 'BINS', 'clopper_pearson', 'share', 'Interval', 'auroc_interval', 'bootstrap',
-           'bootstrap_draws', 'paired_interval']
+__all__ = ['NEWCOMBE', 'BOOTSTRAP', 'FEW', 'BINS', 'COVERAGE_CASES', 'clopper_pearson', 'share', 'Interval', 'auroc_interval',
+           'bootstrap', 'bootstrap_draws', 'paired_interval', 'shown_intervals', 'coverage', 'coverage_table']
 
 # %% ../nbs/08b_intervals.ipynb #08b-intervals-5b49d6
 def clopper_pearson(
@@ -158,23 +158,31 @@ def _drawn(
         out[b:b + 64] = np.where((n > 0) & (R > 0), v, np.nan)
     return out
 
-def _image_set(scores: Any, labels: Any) -> _Set:
-    "Scores and labels as a `_Set` with one value an image."
+def _image_set(scores: Any, labels: Any, groups: Sequence[int]|None = None) -> _Set:
+    "Scores and labels as a `_Set` with one value an image; of one group, where none are given."
     image_ranks(scores, labels)  # its checks
     key, bad = _keys(scores, "scores"), np.asarray(labels) == 1
     none: Points = (key[:0], np.empty(0), 0)
     points = [(key[i:i + 1], np.ones(1), 1) if bad[i] else none for i in range(key.size)]
-    return _Set(points, [int(not b) for b in bad], lambda i, step=1: key[i:i + (not bad[i])], [0] * key.size)
+    return _Set(points, [int(not b) for b in bad], lambda i, step=1: key[i:i + (not bad[i])], groups or [0] * key.size)
 
 # %% ../nbs/08b_intervals.ipynb #08-metrics-81
 def _formulas(limit: float) -> dict[str, Callable[[Ranks], Any]]:
     "Every metric by the name it has in `VERSIONS`."
     pro = lambda r: _pro(r, limit)
-    return dict(image_auroc=_auroc, image_ap=_ap, image_f1_max=_f1, pixel_auroc=_auroc, pixel_ap=_ap, pixel_f1_max=_f1,
-                au_pro=pro, au_spro=pro)
+    return dict(image_auroc=_auroc, image_auroc_mean=_auroc, image_ap=_ap, image_f1_max=_f1,
+                pixel_auroc=_auroc, pixel_ap=_ap, pixel_f1_max=_f1, au_pro=pro, au_spro=pro)
+
+def _maps_or_scores(metric: str, x: Any, truth: Any) -> _Set:
+    "What a metric takes, except au_spro, as a `_Set`."
+    if metric == "image_auroc_mean":
+        groups = kind_groups(truth)
+        return _image_set(x, groups > 0, groups.tolist())
+    return (_image_set if metric.startswith("image") else _pixel_set)(x, truth)
 
 def _parts(metric: str, s: _Set, kinds: bool, split: str) -> list[tuple[int, ...]]:
     "The groups whose metric is taken; two of them for the mean."
+    if metric == "image_auroc_mean": return [(0, 1), (0, 2)]
     if metric != "au_spro": return [(0,)]
     splits = _splits(s.groups, kinds)
     names = KINDS if split == "mean" else (split,)
@@ -194,7 +202,7 @@ def _draws(metric: str, s: _Set, parts: Sequence[tuple[int, ...]], limit: float,
 def bootstrap(
     metric: str,                   # A name of `VERSIONS`
     scores: Any,                   # Image scores (N,), or N maps, as the metric takes them
-    truth: Any,                    # Labels (N,), masks, or channels (au_spro)
+    truth: Any,                    # Labels (N,), kinds of images (image_auroc_mean), masks, or channels (au_spro)
     *,
     other: Any = None,             # Scores or maps of a second detector on the same images: the interval of first − second
     limit: float = 0.3,            # FPR limit of au_pro and au_spro
@@ -211,7 +219,7 @@ def bootstrap(
     _level(level)
     def as_set(x: Any) -> _Set:
         if metric == "au_spro": return _spro_set(x, truth, defects_config, kinds)
-        return (_image_set if metric.startswith("image") else _pixel_set)(x, truth)
+        return _maps_or_scores(metric, x, truth)
     sets = [as_set(x) for x in (scores, other) if x is not None]
     parts = _parts(metric, sets[0], kinds is not None, split)
     bad, good = _kinds_of_images(sets[0], parts, metric)
@@ -252,7 +260,7 @@ def _kinds_of_images(s: _Set, parts: Sequence[tuple[int, ...]], metric: str) -> 
 def bootstrap_draws(
     metric: str,               # A name of `VERSIONS`, except au_spro
     scores: Any,               # Image scores (N,), or N maps
-    truth: Any,                # Labels (N,), or masks
+    truth: Any,                # Labels (N,), kinds of images (image_auroc_mean), or masks
     *,
     limit: float = 0.3,        # FPR limit of au_pro
     resamples: int = 1000,     # Draws, 100 or more
@@ -261,7 +269,7 @@ def bootstrap_draws(
     "A metric on draws of the images: what `bootstrap` takes its interval from, for intervals over more than one detector."
     _drawable(metric, resamples, BINS)
     if metric == "au_spro": raise DataError("bootstrap_draws reads masks, not channels, so it has no au_spro; `bootstrap` has it.")
-    s = (_image_set if metric.startswith("image") else _pixel_set)(scores, truth)
+    s = _maps_or_scores(metric, scores, truth)
     times = _times(len(s.free), resamples, seed)
     exact, drawn = _draws(metric, s, _parts(metric, s, False, "all"), _fpr_limit(limit), times, BINS)
     return np.r_[exact, drawn[1:]]
@@ -277,3 +285,84 @@ def paired_interval(
     h = stdtrit(S - 1, (1 + level)/2)*seeds.std(ddof=1)/np.sqrt(S) if S > 1 else 0.0
     mean = seeds.mean()
     return float(mean - np.hypot(h, max(mean - a, 0))), float(mean + np.hypot(h, max(b - mean, 0)))
+
+# %% ../nbs/08b_intervals.ipynb #08b-intervals-bb4c63
+def shown_intervals(
+    record: Mapping[str, Any],     # Of `evaluate`
+) -> dict[str, dict[str, Any]]:    # Metric → method, low, high, few, edge; for AU-sPRO limit and split too
+    "The intervals that pages show: of image AUROC from the record's scores, now; of what needs maps as the record has them."
+    scores, kinds = ([r[k] for r in record["scores"]] for k in ("score", "defect"))
+    labels = [int(k != "good") for k in kinds]
+    made = []
+    if 0 < sum(labels) < len(labels): made.append(auroc_interval(scores, labels))
+    if all(kinds.count(k) > 1 for k in ("good", *KINDS)) and set(kinds) == {"good", *KINDS}:
+        made.append(bootstrap("image_auroc_mean", scores, kinds))
+    drawn = {k: dict(i, method=BOOTSTRAP) for k, i in record.get("intervals", {}).items() if not k.startswith("image")}
+    return {i.metric: {k: getattr(i, k) for k in ("method", "low", "high", "few", "edge")} for i in made} | drawn
+
+# %% ../nbs/08b_intervals.ipynb #08b-intervals-dd6e85
+# nominal images, anomalous images, spread of the anomalous scores, share of outliers among the nominal, AUROC without them
+COVERAGE_CASES = ((5, 5, 1, 0, .76), (5, 5, 1, 0, .96), (10, 10, 1, 0, .96), (20, 20, 1, 0, .76), (20, 20, 1, 0, .96),
+                  (20, 20, 1, 0, .99), (40, 40, 1, 0, .96), (40, 40, 1, 0, .99), (20, 60, 3, 0, .96), (60, 20, 3, 0, .90),
+                  (60, 20, 3, 0, .96), (20, 63, 1, .1, .99))
+_OUTLIER, _SHARED = 12.0, 0.8  # mean of an outlier's scores; correlation of two detectors
+
+def _truth(spread: float, outliers: float, auroc: float) -> tuple[float, float]:
+    "The mean of the anomalous scores that gives an AUROC without outliers, and the AUROC with them."
+    normal, width = NormalDist(), math.sqrt(1 + spread**2)
+    mean = normal.inv_cdf(auroc) * width
+    return mean, (1 - outliers) * auroc + outliers * normal.cdf((mean - _OUTLIER) / width)
+
+def _scores(g: np.random.Generator, n: int, m: int, spread: float, outliers: float, mean: float) -> np.ndarray:  # (2, n + m)
+    "What two detectors say of the same n nominal and m anomalous images."
+    common, own = g.standard_normal(n + m), g.standard_normal((2, n + m))
+    x = math.sqrt(_SHARED) * common + math.sqrt(1 - _SHARED) * own
+    x[:, n:] = mean + spread * x[:, n:]
+    x[:, :n][:, g.random(n) < outliers] += _OUTLIER
+    return x
+
+def _auroc_draws(x: np.ndarray, n: int, times: np.ndarray) -> np.ndarray:
+    "AUROC of the set and of draws of its images: as `bootstrap_draws` gives, from the table of all pairs."
+    good, bad = x[:n, None], x[None, n:]
+    wins = (bad > good) + (bad == good) / 2
+    t, u = times[:, :n].astype(float), times[:, n:].astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return ((t @ wins) * u).sum(1) / (t.sum(1) * u.sum(1))
+
+# %% ../nbs/08b_intervals.ipynb #08b-intervals-ff80a7
+def _trials(case: tuple[float, ...], trials: int, resamples: int, seed: int) -> dict[str, Any]:
+    "How often each interval of one case holds the truth."
+    n, m, spread, outliers, auroc = case
+    n, m, ends = int(n), int(m), (.025, .975)
+    mean, truth = _truth(spread, outliers, auroc)
+    g, held = rng(seed, "coverage", *map(str, case)), np.zeros((trials, 4), bool)
+    for k in range(trials):
+        x, times = _scores(g, n, m, spread, outliers, mean), _times(n + m, resamples, seed + k)
+        one, two = (_auroc_draws(s, n, times) for s in x)
+        low, high = _newcombe(float(one[0]), n, m, .95)
+        a, b = np.nanquantile(one[1:], ends)
+        c, d = np.nanquantile((one - two)[1:], ends)
+        held[k] = low <= truth <= high, a <= truth <= b, c <= 0 <= d, a == b
+    newcombe, drawn, difference, no_width = held.mean(0).tolist()
+    return dict(nominal=n, anomalous=m, spread=spread, outliers=outliers, auroc=truth, newcombe=newcombe, bootstrap=drawn,
+                difference=difference, no_width=no_width)
+
+def coverage(
+    trials: int = 3000,      # Sets of images for each case
+    resamples: int = 400,    # Draws of each set
+    seed: int = 0,           # Of sets and draws
+    cases: Sequence[tuple[float, ...]] = COVERAGE_CASES,
+) -> dict[str, Any]:         # A record of kind "coverage"
+    "How often 95 % intervals of image AUROC, and of the difference of two detectors, hold the truth."
+    rows = [_trials(c, trials, resamples, seed) for c in progress(cases, "coverage", unit="case")]
+    return new_record("coverage", trials=trials, resamples=resamples, seed=seed, level=.95, rows=rows)
+
+def coverage_table(
+    record: Mapping[str, Any],  # Of `coverage`
+) -> str:                       # Markdown
+    "A row a case: how often each interval holds the truth."
+    head = ["nominal", "anomalous", "spread", "outliers", "true AUROC", "Newcombe's", "bootstrap", "bootstrap of no width",
+            "bootstrap of a difference"]
+    rows = [[r["nominal"], r["anomalous"], r["spread"], f"{r['outliers']:.0%}", f"{r['auroc']:.3f}",
+             *(f"{100*r[k]:.1f} %" for k in ("newcombe", "bootstrap", "no_width", "difference"))] for r in record["rows"]]
+    return markdown_table(head, rows, "r"*len(head))

@@ -20,13 +20,15 @@ from scipy import ndimage
 from .core import DataError, did_you_mean
 
 # %% auto #0
-__all__ = ['VERSIONS', 'Points', 'CHUNK', 'BLOCK', 'LIMITS', 'KINDS', 'Rules', 'Ranks', 'Lazy', 'pixel_metrics', 'pixel_auroc',
+__all__ = ['VERSIONS', 'Points', 'CHUNK', 'BLOCK', 'KINDS', 'LIMITS', 'Rules', 'Ranks', 'Lazy', 'pixel_metrics', 'pixel_auroc',
            'pixel_average_precision', 'pixel_f1_max', 'au_pro', 'pro_curve', 'image_ranks', 'image_metrics',
-           'image_auroc', 'average_precision', 'f1_max', 'saturation_area', 'au_spro', 'au_spro_types']
+           'image_auroc', 'average_precision', 'f1_max', 'kind_groups', 'image_auroc_mean', 'saturation_area',
+           'au_spro', 'au_spro_types']
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-04
 # raised when the value of a metric changes for the same input; records carry them
-VERSIONS = dict(image_auroc=1, image_ap=1, image_f1_max=1, pixel_auroc=1, pixel_ap=1, pixel_f1_max=1, au_pro=1, au_spro=1)
+VERSIONS = dict(image_auroc=1, image_auroc_mean=1, image_ap=1, image_f1_max=1, pixel_auroc=1, pixel_ap=1, pixel_f1_max=1,
+                au_pro=1, au_spro=1)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-06
 @dataclass(frozen=True)
@@ -413,9 +415,31 @@ def f1_max(
     "The best F1 of any threshold over images."
     return float(_f1(image_ranks(scores, labels)))
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-d2b8c1
+KINDS = ("logical_anomalies", "structural_anomalies") # LOCO's kinds of anomalous images, as its folders are called
+
+def kind_groups(
+    kinds: Sequence[str],  # For each image "good", "logical_anomalies" or "structural_anomalies"
+) -> np.ndarray:           # (N,) 0 good, 1 logical, 2 structural
+    "The kind of each image as a number. Raises `DataError` for any other name."
+    names = ("good", *KINDS)
+    for i, k in enumerate(kinds):
+        if k not in names: raise DataError(f"image {i} is of kind {k!r}. {did_you_mean(k, names)}")
+    return np.array([names.index(k) for k in kinds], int)
+
+def image_auroc_mean(
+    scores: Any,           # (N,) image scores, higher is more anomalous
+    kinds: Sequence[str],  # For each image "good", "logical_anomalies" or "structural_anomalies"
+) -> float:                # In [0, 1]; 0.5 is chance
+    "Image AUROC as LOCO's publishers report it: the mean of logical and structural, each against all good images."
+    key, group = _keys(scores, "scores"), kind_groups(kinds)
+    if key.shape != group.shape:
+        raise DataError(f"one kind for every score is needed, got scores {key.shape} and {len(group)} kinds.")
+    parts = [np.isin(group, (0, g)) for g in (1, 2)]
+    return (image_auroc(key[parts[0]], group[parts[0]] > 0) + image_auroc(key[parts[1]], group[parts[1]] > 0)) / 2
+
 # %% ../nbs/08_metrics.ipynb #08-metrics-58
 LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)                  # false positive rates at which LOCO's authors report
-KINDS = ("logical_anomalies", "structural_anomalies") # LOCO's kinds of anomalous images, as its folders are called
 Rules = Mapping[int, tuple[float, bool]]              # pixel value → saturation threshold, is it relative
 
 def _rules(defects_config: Sequence[Mapping[str, Any]]) -> Rules:

@@ -628,6 +628,9 @@ def _departures(record: Mapping[str, Any]) -> list[str]:
     def begin(names: Sequence[str]) -> str: return "Not" if len(names) == every else ", ".join(names) + ": not"
     return [f"{begin(names)} the paper's configuration (its values in parentheses): {text}." for text, names in found.items()]
 
+_LOCO = ("LOCO's publishers report the mean of its two kinds of defects as image AUROC, so that is the number to compare with "
+         "papers (A-045); \"image AUROC\" alone is over all kinds together.")
+
 def _notes(record: Mapping[str, Any]) -> list[str]:
     "What stands below the table."
     shown = {(r["dataset"], r["category"]) for r in record["rows"]}
@@ -636,6 +639,7 @@ def _notes(record: Mapping[str, Any]) -> list[str]:
     notes = [f"{record['note']}."] if record["note"] else []
     notes.append("± is the standard deviation over seeds; in parentheses, that of the categories' means.")
     if any(r["metrics"] for r in record["rows"]): notes.append(_measured(record))
+    if any("image_auroc_mean" in r["metrics"] for r in record["rows"]): notes.append(_LOCO)
     notes += [f"In brackets: {s}." for s in sorted(sources)] + _departures(record)
     if failed: notes += ["", f"{len(failed)} of {len(record['results'])} runs failed:", ""]
     return notes + [f"- {r['name']}: {' '.join(r['error'].split())}" for r in failed]

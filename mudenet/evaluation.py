@@ -409,7 +409,7 @@ def run_category(
     return job, evaluate(ensure_detector(job), job, note)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-41
-METRICS = ("image_auroc", "image_auroc_mean", "pixel_auroc", "au_pro", "au_spro")
+METRICS = ("image_auroc", "pixel_auroc", "au_pro", "image_auroc_mean", "au_spro")  # the last two are LOCO's
 
 def metric_values(
     record: Mapping[str, Any],       # Of `evaluate`

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.special import betaincinv, stdtrit
 
 from .core import DataError, did_you_mean, markdown_table, new_record, progress, rng
-from .metrics import (KINDS, VERSIONS, Points, Ranks, _ap, _auroc, _each, _f1, _fpr_limit, _keys, _pixel_set,
-                             _pro, _Set, _splits, _spro_set, _tally, image_ranks, kind_groups)
+from .metrics import (KINDS, VERSIONS, Points, Ranks, _ap, _auroc, _each, _f1, _fpr_limit, _keys,
+                             _pixel_set, _pro, _Set, _splits, _spro_set, _tally, image_ranks, kind_groups)
 
 # %% auto #0
 __all__ = ['NEWCOMBE', 'BOOTSTRAP', 'FEW', 'BINS', 'COVERAGE_CASES', 'clopper_pearson', 'share', 'Interval', 'auroc_interval',
@@ -62,11 +62,11 @@ class Interval:
     resamples: int = 0      # How many draws, 0 where no draw was made
     undefined: int = 0      # Draws in which the metric had no value; they are left out of the interval
     few: bool = False       # Drawn from fewer than FEW of a kind: the interval is likely too narrow
-    bin_error: float = 0.0  # |value from the bins − exact value| on the set as it is; what the ends are off by is not known
+    bin_error: float = 0.0  # |value from the bins − exact value| on the set as it is; that of the ends is not known
 
     @property
     def edge(self) -> bool:
-        "Drawn, and of no width or ending at 1: the draws cannot show what a better or worse sample would, so it is too narrow."
+        "Drawn, and of no width or ending at 1: no draw can show what another sample would, so it is too narrow."
         return self.resamples > 0 and (self.low == self.high or self.high > 1 - 1e-9)
 
     def __str__(self) -> str:
@@ -75,6 +75,7 @@ class Interval:
         if self.few: text += f", few images ({self.nominal} nominal, {self.anomalous} anomalous)"
         return text + (", at the edge: too narrow" if self.edge else "")
 
+# %% ../nbs/08b_intervals.ipynb #08b-intervals-8e7c09-2
 def _level(level: float) -> float:
     "The level, if it is one."
     if not 0 < level < 1: raise DataError(f"level={level} must lie in (0, 1).")
@@ -100,12 +101,13 @@ def _newcombe(
         return low
     return lower(seen), 1 - lower(1 - seen)
 
+# %% ../nbs/08b_intervals.ipynb #08b-intervals-a09e2b-2
 def auroc_interval(
     scores: Any,          # (N,) image scores, higher is more anomalous
     labels: Any,          # (N,) 0 nominal, 1 anomalous
     level: float = 0.95,  # Of the interval, in (0, 1)
 ) -> Interval:
-    "Image AUROC with Newcombe's interval (method 5), which keeps its width where the sample is separated perfectly."
+    "Image AUROC with Newcombe's interval (method 5), which has a width where the sample is separated, too."
     _level(level)
     r = image_ranks(scores, labels)
     value, good, bad = float(_auroc(r)), int(r.nominal), int(r.positive.sum())
@@ -126,8 +128,10 @@ def _edges(s: _Set, bins: int, limit: float) -> np.ndarray:
         return a[::-1][np.minimum((share * a.size).astype(int), a.size - 1)] if a.size else a
     even = np.linspace(0, 1, bins // 4)
     fine = np.geomspace(1 / (sample.size + 1), 1, bins // 4)
-    return np.unique(np.concatenate([take(points, even), take(sample, even), take(sample, even * limit), take(sample, fine)]))
+    chosen = take(points, even), take(sample, even), take(sample, even * limit), take(sample, fine)
+    return np.unique(np.concatenate(chosen))
 
+# %% ../nbs/08b_intervals.ipynb #08-metrics-79-2
 def _histograms(s: _Set, edges: np.ndarray) -> np.ndarray:  # (3, N, Q): nominal, defective, weight
     "Each image in counts over bins; the first bin is all that lies below the lowest edge."
     Q, out = edges.size + 1, np.zeros((3, len(s.free), edges.size + 1))
@@ -158,13 +162,15 @@ def _drawn(
         out[b:b + 64] = np.where((n > 0) & (R > 0), v, np.nan)
     return out
 
+# %% ../nbs/08b_intervals.ipynb #08-metrics-80-2
 def _image_set(scores: Any, labels: Any, groups: Sequence[int]|None = None) -> _Set:
     "Scores and labels as a `_Set` with one value an image; of one group, where none are given."
     image_ranks(scores, labels)  # its checks
     key, bad = _keys(scores, "scores"), np.asarray(labels) == 1
     none: Points = (key[:0], np.empty(0), 0)
     points = [(key[i:i + 1], np.ones(1), 1) if bad[i] else none for i in range(key.size)]
-    return _Set(points, [int(not b) for b in bad], lambda i, step=1: key[i:i + (not bad[i])], groups or [0] * key.size)
+    def nominal(i: int, step: int = 1) -> np.ndarray: return key[i:i + (not bad[i])]
+    return _Set(points, [int(not b) for b in bad], nominal, groups or [0] * key.size)
 
 # %% ../nbs/08b_intervals.ipynb #08-metrics-81
 def _formulas(limit: float) -> dict[str, Callable[[Ranks], Any]]:
@@ -180,6 +186,7 @@ def _maps_or_scores(metric: str, x: Any, truth: Any) -> _Set:
         return _image_set(x, groups > 0, groups.tolist())
     return (_image_set if metric.startswith("image") else _pixel_set)(x, truth)
 
+# %% ../nbs/08b_intervals.ipynb #08-metrics-81-2
 def _parts(metric: str, s: _Set, kinds: bool, split: str) -> list[tuple[int, ...]]:
     "The groups whose metric is taken; two of them for the mean."
     if metric == "image_auroc_mean": return [(0, 1), (0, 2)]
@@ -187,10 +194,13 @@ def _parts(metric: str, s: _Set, kinds: bool, split: str) -> list[tuple[int, ...
     splits = _splits(s.groups, kinds)
     names = KINDS if split == "mean" else (split,)
     for n in names:
-        if n not in splits: raise DataError(f"split {n!r} is not in this set; give `kinds`, or use {', '.join(splits)}.")
+        if n in splits: continue
+        raise DataError(f"split {n!r} is not in this set; give `kinds`, or use {', '.join(splits)}.")
     return [splits[n] for n in names]
 
-def _draws(metric: str, s: _Set, parts: Sequence[tuple[int, ...]], limit: float, times: np.ndarray, bins: int):
+def _draws(
+    metric: str, s: _Set, parts: Sequence[tuple[int, ...]], limit: float, times: np.ndarray, bins: int,
+):
     "The exact value, and the values on drawn sets; the first draw is the set itself."
     formula, t = _formulas(limit)[metric], _tally(s)
     h, groups = _histograms(s, _edges(s, bins, limit)), np.asarray(s.groups)
@@ -202,9 +212,9 @@ def _draws(metric: str, s: _Set, parts: Sequence[tuple[int, ...]], limit: float,
 def bootstrap(
     metric: str,                   # A name of `VERSIONS`
     scores: Any,                   # Image scores (N,), or N maps, as the metric takes them
-    truth: Any,                    # Labels (N,), kinds of images (image_auroc_mean), masks, or channels (au_spro)
+    truth: Any,  # Labels (N,), kinds of images (image_auroc_mean), masks, or channels (au_spro)
     *,
-    other: Any = None,             # Scores or maps of a second detector on the same images: the interval of first − second
+    other: Any = None,  # Of a second detector on the same images: the interval of first − second
     limit: float = 0.3,            # FPR limit of au_pro and au_spro
     defects_config: Sequence[Mapping[str, Any]] = (),  # For au_spro
     kinds: Sequence[str]|None = None,                  # For au_spro
@@ -214,7 +224,7 @@ def bootstrap(
     seed: int = 0,                 # The same seed draws the same images for every metric
     bins: int = BINS,              # Score bins of a pixel metric, 64 or more
 ) -> Interval:
-    "Percentile bootstrap over images, two or more of each kind. For the image AUROC of one detector `auroc_interval` is better."
+    "Percentile bootstrap over images, two or more of each kind. For image AUROC see also `auroc_interval`."
     _drawable(metric, resamples, bins)
     _level(level)
     def as_set(x: Any) -> _Set:
@@ -228,13 +238,15 @@ def bootstrap(
     exact, drawn = (found[0][k] - found[1][k] if len(found) > 1 else found[0][k] for k in (0, 1))
     defined = drawn[1:][np.isfinite(drawn[1:])]
     if defined.size < resamples / 2:
-        raise DataError(f"{metric}: {resamples - defined.size} of {resamples} draws are undefined; there are too few images.")
+        raise DataError(f"{metric}: {resamples - defined.size} of {resamples} draws are undefined; "
+                        "there are too few images.")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     few = bad < FEW or (good if metric.startswith("image") else good + bad) < FEW
-    return Interval(metric=metric, method=BOOTSTRAP, value=float(exact), low=float(low), high=float(high), level=level,
-                    nominal=good, anomalous=bad, resamples=resamples, undefined=resamples - defined.size, few=few,
-                    bin_error=float(abs(drawn[0] - exact)))
+    return Interval(metric=metric, method=BOOTSTRAP, value=float(exact), low=float(low), high=float(high),
+                    level=level, nominal=good, anomalous=bad, resamples=resamples, few=few,
+                    undefined=resamples - defined.size, bin_error=float(abs(drawn[0] - exact)))
 
+# %% ../nbs/08b_intervals.ipynb #08-metrics-82-2
 def _drawable(metric: str, resamples: int, bins: int) -> None:
     "Refuse what gives no draws, or draws that say nothing."
     if metric not in VERSIONS: raise DataError(f"metric {metric!r} is unknown. {did_you_mean(metric, VERSIONS)}")
@@ -265,10 +277,11 @@ def bootstrap_draws(
     limit: float = 0.3,        # FPR limit of au_pro
     resamples: int = 1000,     # Draws, 100 or more
     seed: int = 0,             # The same seed draws the same images, whoever scored them
-) -> np.ndarray:               # (1 + resamples,): the exact value on the set as it is, then one for each draw; NaN where undefined
-    "A metric on draws of the images: what `bootstrap` takes its interval from, for intervals over more than one detector."
+) -> np.ndarray:  # (1 + resamples,): the exact value on the set as it is, then one for each draw; NaN where undefined
+    "A metric on draws of the images, as `bootstrap` makes them, for intervals over more than one detector."
     _drawable(metric, resamples, BINS)
-    if metric == "au_spro": raise DataError("bootstrap_draws reads masks, not channels, so it has no au_spro; `bootstrap` has it.")
+    if metric == "au_spro":
+        raise DataError("bootstrap_draws reads masks, not channels, so it has no au_spro; `bootstrap` has it.")
     s = _maps_or_scores(metric, scores, truth)
     times = _times(len(s.free), resamples, seed)
     exact, drawn = _draws(metric, s, _parts(metric, s, False, "all"), _fpr_limit(limit), times, BINS)
@@ -279,7 +292,7 @@ def paired_interval(
     deltas: np.ndarray,     # Δ, (S, 1 + B): seeds × (all images, then B draws of them); NaN where undefined
     level: float = 0.95,    # Of the interval, in (0, 1)
 ) -> tuple[float, float]:   # Its ends
-    "Interval of the mean difference: Student's over seeds and the percentiles over draws of images, added in squares."
+    "Interval of a mean difference: Student's over seeds and percentiles over draws of images, added in squares."
     S, seeds, draws = len(deltas), deltas[:, 0], deltas[:, 1:].mean(0)
     a, b = np.nanquantile(draws, [(1 - level)/2, (1 + level)/2])
     h = stdtrit(S - 1, (1 + level)/2)*seeds.std(ddof=1)/np.sqrt(S) if S > 1 else 0.0
@@ -290,21 +303,23 @@ def paired_interval(
 def shown_intervals(
     record: Mapping[str, Any],     # Of `evaluate`
 ) -> dict[str, dict[str, Any]]:    # Metric → method, low, high, few, edge; for AU-sPRO limit and split too
-    "The intervals that pages show: of image AUROC from the record's scores, now; of what needs maps as the record has them."
+    "The intervals that pages show: of image AUROC from the record's scores, now; the others as recorded."
     scores, kinds = ([r[k] for r in record["scores"]] for k in ("score", "defect"))
     labels = [int(k != "good") for k in kinds]
     made = []
     if 0 < sum(labels) < len(labels): made.append(auroc_interval(scores, labels))
     if all(kinds.count(k) > 1 for k in ("good", *KINDS)) and set(kinds) == {"good", *KINDS}:
         made.append(bootstrap("image_auroc_mean", scores, kinds))
-    drawn = {k: dict(i, method=BOOTSTRAP) for k, i in record.get("intervals", {}).items() if not k.startswith("image")}
-    return {i.metric: {k: getattr(i, k) for k in ("method", "low", "high", "few", "edge")} for i in made} | drawn
+    shown = {i.metric: {k: getattr(i, k) for k in ("method", "low", "high", "few", "edge")} for i in made}
+    recorded = record.get("intervals", {}).items()
+    return shown | {k: dict(i, method=BOOTSTRAP) for k, i in recorded if not k.startswith("image")}
 
 # %% ../nbs/08b_intervals.ipynb #08b-intervals-dd6e85
-# nominal images, anomalous images, spread of the anomalous scores, share of outliers among the nominal, AUROC without them
-COVERAGE_CASES = ((5, 5, 1, 0, .76), (5, 5, 1, 0, .96), (10, 10, 1, 0, .96), (20, 20, 1, 0, .76), (20, 20, 1, 0, .96),
-                  (20, 20, 1, 0, .99), (40, 40, 1, 0, .96), (40, 40, 1, 0, .99), (20, 60, 3, 0, .96), (60, 20, 3, 0, .90),
-                  (60, 20, 3, 0, .96), (20, 63, 1, .1, .99))
+# nominal and anomalous images, spread of the anomalous scores, share of nominal outliers, AUROC without them
+COVERAGE_CASES = (
+    (5, 5, 1, 0, .76), (5, 5, 1, 0, .96), (10, 10, 1, 0, .96), (20, 20, 1, 0, .76), (20, 20, 1, 0, .96),
+    (20, 20, 1, 0, .99), (40, 40, 1, 0, .96), (40, 40, 1, 0, .99), (20, 60, 3, 0, .96), (60, 20, 3, 0, .90),
+    (60, 20, 3, 0, .96), (20, 63, 1, .1, .99))
 _OUTLIER, _SHARED = 12.0, 0.8  # mean of an outlier's scores; correlation of two detectors
 
 def _truth(spread: float, outliers: float, auroc: float) -> tuple[float, float]:
@@ -313,8 +328,9 @@ def _truth(spread: float, outliers: float, auroc: float) -> tuple[float, float]:
     mean = normal.inv_cdf(auroc) * width
     return mean, (1 - outliers) * auroc + outliers * normal.cdf((mean - _OUTLIER) / width)
 
-def _scores(g: np.random.Generator, n: int, m: int, spread: float, outliers: float, mean: float) -> np.ndarray:  # (2, n + m)
-    "What two detectors say of the same n nominal and m anomalous images."
+# %% ../nbs/08b_intervals.ipynb #08b-intervals-dd6e85-2
+def _scores(g: np.random.Generator, n: int, m: int, spread: float, outliers: float, mean: float) -> np.ndarray:
+    "What two detectors say of the same n nominal and m anomalous images, (2, n + m)."
     common, own = g.standard_normal(n + m), g.standard_normal((2, n + m))
     x = math.sqrt(_SHARED) * common + math.sqrt(1 - _SHARED) * own
     x[:, n:] = mean + spread * x[:, n:]
@@ -344,9 +360,10 @@ def _trials(case: tuple[float, ...], trials: int, resamples: int, seed: int) -> 
         c, d = np.nanquantile((one - two)[1:], ends)
         held[k] = low <= truth <= high, a <= truth <= b, c <= 0 <= d, a == b
     newcombe, drawn, difference, no_width = held.mean(0).tolist()
-    return dict(nominal=n, anomalous=m, spread=spread, outliers=outliers, auroc=truth, newcombe=newcombe, bootstrap=drawn,
-                difference=difference, no_width=no_width)
+    return dict(nominal=n, anomalous=m, spread=spread, outliers=outliers, auroc=truth, newcombe=newcombe,
+                bootstrap=drawn, difference=difference, no_width=no_width)
 
+# %% ../nbs/08b_intervals.ipynb #08b-intervals-ff80a7-2
 def coverage(
     trials: int = 3000,      # Sets of images for each case
     resamples: int = 400,    # Draws of each set
@@ -361,8 +378,9 @@ def coverage_table(
     record: Mapping[str, Any],  # Of `coverage`
 ) -> str:                       # Markdown
     "A row a case: how often each interval holds the truth."
-    head = ["nominal", "anomalous", "spread", "outliers", "true AUROC", "Newcombe's", "bootstrap", "bootstrap of no width",
-            "bootstrap of a difference"]
+    head = ["nominal", "anomalous", "spread", "outliers", "true AUROC", "Newcombe's", "bootstrap",
+            "bootstrap of no width", "bootstrap of a difference"]
+    counted = "newcombe", "bootstrap", "no_width", "difference"
     rows = [[r["nominal"], r["anomalous"], r["spread"], f"{r['outliers']:.0%}", f"{r['auroc']:.3f}",
-             *(f"{100*r[k]:.1f} %" for k in ("newcombe", "bootstrap", "no_width", "difference"))] for r in record["rows"]]
+             *(f"{100*r[k]:.1f} %" for k in counted)] for r in record["rows"]]
     return markdown_table(head, rows, "r"*len(head))

@@ -87,6 +87,7 @@ def _array(
     if a.dtype.kind in "biuf" and a.itemsize <= 8: return a
     raise DataError(f"{what} must hold real numbers of at most 64 bits, got {a.dtype} of shape {a.shape}.")
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-16-2
 def _keys(
     x: Any,       # A map or scores
     what: str,    # What to call it in a message
@@ -107,6 +108,7 @@ def _map(x: Any, what: str) -> np.ndarray:
     if key.ndim != 2: raise DataError(f"{what} must be (H, W), got {key.shape}.")
     return key
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-16-3
 def _mask(x: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     "One mask as booleans (H, W): every value but 0 is defective."
     m = _array(x, what)
@@ -170,6 +172,7 @@ def _each(f: Callable, items: Sequence, pixels: int) -> list:
     if pixels < 1 << 18 or len(items) < 2 or _workers() == 1: return [f(i) for i in items]
     with ThreadPoolExecutor(_workers()) as pool: return list(pool.map(f, items))
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-24-2
 def _batches(free: Sequence[int], groups: Sequence[int], chunk: int) -> list[list[int]]:
     "Images of one group, about `chunk` nominal pixels together."
     out: list[list[int]] = []
@@ -201,6 +204,7 @@ def _lookup(
             above[i + tied] -= ties
             equal[i + tied] += ties
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-25-2
 def _distinct(
     scores: np.ndarray,   # (P,) in any order
     weights: np.ndarray,  # (P,)
@@ -284,6 +288,7 @@ class Lazy(Sequence):
         if not 0 <= i < self.n: raise IndexError(f"item {i} of {self.n}")
         return self.read(i)
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-32-2
 def _pixel_set(maps: Any, masks: Any) -> _Set:
     "Maps and masks as a `_Set` of one group."
     if len(maps) != len(masks) or not len(maps):
@@ -303,6 +308,7 @@ def _fpr_limit(limit: float) -> float:
     if not 0 < limit <= 1: raise DataError(f"limit={limit} must lie in (0, 1]: it is a false positive rate (0.3 is usual).")
     return float(limit)
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-32-3
 def _fpr_limits(limits: Sequence[float]) -> list[float]:
     "Each of the limits, of which there must be one at least."
     if not len(limits): raise DataError("limits is empty: name one false positive rate or more, such as 0.05.")
@@ -323,6 +329,7 @@ def _roc_metrics(r: Ranks) -> dict[str, float]:
     "The pixel metrics that know no regions."
     return dict(pixel_auroc=float(_auroc(r)), pixel_ap=float(_ap(r)), pixel_f1_max=float(_f1(r)))
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-33-2
 def pixel_auroc(
     maps: Any,        # N anomaly maps (H, W)
     masks: Any,       # N masks (H, W), 0 where nominal
@@ -353,6 +360,7 @@ def au_pro(
     "Area under the PRO curve up to the limit, divided by it; exact."
     return float(_pro(_top_tally(_pixel_set(maps, masks), _fpr_limit(limit)).ranks(), limit))
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-34-2
 def pro_curve(
     maps: Any,           # N anomaly maps (H, W)
     masks: Any,          # N masks (H, W), 0 where nominal
@@ -385,6 +393,7 @@ def image_ranks(
     points = key[bad], np.ones(bad.sum()), int(bad.sum())
     return _tally(_Set([points], [int((~bad).sum())], lambda i, step=1: key[~bad], [0])).ranks()
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-50-2
 def image_metrics(
     scores: Any,  # (N,) image scores, higher is more anomalous
     labels: Any,  # (N,) 0 nominal, 1 anomalous
@@ -408,6 +417,7 @@ def average_precision(
     "Average precision over images."
     return float(_ap(image_ranks(scores, labels)))
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-51-2
 def f1_max(
     scores: Any,  # (N,) image scores, higher is more anomalous
     labels: Any,  # (N,) 0 nominal, 1 anomalous
@@ -427,6 +437,7 @@ def kind_groups(
         if k not in names: raise DataError(f"image {i} is of kind {k!r}. {did_you_mean(k, names)}")
     return np.array([names.index(k) for k in kinds], int)
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-d2b8c1-2
 def image_auroc_mean(
     scores: Any,           # (N,) image scores, higher is more anomalous
     kinds: Sequence[str],  # For each image "good", "logical_anomalies" or "structural_anomalies"
@@ -460,6 +471,7 @@ def _rules(defects_config: Sequence[Mapping[str, Any]]) -> Rules:
         out[int(v)] = (float(t), bool(relative))
     return out
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-58-2
 def saturation_area(
     area: int,         # A, pixels of the defect
     threshold: float,  # Share of the area if relative, else pixels
@@ -479,6 +491,7 @@ def _defect(key: np.ndarray, channel: np.ndarray, marked: np.ndarray, rules: Rul
     if top < 1: raise DataError(f"{what}: a defect of {s.size} pixels saturates at {top}; its sPRO is undefined.")
     return np.partition(s, s.size - top)[s.size - top:], np.full(top, 1 / top)
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-59-2
 def _saturated(
     key: np.ndarray,     # (H, W) keys
     channels: Sequence,  # Of one image
@@ -505,6 +518,7 @@ def _group(kind: str|None, channels: Sequence, what: str) -> int:
     if (kind != "good") != (len(channels) > 0): raise DataError(f"{what} is called {kind} but has {len(channels)} channels.")
     return 0 if kind == "good" else 1 + KINDS.index(kind)
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-62-2
 def _spro_set(
     maps: Any,
     channels: Sequence[Sequence],
@@ -544,6 +558,7 @@ def _spro_table(t: _Tally, splits: Mapping[str, tuple[int, ...]], limits: Sequen
     if len(splits) == 3: out["mean"] = {f: (out[KINDS[0]][f] + out[KINDS[1]][f]) / 2 for f in limits}
     return out
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-63-2
 def au_spro(
     maps: Any,                                    # N anomaly maps (H, W), at the size of the ground truth; may be `Lazy`
     channels: Sequence[Sequence],                 # For each image its channels (H, W), 0 or the pixel value; () if good; likewise
@@ -560,6 +575,7 @@ def _chosen(items: Any, pick: Sequence[int]) -> Lazy:
     "Some of a sequence."
     return Lazy(len(pick), lambda k: items[pick[k]])
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-63-3
 def au_spro_types(
     maps: Any,                                    # As for `au_spro`
     channels: Sequence[Sequence],                 # As for `au_spro`

@@ -149,8 +149,9 @@ def image_mean(
     results: Mapping[str, Any],  # Of a record
 ) -> float|None:                 # None without both of LOCO's kinds
     "Image AUROC as LOCO's publishers report it (A-045): the mean of logical and structural, each with all good images."
-    found = [results["kinds"].get(k, {}).get("metrics", {}).get("image_auroc") for k in KINDS]
-    return sum(m["value"] for m in found)/2 if set(results["kinds"]) == set(KINDS) and all(found) else None
+    kinds = results.get("kinds", {})
+    found = [kinds.get(k, {}).get("metrics", {}).get("image_auroc") for k in KINDS]
+    return sum(m["value"] for m in found)/2 if set(kinds) == set(KINDS) and all(found) else None
 
 def interval_note(
     records: Iterable[Mapping[str, Any]],  # Of `evaluate`

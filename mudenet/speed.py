@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, from_dict, portable, to_dict
-from .core import ConfigError, MudenetError, TrainingError, generator, device_name, new_record, pick_device, progress, rng
+from .core import (ConfigError, MudenetError, TrainingError, device_name, generator, markdown_table, new_record,
+                          pick_device, progress, rng)
 from .data import AUGMENTATIONS, augment, find_images, load_images, normalize, read_image, resize_image
 from .distillation import stage1
 from .engine import precision
@@ -281,8 +282,7 @@ def speed_table(
     rows = record["variants"]
     more = dict(share="of the matrix rate", peak_bytes="peak memory")
     head = ["variant", "images/s", "time relative to the base", *(v for k, v in more.items() if any(k in r for r in rows.values()))]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *(_row(k, v) for k, v in rows.items()))]
-    lines.insert(1, "|---|" + "--:|"*(len(head) - 1))
+    lines = [markdown_table(head, [_row(k, v) for k, v in rows.items()])]
     if "flops_an_image" in record:
         rates: dict[str, list[float]] = {}
         for v in rows.values(): rates.setdefault(v.get("dtype", "float32"), []).extend(v["matrix_flops"])
@@ -410,18 +410,17 @@ def bench_metrics(
             if (r["maps"], r["size"]) == (n, size) and "seconds" in r: r["times_sort"] = r["seconds"] / base["seconds"]
     return new_record("bench-metrics", quick=quick, threads=_workers(), cpu=_cpu(), versions=VERSIONS, rows=rows)
 
+# %% ../nbs/07a_speed.ipynb #07a-speed-29184b
 def bench_table(
     record: Mapping[str, Any],  # Of `bench_metrics`
 ) -> str:                       # Markdown
     "The record as a table."
-    def row(r: Mapping[str, Any]) -> str:
-        at = f"| {r['maps']} × {r['size']}² | {r['name']} | "
-        if "seconds" not in r: return at + f"{'not installed' if 'missing' in r else 'failed'} | | | | | |"
-        share = f"{r['defective'] / r['maps'] / r['size'] ** 2:.0%}"
-        mib = "" if r["mib"] is None else f"{r['mib']:.0f}"
+    def row(r: Mapping[str, Any]) -> list[str]:
+        at = [f"{r['maps']} × {r['size']}²", r["name"]]
+        if "seconds" not in r: return [*at, "not installed" if "missing" in r else "failed", *[""]*5]
+        pixels = r["maps"] * r["size"] ** 2
         values = ", ".join(f"{k.removeprefix('pixel_')} {v:.6f}" for k, v in r["values"].items())
-        ns = 1e9 * r["seconds"] / r["maps"] / r["size"] ** 2
-        return at + f"{share} | {r['seconds']:.2f} | {r['times_sort']:.2f} | {ns:.1f} | {mib} | {values} |"
-    head = ("| maps | what | defective | seconds | × numpy.sort | ns a pixel | peak MiB | values |\n"
-            "|---|---|--:|--:|--:|--:|--:|---|\n")
-    return head + "\n".join(row(r) for r in record["rows"])
+        return [*at, f"{r['defective'] / pixels:.0%}", f"{r['seconds']:.2f}", f"{r['times_sort']:.2f}",
+                f"{1e9 * r['seconds'] / pixels:.1f}", "" if r["mib"] is None else f"{r['mib']:.0f}", values]
+    head = ["maps", "what", "defective", "seconds", "× numpy.sort", "ns a pixel", "peak MiB", "values"]
+    return markdown_table(head, map(row, record["rows"]), "llrrrrrl")

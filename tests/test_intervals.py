@@ -59,7 +59,6 @@ def test_intervals_of_another_method_are_noticed(monkeypatch):
     def stale(record):
         return {k: dict(i, method=honest(record).get(k, {}).get("method", BOOTSTRAP)) for k, i in record["intervals"].items()}
 
-    labels_hold(update_pages.results_page())
     monkeypatch.setattr(mudenet.report, "shown_intervals", stale)
     with pytest.raises(AssertionError, match="is not Newcombe's interval"):
         labels_hold(update_pages.results_page())

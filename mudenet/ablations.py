@@ -30,14 +30,15 @@ from .evaluation import (SHOWN, Case, Job, calibrate_on, ensure_detector, images
                                 setting_key)
 from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
 from .inference import Detector
-from .metrics import VERSIONS, bootstrap_draws
+from .intervals import bootstrap_draws, paired_interval
+from .metrics import VERSIONS
 from .training import training_losses
 
 # %% auto #0
 __all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'settle', 'Comparison', 'plan',
            'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting', 'pack', 'unpack',
-           'paired_interval', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table',
-           'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'loss_correlations', 'correlation_table']
+           'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope',
+           'looked_at', 'findings', 'forest', 'loss_correlations', 'correlation_table']
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-05
 def variants(
@@ -312,18 +313,6 @@ def _measure(run: Comparison, job: Job, detector: Detector, kept: dict[str, Any]
                 draws=_pixel_draws(cases, job, run.resamples))
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-2cbd6e
-def paired_interval(
-    deltas: np.ndarray,     # Δ, (S, 1 + B): seeds × (all images, then B draws of them); NaN where undefined
-    level: float = 0.95,    # Of the interval, in (0, 1)
-) -> tuple[float, float]:   # Its ends
-    "Interval of the mean difference: Student's over seeds and percentiles over images, added in squares."
-    S, seeds, draws = len(deltas), deltas[:, 0], deltas[:, 1:].mean(0)
-    a, b = np.nanquantile(draws, [(1 - level)/2, (1 + level)/2])
-    h = stats.t.ppf((1 + level)/2, S - 1)*seeds.std(ddof=1)/np.sqrt(S) if S > 1 else 0.0
-    mean = seeds.mean()
-    return float(mean - np.hypot(h, max(mean - a, 0))), float(mean + np.hypot(h, max(b - mean, 0)))
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-2cbd6f
 Draws = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # (variant, seed) → metric → (1 + B,), exact first
 
 def compare(

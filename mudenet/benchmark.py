@@ -200,6 +200,9 @@ def _departed(record: Mapping[str, Any]) -> list[str]:
     return [f"{begin(names)} the paper's configuration: {text}." for text, names in found.items()]
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-e1b7ca
+_LOCO = ("LOCO's publishers report the mean of its two kinds of defects as image AUROC, so that is the number to compare with "
+         "papers (A-045); \"image AUROC\" alone is over all kinds together.")
+
 def _notes(record: Mapping[str, Any]) -> list[str]:
     "What stands below the table."
     sources = {p.source for r in record["rows"] for p in _published(r)}
@@ -207,6 +210,7 @@ def _notes(record: Mapping[str, Any]) -> list[str]:
     notes = [f"{record['note']}."] if record["note"] else []
     notes.append("± is the standard deviation over seeds; in parentheses, that of the categories' means.")
     if any(r["metrics"] for r in record["rows"]): notes.append(_measured(record))
+    if any("image_auroc_mean" in r["metrics"] for r in record["rows"]): notes.append(_LOCO)
     notes += [f"In brackets: {s}." for s in sorted(sources)] + _departed(record)
     if failed: notes += ["", f"{len(failed)} of {len(record['results'])} runs failed:", ""]
     return notes + [f"- {r['name']}: {' '.join(r['error'].split())}" for r in failed]

@@ -362,7 +362,7 @@ def run_bench(args: Namespace) -> None:
     "Benchmark, record, table."
     c = configure(_given(args, "what", "rounds", "quick"), args.get("config"), base="folder")
     if args.what == "metrics":
-        from mudenet.metrics import bench_metrics, bench_table as table
+        from mudenet.speed import bench_metrics, bench_table as table
         record = bench_metrics(quick=args.get("quick", False))
     else:
         from mudenet.speed import bench_data, bench_infer, bench_steps, speed_table as table

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 __all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
            'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
            'device_name', 'atomic', 'write_text', 'write_json', 'save_tensors', 'read_meta', 'load_tensors', 'digest',
-           'fingerprint', 'environment', 'new_record', 'read_record', 'read_records', 'progress', 'markdown_table']
+           'fingerprint', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -285,6 +285,20 @@ def read_records(
         if isinstance(r, dict) and r.get("kind") == kind: found[f] = r
     return found
 
+# %% ../nbs/00_core.ipynb #00-core-b8c2d1
+def markdown_table(
+    head: Sequence[str],             # Titles of the columns
+    rows: Iterable[Sequence[Any]],   # Cells, as many in each row as there are columns
+    align: str|None = None,          # A letter for each column, l or r; default: the first left, the others right
+) -> str:
+    "A table in Markdown."
+    align = align or "l" + "r"*(len(head) - 1)
+    def line(cells: Sequence[Any]) -> str:
+        if len(cells) != len(head): raise ValueError(f"a row has {len(cells)} cells under {len(head)} titles: {list(cells)}")
+        return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+    rule = "|" + "|".join({"l": "---", "r": "--:"}[a] for a in align) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
 # %% ../nbs/00_core.ipynb #00-core-36
 def progress(
     items: Sequence|Iterable,  # What to go through
@@ -295,15 +309,3 @@ def progress(
     "Go through `items` with a progress bar, where somebody can be watching."
     watched = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("IN_TEST"))
     return tqdm(items, desc=text, total=total, unit=unit, dynamic_ncols=True, disable=not watched, leave=False)
-
-# %% ../nbs/00_core.ipynb #00-core-7ab1e1
-def markdown_table(
-    head: Sequence[Any],            # Titles of the columns
-    rows: Iterable[Sequence[Any]],  # A row: a cell for each column
-    align: str,                     # A letter for each column: l for text, r for numbers
-) -> str:
-    "A table as Markdown: text stands on the left, numbers on the right."
-    def line(cells: Iterable[Any]) -> str:
-        return f"| {' | '.join(map(str, cells))} |".replace("|  |", "| |")
-    marks = "|".join(dict(l="---", r="--:")[a] for a in align)
-    return "\n".join([line(head), f"|{marks}|", *map(line, rows)])

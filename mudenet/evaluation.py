@@ -26,7 +26,7 @@ from .architecture import DescriptorNetwork
 from .config import (Config, absolute, differences, from_dict, merge, override, portable, run_folder, save_config,
                             to_dict)
 from .core import (CheckpointError, ConfigError, DataError, device_name, did_you_mean, digest, environment, fingerprint,
-                          load_tensors, new_record, pick_device, progress, read_meta, read_record, write_json,
+                          load_tensors, markdown_table, new_record, pick_device, progress, read_meta, read_record, write_json,
                           write_text)
 from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_images, find_problems, image_size,
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
@@ -35,8 +35,9 @@ from .corpus import Corpus
 from .distillation import (Backbone, distill, load_teacher, made_with, save_teacher, teacher_identity,
                                   teacher_weights, weights_fingerprint)
 from .inference import Detector, calibrate, load_detector, save_detector
+from .intervals import auroc_interval, bootstrap
 from .loop import remove_parts
-from .report import SHOWN, Case, report_html
+from .report import SHOWN, Case, image_mean, report_html
 from .synthetic import write_product_line
 from .teachers import resolve_teacher, teacher_name
 from .training import train, train_identity
@@ -344,8 +345,8 @@ def intervals(
     out: dict[str, Any] = {}
     for name in ("image_auroc", *sets):
         try:
-            if name == "image_auroc": i = metrics.auroc_interval([c.score for c in cases], [c.item.label for c in cases])
-            else: i = metrics.bootstrap(name, *sets[name][:2], resamples=resamples, **sets[name][2])
+            if name == "image_auroc": i = auroc_interval([c.score for c in cases], [c.item.label for c in cases])
+            else: i = bootstrap(name, *sets[name][:2], resamples=resamples, **sets[name][2])
         except DataError as e: log.info("no interval for %s: %s", name, e)
         else: out[name] = {k: getattr(i, k) for k in ("low", "high", "level", "few", "edge", "undefined", "bin_error")}
     if "au_spro" in out: out["au_spro"] |= _SPRO
@@ -424,7 +425,7 @@ def run_category(
     return job, evaluate(ensure_detector(job), job, note)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-41
-METRICS = ("image_auroc", "pixel_auroc", "au_pro", "au_spro")
+METRICS = ("image_auroc", "pixel_auroc", "au_pro", "image_auroc_mean", "au_spro")  # the last two are LOCO's
 
 def metric_values(
     record: Mapping[str, Any],       # Of `evaluate`
@@ -434,6 +435,7 @@ def metric_values(
     "The numbers that tables show."
     r = record["results"]
     found = {k: m["value"] for k, m in (r["all"] if kind == "all" else r["kinds"][kind])["metrics"].items()}
+    if kind == "all" and (mean := image_mean(r)) is not None: found["image_auroc_mean"] = mean
     spro = r.get("au_spro", {}).get("values", {}).get("mean" if kind == "all" else kind, {})
     if f"{_SPRO['limit']}" in spro: found["au_spro"] = spro[f"{_SPRO['limit']}"]
     return {k: found[k] for k in names if k in found}
@@ -469,10 +471,10 @@ def results_table(
             groups.setdefault((*key, kind), []).append(metric_values(r, names, kind))
     titles = dict(SHOWN, au_pro=f"AU-PRO {scoring.get('evaluation.pro_limit', '')}".strip(), au_spro="AU-sPRO 0.05")
     names = [n for n in names if any(n in p for parts in groups.values() for p in parts)]
+    if "image_auroc_mean" in names: titles["image_auroc"] = "image AUROC, all kinds"
     def cell(parts: Sequence[Mapping[str, float]], n: str) -> str:
         v = [p[n] for p in parts if n in p]
         return "–" if not v else f"{np.mean(v):.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "")
-    head = ["| data set | category | run | test images | seeds | " + " | ".join(titles[n] for n in names) + " |",
-            "|---|---|---|---|--:|" + "--:|"*len(names)]
-    return "\n".join(head + [f"| {' | '.join(k)} | {len(v)} | {' | '.join(cell(v, n) for n in names)} |"
-                             for k, v in sorted(groups.items())])
+    head = ["data set", "category", "run", "test images", "seeds", *(titles[n] for n in names)]
+    rows = [[*k, len(v), *(cell(v, n) for n in names)] for k, v in sorted(groups.items())]
+    return markdown_table(head, rows, "llll" + "r"*(1 + len(names)))

@@ -24,7 +24,8 @@ from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .evaluation import open_job
 from .inference import BRANCHES, Detector, clamp_parts, fuse, image_scores, load_detector, normalise
-from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, share, tiles
+from .intervals import share
+from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, tiles
 
 # %% auto #0
 __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choice', 'Outcome', 'finish', 'measure_again',

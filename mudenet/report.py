@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,16 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
-from scipy.special import betaincinv
 
-from .core import DataError, progress
+from .core import DataError, markdown_table, progress
 from .data import Item, read_image
 from .inference import BRANCHES, loudest
+from .intervals import share, shown_intervals
+from .metrics import KINDS
 
 # %% auto #0
-__all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'clopper_pearson',
-           'share', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure',
+__all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'image_mean',
+           'interval_note', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure',
            'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing', 'report_html']
 
 # %% ../nbs/08a_report.ipynb #08a-report-3a12b8
@@ -140,36 +141,34 @@ def draw_case(
               f"loudest: {case.loudest}; truth: {case.item.defect}", "black", font)
     return sheet
 
-# %% ../nbs/08a_report.ipynb #08a-report-823632
-def clopper_pearson(
-    count: int,           # k, how many of them
-    total: int,           # n, at least 1
-    level: float = 0.95,  # In (0, 1)
-) -> tuple[float, float]: # Low and high end
-    "Interval of a proportion. Raises `DataError` for an impossible count."
-    if not 0 <= count <= total or total < 1: raise DataError(f"{count} of {total} is no proportion.")
-    a = (1 - level)/2
-    low = float(betaincinv(count, total - count + 1, a)) if count else 0.0
-    return low, float(betaincinv(count + 1, total - count, 1 - a)) if count < total else 1.0
-
-def share(
-    count: int,  # How many
-    total: int,  # Of how many
-) -> str:        # e.g. "2 of 24 (8.3 %, 95 % interval 1.0 to 27.0 %)"
-    "A proportion with its interval, in words."
-    if total == 0: return "none of 0"
-    low, high = clopper_pearson(count, total)
-    return f"{count} of {total} ({100*count/total:.1f} %, 95 % interval {100*low:.1f} to {100*high:.1f} %)"
-
 # %% ../nbs/08a_report.ipynb #08a-report-d30be1
-SHOWN = dict(image_auroc="image AUROC", pixel_auroc="pixel AUROC", au_pro="AU-PRO", image_ap="image AP", pixel_ap="pixel AP",
-             image_f1_max="image F1-max", pixel_f1_max="pixel F1-max", au_spro="AU-sPRO")
+SHOWN = dict(image_auroc="image AUROC", image_auroc_mean="image AUROC, mean of kinds", pixel_auroc="pixel AUROC", au_pro="AU-PRO",
+             image_ap="image AP", pixel_ap="pixel AP", image_f1_max="image F1-max", pixel_f1_max="pixel F1-max", au_spro="AU-sPRO")
+
+def image_mean(
+    results: Mapping[str, Any],  # Of a record
+) -> float|None:                 # None without both of LOCO's kinds
+    "Image AUROC as LOCO's publishers report it (A-045): the mean of logical and structural, each with all good images."
+    kinds = results.get("kinds", {})
+    found = [kinds.get(k, {}).get("metrics", {}).get("image_auroc") for k in KINDS]
+    return sum(m["value"] for m in found)/2 if set(kinds) == set(KINDS) and all(found) else None
+
+def interval_note(
+    records: Iterable[Mapping[str, Any]],  # Of `evaluate`
+) -> str:                                  # Without a full stop
+    "What the brackets in tables of these records are: for each method, the metrics whose interval it made."
+    by: dict[str, list[str]] = {}
+    for r in records:
+        for n, i in shown_intervals(r).items():
+            if SHOWN[n] not in by.setdefault(i["method"], []): by[i["method"]].append(SHOWN[n])
+    said = "; ".join(f"{', '.join(names)}: {method}" for method, names in by.items())
+    return f"Brackets: 95 % intervals over the test images ({said})" if by else "There are no intervals"
 
 def _tables(record: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
     "The metrics of a record as tables of texts, each with its head: the metrics, and AU-sPRO where there is one."
     r = record["results"]
     rows = {"all": r["all"], **r["kinds"]}
-    spread = record.get("intervals", {})
+    spread = shown_intervals(record)
     def bracket(i: Mapping[str, Any]|None) -> str: return f" [{i['low']:.3f}, {i['high']:.3f}]" if i else ""
     def cell(part: Mapping[str, Any], n: str, name: str) -> str:
         v = part["metrics"].get(n)
@@ -177,6 +176,9 @@ def _tables(record: Mapping[str, Any], names: Sequence[str]) -> list[list[list[s
     tables = [[["test images", "nominal", "anomalous", *(SHOWN[n] for n in names)],
                *([k, str(p["images"]["nominal"]), str(p["images"]["anomalous"]), *(cell(p, n, k) for n in names)]
                  for k, p in rows.items())]]
+    if (mean := image_mean(r)) is not None:
+        both = f"{mean:.4f}" + bracket(spread.get("image_auroc_mean"))
+        tables[0].append(["mean of the two kinds", "", "", *(both if n == "image_auroc" else "–" for n in names)])
     if spro := r.get("au_spro", {}).get("values"):
         i = spread.get("au_spro", {})
         drawn = (i.get("split"), f"{i.get('limit')}")
@@ -192,9 +194,7 @@ def metrics_table(
     names: Sequence[str] = _COLUMNS,   # Columns
 ) -> str:                              # Markdown
     "The metrics of one record: a row for all test images and one for each kind of defect."
-    def line(cells: Sequence[str]) -> str: return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
-    return "\n\n".join("\n".join([line(head), "|---|" + "--:|"*(len(head) - 1), *map(line, rows)])
-                       for head, *rows in _tables(record, names))
+    return "\n\n".join(markdown_table(head, rows) for head, *rows in _tables(record, names))
 
 # %% ../nbs/08a_report.ipynb #08a-report-d05c2d
 def verdict(
@@ -202,7 +202,7 @@ def verdict(
 ) -> list[str]:                 # Sentences
     "What a record says, in words: ranking, label, kinds of defects, pixels, caveats."
     everything, rows = record["results"]["all"], record["scores"]
-    found, spread = everything["metrics"], record.get("intervals", {})
+    found, spread = everything["metrics"], shown_intervals(record)
     def value(n: str) -> str:
         i = spread.get(n)
         return f"{SHOWN[n]} {found[n]['value']:.4f}" + (f", 95 % interval {i['low']:.3f} to {i['high']:.3f}" if i else "")
@@ -216,6 +216,10 @@ def verdict(
     if "image_auroc" in found:
         out.append(f"Of all pairs of an anomalous and a nominal test image, the anomalous one scores higher in "
                    f"{100*found['image_auroc']['value']:.1f} % ({value('image_auroc')}).")
+    if (mean := image_mean(record["results"])) is not None:
+        i = spread.get("image_auroc_mean")
+        said = f", 95 % interval {i['low']:.3f} to {i['high']:.3f}" if i else ""
+        out.append(f"Image AUROC as LOCO's publishers report it, the mean of logical and structural, is {mean:.4f}{said}.")
     out.append(f"With the threshold {record['threshold']:.4g}, set on nominal validation images only, "
                f"{', and '.join(counted)}.")
     if not bad: out.append("There are no anomalous test images.")
@@ -398,7 +402,7 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 def _numbers(record: Mapping[str, Any]) -> str:
     "The tables of a record."
     captions = ("Metrics on all test images, and on each kind of defect with all nominal images. "
-                "Brackets: 95 % interval over the test images (image AUROC: Newcombe's; others: bootstrap). –: not defined.",
+                f"{interval_note([record])}. –: not defined.",
                 "AU-sPRO by the highest false positive rate that counts.")
     return "".join(_html_table(head, rows, c) for (head, *rows), c in zip(_tables(record, _COLUMNS), captions))
 

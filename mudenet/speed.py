@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import multiprocessing
+import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,22 +22,26 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, from_dict, portable, to_dict
-from .core import ConfigError, MudenetError, TrainingError, generator, device_name, new_record, pick_device, progress, rng
+from .core import (ConfigError, MudenetError, TrainingError, device_name, generator, markdown_table, new_record,
+                          pick_device, progress, rng)
 from .data import AUGMENTATIONS, augment, find_images, load_images, normalize, read_image, resize_image
 from .distillation import stage1
 from .engine import precision
 from .inference import Detector
 from .loop import Batches, Losses, fit
+from .metrics import VERSIONS, _workers, au_pro, pixel_metrics
+from .streams import PixelStream
 from .training import stage2
 
 # %% auto #0
 __all__ = ['PLAIN', 'matrix_rate', 'step_flops', 'compare', 'switches', 'bench_steps', 'bench_infer', 'bench_data', 'ratios',
-           'speed_table']
+           'speed_table', 'bench_metrics', 'bench_table']
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-f01f80
 def matrix_rate(
@@ -275,8 +282,7 @@ def speed_table(
     rows = record["variants"]
     more = dict(share="of the matrix rate", peak_bytes="peak memory")
     head = ["variant", "images/s", "time relative to the base", *(v for k, v in more.items() if any(k in r for r in rows.values()))]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *(_row(k, v) for k, v in rows.items()))]
-    lines.insert(1, "|---|" + "--:|"*(len(head) - 1))
+    lines = [markdown_table(head, [_row(k, v) for k, v in rows.items()])]
     if "flops_an_image" in record:
         rates: dict[str, list[float]] = {}
         for v in rows.values(): rates.setdefault(v.get("dtype", "float32"), []).extend(v["matrix_flops"])
@@ -284,3 +290,137 @@ def speed_table(
         lines += ["", f"Matrix rate {said} on {record['device']} ({record['threads']} threads); "
                       f"{record['flops_an_image']/1e9:.1f} GFLOP an image."]
     return "\n".join(lines)
+
+# %% ../nbs/07a_speed.ipynb #08-metrics-91
+def _plain(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str, float]:
+    "The four pixel metrics, straightforwardly."
+    per_region = np.zeros(maps.shape)
+    R = 0
+    for out, mask in zip(per_region, masks, strict=True):
+        labels, n = ndimage.label(mask, np.ones((3, 3)))
+        out[mask > 0] = (1 / np.bincount(labels.ravel()))[labels[mask > 0]]
+        R += n
+    order = np.argsort(maps, axis=None)[::-1]
+    s, y, w = maps.ravel()[order], masks.ravel()[order] > 0, per_region.ravel()[order] / R
+    last = np.r_[s[1:] != s[:-1], True]
+    tp, fp, pro = (np.r_[0, np.cumsum(v, dtype=float)[last]] for v in (y, ~y, w))
+    x, P = fp / fp[-1], tp[-1]
+    def area(x: np.ndarray, v: np.ndarray) -> float: return float((np.diff(x) * (v[1:] + v[:-1])).sum() / 2)
+    k = int(np.searchsorted(x, limit, "right"))
+    end = np.interp(limit, x, pro)
+    return dict(pixel_auroc=area(x, tp / P), pixel_ap=float((np.diff(tp) * tp[1:] / (tp + fp)[1:]).sum() / P),
+                pixel_f1_max=float((2 * tp / (tp + fp + P)).max()),
+                au_pro=area(np.r_[x[:k], limit], np.r_[pro[:k], end]) / limit)
+
+# %% ../nbs/07a_speed.ipynb #08-metrics-93
+# maps, size, sides of a defect as a share of it from … to …: sets of 2 % defective pixels, and one of about 15 %
+_BENCH_SETS = ((100, 256, .02, .2), (1000, 256, .02, .2), (100, 1024, .02, .2), (100, 512, .25, .45))
+_QUICK_SETS = ((10, 64, .02, .2), (20, 96, .02, .2), (10, 80, .25, .45))
+
+def _bench_maps(n: int, size: int, small: float, large: float) -> tuple[np.ndarray, np.ndarray]:
+    "n maps of noise and masks with rectangles, seven images in ten with one to three."
+    g = rng(0, "bench-metrics", n, size)
+    maps, masks = g.standard_normal((n, size, size), np.float32), np.zeros((n, size, size), np.uint8)
+    for i in range(n):
+        for _ in range(g.integers(1, 4) if i % 10 < 7 else 0):
+            h, w = g.integers(int(small * size) + 1, int(large * size) + 2, 2)
+            y, x = g.integers(0, size - h), g.integers(0, size - w)
+            masks[i, y:y + h, x:x + w] = 1
+        maps[i] += 1.5 * masks[i]
+    return maps, masks
+
+def _streamed(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    "AU-PRO through `PixelStream` with a bound."
+    s = PixelStream(pixels=maps.size)
+    for m, k in zip(maps, masks, strict=True): s.update(m, k)
+    return s.compute()
+
+def _sklearn(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    "What scikit-learn has."
+    from sklearn import metrics as sk
+    y, s = masks.ravel(), maps.ravel()
+    p, r, _ = sk.precision_recall_curve(y, s)
+    return dict(pixel_auroc=float(sk.roc_auc_score(y, s)), pixel_ap=float(sk.average_precision_score(y, s)),
+                pixel_f1_max=float((2 * p * r / np.maximum(p + r, 1e-30)).max()))
+
+def _torchmetrics(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    "What torchmetrics has."
+    import torch
+    from torchmetrics.functional import classification as tm
+    s, y = torch.from_numpy(maps).ravel(), torch.from_numpy(masks).ravel().long()
+    s = (s - s.min()) / (s.max() - s.min())  # outside [0, 1] it would put them through a sigmoid
+    return dict(pixel_auroc=float(tm.binary_auroc(s, y)), pixel_ap=float(tm.binary_average_precision(s, y)))
+
+# %% ../nbs/07a_speed.ipynb #08-metrics-94
+def _memory(what: str) -> float|None:
+    "Resident memory of this process in MiB, now (VmRSS) or at its peak (VmHWM); None where the system does not say."
+    try:
+        with open("/proc/self/status") as f: lines = dict(line.split(":", 1) for line in f if ":" in line)
+        return int(lines[what].split()[0]) / 1024
+    except (OSError, KeyError): return None
+
+def _cpu() -> str:
+    "Model of the CPU, as far as the system says."
+    try:
+        with open("/proc/cpuinfo") as f: return next(l.split(":", 1)[1].strip() for l in f if l.startswith("model name"))
+    except (OSError, StopIteration): return platform.processor() or "unknown"
+
+_CONTENDERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
+    "numpy.sort": lambda maps, masks: {} if np.sort(maps, axis=None).size else {},
+    "pixel_metrics (all four)": pixel_metrics,
+    "au_pro": lambda maps, masks: dict(au_pro=au_pro(maps, masks)),
+    "PixelStream (AU-PRO)": _streamed,
+    "straightforward (all four)": _plain,
+    "scikit-learn (three)": _sklearn,
+    "torchmetrics (two)": _torchmetrics}
+
+def _bench_one(name: str, n: int, size: int, small: float, large: float) -> dict[str, Any]:
+    "Time and peak memory of one contender, in this process; the best of up to three runs within five seconds."
+    maps, masks = _bench_maps(n, size, small, large)
+    try: _CONTENDERS[name](*_bench_maps(10, 32, .02, .2))  # imports, thread pools
+    except ImportError as e: return dict(missing=str(e.name))
+    try:
+        with open("/proc/self/clear_refs", "w") as f: f.write("5")  # the peak starts anew
+    except OSError: pass
+    before, begin = _memory("VmRSS"), time.perf_counter()
+    seconds: list[float] = []
+    while len(seconds) < 3 and (not seconds or time.perf_counter() - begin < 5):
+        t = time.perf_counter()
+        values = _CONTENDERS[name](maps, masks)
+        seconds.append(time.perf_counter() - t)
+    peak = _memory("VmHWM")
+    return dict(seconds=min(seconds), mib=None if peak is None or before is None else peak - before,
+                defective=int(masks.sum()), values=values)
+
+# %% ../nbs/07a_speed.ipynb #08-metrics-95
+def bench_metrics(
+    quick: bool = False,      # Tiny sets, seconds instead of minutes
+    only: Sequence[str] = (), # Contenders to run beside numpy.sort; default all
+) -> dict[str, Any]:      # A record of kind "bench-metrics": one row a contender and set
+    "Time, peak memory beside the inputs, and values of the pixel metrics against other ways to compute them."
+    rows = []
+    for n, size, *sides in _QUICK_SETS if quick else _BENCH_SETS:
+        for name in (n for n in _CONTENDERS if not only or n in only or n == "numpy.sort"):
+            code = f"import json, mudenet.speed as m; print(json.dumps(m._bench_one({name!r}, {n}, {size}, *{sides})))"
+            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            found = json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else dict(failed=run.stderr.strip()[-300:])
+            rows.append(dict(maps=n, size=size, name=name, **found))
+        base = next(r for r in rows if r["size"] == size and r["maps"] == n)
+        for r in rows:
+            if (r["maps"], r["size"]) == (n, size) and "seconds" in r: r["times_sort"] = r["seconds"] / base["seconds"]
+    return new_record("bench-metrics", quick=quick, threads=_workers(), cpu=_cpu(), versions=VERSIONS, rows=rows)
+
+# %% ../nbs/07a_speed.ipynb #07a-speed-29184b
+def bench_table(
+    record: Mapping[str, Any],  # Of `bench_metrics`
+) -> str:                       # Markdown
+    "The record as a table."
+    def row(r: Mapping[str, Any]) -> list[str]:
+        at = [f"{r['maps']} × {r['size']}²", r["name"]]
+        if "seconds" not in r: return [*at, "not installed" if "missing" in r else "failed", *[""]*5]
+        pixels = r["maps"] * r["size"] ** 2
+        values = ", ".join(f"{k.removeprefix('pixel_')} {v:.6f}" for k, v in r["values"].items())
+        return [*at, f"{r['defective'] / pixels:.0%}", f"{r['seconds']:.2f}", f"{r['times_sort']:.2f}",
+                f"{1e9 * r['seconds'] / pixels:.1f}", "" if r["mib"] is None else f"{r['mib']:.0f}", values]
+    head = ["maps", "what", "defective", "seconds", "× numpy.sort", "ns a pixel", "peak MiB", "values"]
+    return markdown_table(head, map(row, record["rows"]), "llrrrrrl")

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mudenet.core import read_records, write_text
+from mudenet.core import markdown_table, read_records, write_text
 from mudenet.evaluation import results_table
 from mudenet.experiments import departures
-from mudenet.report import metrics_table, verdict
+from mudenet.report import interval_note, metrics_table, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"
@@ -91,15 +91,15 @@ def results_page() -> str:
     others = [(f, json.loads(f.read_text(encoding="utf-8"))) for f in sorted(RESULTS.rglob("*.json")) if f not in found]
     notebooks = {nb: nb.read_text(encoding="utf-8") for nb in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
 
-    def row(f: Path, r: Any) -> str:
+    def row(f: Path, r: Any) -> list[str]:
         name, kind = f.relative_to(RESULTS).as_posix(), r.get("kind", "–") if isinstance(r, dict) else "–"
         shown = [nb for nb, text in notebooks.items()  # by its name, or with all of its kind (quoted in a cell, hence escaped)
                  if f.name in text or ('read_records(\\"results\\"' in text and f'\\"{kind}\\"' in text)]
         links = ", ".join(f"[{nb.stem}](../nbs/{nb.name})" for nb in shown)
-        return f"| [{name}](../nbs/results/{name}) | {kind} | {links or '–'} |"
+        return [f"[{name}](../nbs/results/{name})", kind, links or "–"]
 
-    rows = "\n".join(row(f, r) for f, r in others)
-    other = ["## Other records", f"| record | kind | shown in |\n|---|---|---|\n{rows}"] if rows else []
+    rows = [row(f, r) for f, r in others]
+    other = ["## Other records", markdown_table(["record", "kind", "shown in"], rows, "lll")] if rows else []
     whole = [r for r in found.values() if not departures(r["config"], r["dataset"])]
     reach = (f"{len(whole)} of these runs have the paper's configuration." if whole else
              "No category has been trained with the paper's\n"
@@ -109,8 +109,8 @@ def results_page() -> str:
         "<!-- written by tools/update_pages.py from nbs/results; edit that script, not this page -->",
         "Each number here is read off a record that a command wrote. A record holds the configuration, the fingerprint of the\n"
         "images, the detector's digest, versions, and the score of every test image, so that the tables can be made again.\n"
-        "Brackets are 95 % intervals over the test images, for image AUROC Newcombe's, for the others by bootstrap;\n"
-        "± is the standard deviation over seeds. " + reach,
+        f"{interval_note(found.values())}.\nThose of image AUROC are computed from these scores when this page is made. "
+        "± is the standard deviation over seeds.\n" + reach,
         "## Summary", results_table(found.values()), "## Runs", *(one_run(f, r) for f, r in found.items()), *other]) + "\n"
 
 

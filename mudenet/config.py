@@ -26,8 +26,8 @@ from .core import ConfigError, did_you_mean, write_text
 # %% auto #0
 __all__ = ['Augmentation', 'AUGMENT_SETS', 'Dataset', 'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig',
            'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config',
-           'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'nest', 'override', 'shipped',
-           'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment', 'run_key',
+           'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'from_saved', 'nest', 'override',
+           'shipped', 'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment', 'run_key',
            'run_folder', 'differences']
 
 # %% ../nbs/01_config.ipynb #01-config-04
@@ -55,6 +55,8 @@ class DataConfig:
     "Side of the square that images are resized to, in pixels: a multiple of 32, at least 64."
     holdout: float = 0.1
     "Share of the nominal training images kept for statistics where the publisher has no validation split; in (0, 1)."
+    holdout_seed: int = 0
+    "Which images these are: not drawn by the run's own `seed`, so that they are the same for every seed and stage (A-034)."
     augment: tuple[Augmentation, ...] = ()
     "Augmentations of a category that `augment_by_category` does not name: any of hflip, vflip, rotate, jitter."
     augment_by_category: dict[str, tuple[Augmentation, ...]] = field(default_factory=dict)
@@ -423,6 +425,13 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
             both = isinstance(v, Mapping) and isinstance(out.get(k), Mapping)
             out[k] = merge(out[k], v) if both else v
     return out
+
+def from_saved(
+    tree: Mapping[str, Any],  # A whole tree, as a checkpoint, a record or a run's folder keeps it
+) -> Config:
+    "The configuration of a finished run. One of before `data.holdout_seed` held out the images that its own seed drew."
+    data = {"holdout_seed": tree.get("seed", 0), **tree.get("data", {})}
+    return from_dict({**tree, "data": data})
 
 def nest(
     dotted: Mapping[str, Any],  # {"train.epochs": 20}

@@ -155,13 +155,13 @@ class ModelConfig:
 class StageConfig:
     "How long and how fast a stage learns."
     epochs: int = 500
-    "Times through the training images."
+    "Times through the training images (in stage 1: A-013)."
     steps: int|None = None
     "End after this many steps, whatever `epochs` says."
     batch_size: int = 8
-    "Images a step; the last batch of an epoch may be smaller, but never a single image."
+    "Images a step; the last batch of an epoch may be smaller, but never a single image (in stage 1: A-013)."
     lr: float = 1e-3
-    "Adam's learning rate."
+    "Adam's learning rate (in stage 1: A-013)."
     schedule: Literal["constant", "cosine"] = "constant"
     "The learning rate stays, or falls to 0 along half a cosine (A-036)."
     weight_decay: float = 0.0

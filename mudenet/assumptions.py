@@ -26,8 +26,8 @@ from .core import ConfigError, DataError, WeightsError, did_you_mean, write_text
 # %% auto #0
 __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
            'register_table', 'with_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
-           'register_faults', 'validate', 'filled', 'number_faults', 'disagreements', 'beside',
-           'forgotten_alternatives', 'refused_alternatives', 'citations', 'tried', 'try_alternatives', 'check']
+           'register_faults', 'validate', 'filled', 'number_faults', 'disagreements', 'beside', 'refused_alternatives',
+           'forgotten_alternatives', 'citations', 'tried', 'try_alternatives', 'check']
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
 def find_register(
@@ -205,7 +205,8 @@ def register_html(
         tag = "code" if e.field else "span"
         return "<br>".join(f"<{tag}>{html.escape(_say(v))}</{tag}>" for v in values) or "–"
     def row(e: Assumption) -> str:
-        cells = (f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>', html.escape(e.title), e.status, e.first_register or "–",
+        cells = (f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>', html.escape(e.title), e.status,
+                 e.first_register or "–",
                  "<br>".join(f"<code>{html.escape(f)}</code>" for f in e.field) or "–", code([e.chosen], e),
                  code(e.alternatives, e), "<br>".join(map(html.escape, _kinds_of_evidence(e))) or "–")
         return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
@@ -280,8 +281,8 @@ def show(
     e = known.get(id.strip().upper())
     if e is None: raise DataError(f"{id!r} is no entry of the register. {nearest_id(id, known)}")
     switch = ", ".join(f"`{f}`" for f in e.field) or f"none. {e.reason}"
-    facts = {"Status": e.status, "In the first register": e.first_register, "In the paper": e.paper, "Switch": switch, "Chosen": _say(e.chosen),
-             "Could also be": "; ".join(map(_say, e.alternatives)), "Wrong if": e.detect,
+    facts = {"Status": e.status, "In the first register": e.first_register, "In the paper": e.paper, "Switch": switch,
+             "Chosen": _say(e.chosen), "Could also be": "; ".join(map(_say, e.alternatives)), "Wrong if": e.detect,
              "History": "; ".join(f"{d}: {what}" for d, what in e.history)}
     lines = [f"- **{k}**: {v}" for k, v in facts.items() if v]
     return f"# {e.id}: {e.title}\n\n" + "\n".join(lines) + f"\n\n{e.body}\n"
@@ -337,6 +338,40 @@ def _interval(
     half = float(stats.t.ppf(0.975, n - 1))*statistics.stdev(d["seeds"])/n**0.5
     return (d["mean"] - ((d["mean"] - d["low"])**2 + half**2)**0.5, d["mean"] + ((d["high"] - d["mean"])**2 + half**2)**0.5)
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a04
+def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
+    "The readable records of one kind among an entry's evidence."
+    found = []
+    for m in filter(None, map(_EVIDENCE.match, e.evidence)):
+        try: r = json.loads((root/m["path"]).read_text(encoding="utf-8")) if (m["path"] or "").endswith(".json") else None
+        except (ValueError, OSError): continue
+        if isinstance(r, dict) and r.get("kind") == kind: found.append(r)
+    return found
+
+def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
+    "Whether an evaluation was trained with the paper's configuration and has the chosen values."
+    from mudenet.config import differences, from_saved, load_config, portable, shipped
+    own, name = portable(from_saved(record["config"])), record["dataset"]
+    paper = portable(load_config(name if name in shipped() else None))
+    parts = ("data.", "backbone.", "model.", "distill.", "train.")
+    other = [d for d in differences(paper, own) if d.startswith(parts) and ".save_minutes:" not in d]
+    return not other and not disagreements([e], from_saved(record["config"]))
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a05
+def _status_faults(e: Assumption, root: Path) -> Iterable[str]:
+    "Whether the status has what it needs."
+    if e.status == "resolved" and not e.evidence: yield "evidence: an entry that is resolved needs some."
+    if e.status == "confirmed" and not any(_confirms(e, r) for r in _cited(e, root, "evaluation")):
+        yield "evidence: an entry that is confirmed needs a record of our own: an evaluation with the paper's configuration."
+    if (e.id <= "A-016") != bool(e.first_register):
+        yield "first_register: entries A-001 to A-016 have the status that the first register gave them, and no others."
+    elif e.first_register and e.first_register not in STATUSES: yield f"first_register: {e.first_register!r} is unknown."
+    against = any(low > 0 or high < 0 for r in _cited(e, root, "ablation") for found in r["differences"].values()
+                  for d in found.values() for low, high in [_interval(r, d)])
+    answered = any(line.startswith("author ") for line in e.evidence)
+    if e.first_register == "resolved" and e.status != "resolved" and not (against or answered):
+        yield "status: the first register resolved it, and no author and no interval of ours speaks against that."
+
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-26
 def _field_faults(e: Assumption) -> Iterable[str]:
     "What is wrong with status, field, reason and values."
@@ -368,38 +403,6 @@ def _record_faults(e: Assumption, path: Path) -> Iterable[str]:
     except (ValueError, OSError): yield f"evidence: {path.name} is no readable record."; return
     if isinstance(r, dict) and r.get("kind") == "ablation" and r.get("assumption") != e.id:
         yield f"evidence: {path.name} is an ablation of {r.get('assumption')}."
-
-def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
-    "The readable records of one kind among an entry's evidence."
-    found = []
-    for m in filter(None, map(_EVIDENCE.match, e.evidence)):
-        try: r = json.loads((root/m["path"]).read_text(encoding="utf-8")) if (m["path"] or "").endswith(".json") else None
-        except (ValueError, OSError): continue
-        if isinstance(r, dict) and r.get("kind") == kind: found.append(r)
-    return found
-
-def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
-    "Whether an evaluation was trained with the paper's configuration and has the chosen values."
-    from mudenet.config import differences, from_saved, load_config, portable, shipped
-    own, name = portable(from_saved(record["config"])), record["dataset"]
-    paper = portable(load_config(name if name in shipped() else None))
-    parts = ("data.", "backbone.", "model.", "distill.", "train.")
-    other = [d for d in differences(paper, own) if d.startswith(parts) and ".save_minutes:" not in d]
-    return not other and not disagreements([e], from_saved(record["config"]))
-
-def _status_faults(e: Assumption, root: Path) -> Iterable[str]:
-    "Whether the status has what it needs."
-    if e.status == "resolved" and not e.evidence: yield "evidence: an entry that is resolved needs some."
-    if e.status == "confirmed" and not any(_confirms(e, r) for r in _cited(e, root, "evaluation")):
-        yield "evidence: an entry that is confirmed needs a record of our own: an evaluation with the paper's configuration."
-    if (e.id <= "A-016") != bool(e.first_register):
-        yield "first_register: entries A-001 to A-016 have the status that the first register gave them, and no others."
-    elif e.first_register and e.first_register not in STATUSES: yield f"first_register: {e.first_register!r} is unknown."
-    against = any(low > 0 or high < 0 for r in _cited(e, root, "ablation") for found in r["differences"].values()
-                  for d in found.values() for low, high in [_interval(r, d)])
-    answered = any(line.startswith("author ") for line in e.evidence)
-    if e.first_register == "resolved" and e.status != "resolved" and not (against or answered):
-        yield "status: the first register resolved it, and no author and no interval of ours speaks against that."
 
 def _evidence_faults(e: Assumption, root: Path) -> Iterable[str]:
     "What is wrong with the evidence."
@@ -521,15 +524,17 @@ def _losses(root: Path, name: str) -> str:
     rows = [(v, *(_loss(root, name, v, k) for k in names)) for v in r["variants"]]
     return _rows(("on held-out nominal images", *(_LOSSES[k] for k in names)), *rows)
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b14
 def _scope(root: Path, name: str) -> str:
     "What a record was made from, in one phrase."
     r = _ablation(root, name)
     c, env = r["config"], r["environment"]
     changed = ", from a changed tree" if env["commit"].endswith("-dirty") else ""
     stages = " + ".join(str(c[s]["steps"]) for s in ("distill", "train"))
+    made = f"torch {env['packages']['torch']}, commit {env['commit'].removesuffix('-dirty')}{changed}"
     return (f"{r['category']}, {len(r['seeds'])} seeds, {c['data']['image_size']} px, {c['model']['channels']} channels, trunk "
             f"{c['model']['width']}, {c['backbone']['name']} with {c['backbone']['weights']}, {stages} steps of "
-            f"{c['train']['batch_size']} images; torch {env['packages']['torch']}, commit {env['commit'].removesuffix('-dirty')}{changed}")
+            f"{c['train']['batch_size']} images; {made}")
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b05
 def _reproduction(root: Path, *rows: str) -> str:
@@ -541,6 +546,7 @@ def _reproduction(root: Path, *rows: str) -> str:
     head = ("independent reproduction, MVTec AD cable (%)", "image AUROC", "pixel AUROC", "PRO")
     return _rows(head, *((table[r]["what"], *cells(table[r])) for r in rows))
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b15
 @lru_cache
 def _parameters(root: Path, *settings: str) -> str:
     "Parameters of one descriptor network under some settings."
@@ -640,6 +646,19 @@ def beside(
     "Fields that a value cannot do without."
     return {"distill.folder": str(folder)} if settings.get("distill.images") == "folder" else {}
 
+def refused_alternatives(
+    entries: Iterable[Assumption],  # The register
+) -> list[str]:                     # Empty where the configuration takes them all
+    "Alternatives that the configuration refuses, and why."
+    from mudenet.config import Config, override
+    out = []
+    for e, v in ((x, v) for x in entries if x.field for v in x.alternatives):
+        settings = e.settings(v)
+        try: override(Config(), {**settings, **beside(settings, Path("images"))})
+        except (ConfigError, DataError) as problem: out.append(f"{e.path}: alternatives: {_say(v)} cannot be built: {problem}")
+    return out
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-f30c03
 def forgotten_alternatives(
     entries: Iterable[Assumption],  # The register
     config: Any,                    # A configuration with its defaults, e.g. `Config()`
@@ -659,18 +678,6 @@ def forgotten_alternatives(
                 out += [f"{e.path}: alternatives: the text does not say `{f}={_say(v)}`." for v in values
                         if not _same(v, values[0]) and not any(_same(v, x) for x in named)]
             out += [f"{e.path}: alternatives: {f}={_say(v)} is missing." for v in due if not any(_same(v, x) for x in values)]
-    return out
-
-def refused_alternatives(
-    entries: Iterable[Assumption],  # The register
-) -> list[str]:                     # Empty where the configuration takes them all
-    "Alternatives that the configuration refuses, and why."
-    from mudenet.config import Config, override
-    out = []
-    for e, v in ((x, v) for x in entries if x.field for v in x.alternatives):
-        settings = e.settings(v)
-        try: override(Config(), {**settings, **beside(settings, Path("images"))})
-        except (ConfigError, DataError) as problem: out.append(f"{e.path}: alternatives: {_say(v)} cannot be built: {problem}")
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-43

@@ -119,9 +119,9 @@ def _check_split(job: Job, teacher: Path, split: Callable[[float, int], Category
     if (then.holdout, then.holdout_seed) == (data.holdout, data.holdout_seed): return
     known = {i.image for i in split(then.holdout, then.holdout_seed).train} & {i.image for i in job.category.validation}
     if known and (whole or about.get("data") == job.data_fingerprint):
-        raise CheckpointError(f"the teacher {teacher} was distilled on {len(known)} of the {len(job.category.validation)} images that "
-                              f"this run holds out. Set data.holdout: {then.holdout} and data.holdout_seed: {then.holdout_seed}, as for "
-                              "the teacher, or distil a new one (leave --teacher out).")
+        raise CheckpointError(f"the teacher {teacher} was distilled on {len(known)} of the {len(job.category.validation)} images "
+                              f"that this run holds out. Set data.holdout: {then.holdout} and data.holdout_seed: "
+                              f"{then.holdout_seed}, as for the teacher, or distil a new one (leave --teacher out).")
 
 def open_job(
     config: Config,  # What to run, on which folder
@@ -161,7 +161,8 @@ def stage1_items(
     if len(names := list_categories(c.root)) < 2:
         raise DataError(f"distill.images='dataset': {c.root} holds one category only. Give the data set's folder with --root "
                         "and the category with --category.")
-    return tuple(i for name in names for i in open_category(c.root, name, "auto", c.data.holdout, c.data.holdout_seed).train), c.root
+    categories = [open_category(c.root, name, "auto", c.data.holdout, c.data.holdout_seed) for name in names]
+    return tuple(i for category in categories for i in category.train), c.root
 
 def _sources(job: Job) -> dict[str, tuple[str, str]]:
     "What a run is made from: name → fingerprint, and where it lies. Of a given teacher its own file tells."

@@ -48,8 +48,8 @@ def test_readme_marks_what_its_tables_show(tool):
         assert not doubts or f"Provenance: {doubts}." in section, (record["run"], doubts)
 
 
-@pytest.mark.parametrize("notebook, kind", [("07a_speed", "bench_train"), ("09_evaluation", "evaluation"), ("10_ablations", "ablation"),
-                                            ("13_explorer", "bench_explorer")])
+@pytest.mark.parametrize("notebook, kind", [("07a_speed", "bench_train"), ("09_evaluation", "evaluation"),
+                                            ("10_ablations", "ablation"), ("13_explorer", "bench_explorer")])
 def test_notebooks_that_show_doubtful_records_say_where_to_look(tool, notebook, kind):
     known = tool.history()
     records = [json.loads(f.read_text(encoding="utf-8")) for f in (ROOT / "nbs" / "results").glob("*.json")]

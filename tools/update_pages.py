@@ -1,4 +1,4 @@
-"""Write what is read off the records in nbs/results: README.md's results tables, pages/results.md, the register's numbers and table.
+"""Write what is read off the records in nbs/results: README.md's tables, pages/results.md, the register's numbers and table.
 
     python tools/update_pages.py           # write them again
     python tools/update_pages.py --check   # exit 1 if one of them would change
@@ -173,8 +173,8 @@ def results_page() -> str:
         "<!-- written by tools/update_pages.py from nbs/results; edit that script, not this page -->",
         "Each number here is read off a record that a command wrote. A record holds the configuration, the fingerprint of the\n"
         "images, the detector's digest, versions, and the score of every test image, so that the tables can be made again.\n"
-        "A line *Provenance* stands where a record names a commit that is in no history here, was made from a changed tree, or has no\n"
-        "date: such a number cannot be made again exactly as it was.\n"
+        "A line *Provenance* stands where a record names a commit that is in no history here, was made from a changed tree,\n"
+        "or has no date: such a number cannot be made again exactly as it was.\n"
         "Brackets are 95 % intervals over the test images, for image AUROC Newcombe's, for the others by bootstrap;\n"
         "± is the standard deviation over seeds. " + reach,
         "## Summary", results_table(found.values()), "## Runs", *(one_run(f, r, known) for f, r in found.items()), *other]) + "\n"

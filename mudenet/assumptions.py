@@ -9,12 +9,14 @@ import datetime
 import html
 import json
 import re
+import shlex
+import statistics
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -23,9 +25,9 @@ from .core import ConfigError, DataError, WeightsError, did_you_mean, write_text
 
 # %% auto #0
 __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
-           'register_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
-           'register_faults', 'validate', 'disagreements', 'beside', 'refused_alternatives', 'citations', 'tried',
-           'try_alternatives', 'check']
+           'register_table', 'with_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
+           'register_faults', 'validate', 'filled', 'number_faults', 'disagreements', 'beside', 'refused_alternatives',
+           'forgotten_alternatives', 'citations', 'tried', 'try_alternatives', 'check']
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
 def find_register(
@@ -64,6 +66,7 @@ class Assumption:
     history: tuple[tuple[str, str], ...] # (date, what)
     body: str                            # The prose, Markdown
     path: Path                           # The file
+    first_register: str = ""             # The first register's status; empty for what was entered later
 
     def settings(self, *value: Any) -> dict[str, Any]:
         "Field → value for one value of this entry; for the chosen one where none is given."
@@ -93,15 +96,16 @@ def _front_matter(path: Path) -> tuple[dict[str, Any], str]:
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-15
 _TEXTS, _LISTS = ("id", "title", "status", "paper", "detect"), ("alternatives", "evidence", "history")
-_FIELDS = (*_TEXTS, "field", "chosen", *_LISTS, "reason")
+_OPTIONAL = ("reason", "first_register")
+_FIELDS = (*_TEXTS, "field", "chosen", *_LISTS, *_OPTIONAL)
 
 def _check_kinds(path: Path, d: Mapping[str, Any]) -> None:
     "Raise unless each field is there and of its kind."
     for k in d:
         if k not in _FIELDS: _fault(path, f"{k}: is no field of an entry. {did_you_mean(str(k), _FIELDS)}")
-    for k in _FIELDS[:-1]:
+    for k in _FIELDS[:-len(_OPTIONAL)]:
         if k not in d: _fault(path, f"{k}: is missing.")
-    for k in (*_TEXTS, "reason"):
+    for k in (*_TEXTS, *_OPTIONAL):
         if k in d and not (isinstance(d[k], str) and d[k].strip()): _fault(path, f"{k}: must be text, not {d[k]!r}.")
     for k in _LISTS:
         if not isinstance(d[k], list): _fault(path, f"{k}: must be a list, not {d[k]!r}.")
@@ -129,7 +133,8 @@ def read_entry(
         id=d["id"], title=d["title"].removeprefix(d["id"] + ": "), status=d["status"], paper=d["paper"],
         field=tuple(fields), reason=d.get("reason", ""), chosen=_frozen(d["chosen"]),
         alternatives=_frozen(d["alternatives"]), detect=d["detect"], evidence=tuple(d["evidence"]),
-        history=tuple((date(e["date"]), str(e["what"])) for e in d["history"]), body=body.strip(), path=path)
+        history=tuple((date(e["date"]), str(e["what"])) for e in d["history"]), body=body.strip(), path=path,
+        first_register=d.get("first_register", ""))
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-23
 def read_register(
@@ -147,7 +152,7 @@ def _say(v: Any) -> str:
     if isinstance(v, bool): return str(v).lower()
     return ",".join(map(_say, v)) if isinstance(v, tuple) else str(v)
 
-_HEAD = ("Id", "Assumption", "Status", "Switch", "Chosen", "Could also be", "Evidence")
+_HEAD = ("Id", "Assumption", "Status", "First register", "Switch", "Chosen", "Could also be", "Evidence")
 
 _SCRIPT = """(() => {
   const box = document.getElementById("assumption-register");
@@ -201,6 +206,7 @@ def register_html(
         return "<br>".join(f"<{tag}>{html.escape(_say(v))}</{tag}>" for v in values) or "–"
     def row(e: Assumption) -> str:
         cells = (f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>', html.escape(e.title), e.status,
+                 e.first_register or "–",
                  "<br>".join(f"<code>{html.escape(f)}</code>" for f in e.field) or "–", code([e.chosen], e),
                  code(e.alternatives, e), "<br>".join(map(html.escape, _kinds_of_evidence(e))) or "–")
         return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
@@ -220,7 +226,7 @@ def register_table(
 ) -> str:                           # Markdown
     "The register as a table, one row an entry."
     code = lambda e, v: f"`{_say(v)}`" if e.field else _say(v)
-    rows = [(f"[{e.id}]({prefix}{e.path.name})", e.title, e.status,
+    rows = [(f"[{e.id}]({prefix}{e.path.name})", e.title, e.status, e.first_register or "–",
              "<br>".join(f"`{f}`" for f in e.field) or "–", code(e, e.chosen),
              "<br>".join(code(e, v) for v in e.alternatives) or "–",
              "<br>".join(_kinds_of_evidence(e)) or "–") for e in entries]
@@ -230,15 +236,21 @@ def register_table(
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-51
 _MARKS = ("<!-- table: written by mudenet.assumptions.write_table -->\n", "<!-- end of the table -->\n")
 
-def write_table(
-    folder: str|Path|None = None,  # The register's folder; found by itself if not given
-) -> Path:                         # The README
-    "Renew the table in the register's README.md. Raises `DataError` if its marks are not there."
-    folder = Path(folder) if folder is not None else find_register()
+def with_table(
+    folder: Path,  # The register's folder
+) -> str:          # Its README.md with the table of today
+    "The register's README.md. Raises `DataError` if the marks of the table are not there."
     readme, table = folder/"README.md", register_table(read_register(folder))
     try: before, rest = readme.read_text(encoding="utf-8").split(_MARKS[0]); _, after = rest.split(_MARKS[1])
     except (OSError, ValueError): _fault(readme, f"needs the lines {_MARKS[0].strip()} and {_MARKS[1].strip()}, each once.")
-    return write_text(readme, before + _MARKS[0] + "\n" + table + "\n" + _MARKS[1] + after)
+    return before + _MARKS[0] + "\n" + table + "\n" + _MARKS[1] + after
+
+def write_table(
+    folder: str|Path|None = None,  # The register's folder; found by itself if not given
+) -> Path:                         # The README
+    "Renew the table in the register's README.md."
+    folder = Path(folder) if folder is not None else find_register()
+    return write_text(folder/"README.md", with_table(folder))
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-858d6f
 def overview(
@@ -269,8 +281,8 @@ def show(
     e = known.get(id.strip().upper())
     if e is None: raise DataError(f"{id!r} is no entry of the register. {nearest_id(id, known)}")
     switch = ", ".join(f"`{f}`" for f in e.field) or f"none. {e.reason}"
-    facts = {"Status": e.status, "In the paper": e.paper, "Switch": switch, "Chosen": _say(e.chosen),
-             "Could also be": "; ".join(map(_say, e.alternatives)), "Wrong if": e.detect,
+    facts = {"Status": e.status, "In the first register": e.first_register, "In the paper": e.paper, "Switch": switch,
+             "Chosen": _say(e.chosen), "Could also be": "; ".join(map(_say, e.alternatives)), "Wrong if": e.detect,
              "History": "; ".join(f"{d}: {what}" for d, what in e.history)}
     lines = [f"- **{k}**: {v}" for k, v in facts.items() if v]
     return f"# {e.id}: {e.title}\n\n" + "\n".join(lines) + f"\n\n{e.body}\n"
@@ -314,6 +326,52 @@ def assumed(
         out |= e.settings(found[0])
     return out
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a02
+def _interval(
+    record: Mapping[str, Any],  # Of `mudenet ablate`
+    d: Mapping[str, Any],       # One of its differences: mean, low, high, seeds
+) -> tuple[float, float]:       # Ends of the 95 % interval over seeds and images
+    "The interval of a difference, widened where the record's own is over images alone."
+    if "images" in record: return d["low"], d["high"]
+    from scipy import stats
+    n = len(d["seeds"])
+    half = float(stats.t.ppf(0.975, n - 1))*statistics.stdev(d["seeds"])/n**0.5
+    return (d["mean"] - ((d["mean"] - d["low"])**2 + half**2)**0.5, d["mean"] + ((d["high"] - d["mean"])**2 + half**2)**0.5)
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a04
+def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
+    "The readable records of one kind among an entry's evidence."
+    found = []
+    for m in filter(None, map(_EVIDENCE.match, e.evidence)):
+        try: r = json.loads((root/m["path"]).read_text(encoding="utf-8")) if (m["path"] or "").endswith(".json") else None
+        except (ValueError, OSError): continue
+        if isinstance(r, dict) and r.get("kind") == kind: found.append(r)
+    return found
+
+def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
+    "Whether an evaluation was trained with the paper's configuration and has the chosen values."
+    from mudenet.config import differences, from_saved, load_config, portable, shipped
+    own, name = portable(from_saved(record["config"])), record["dataset"]
+    paper = portable(load_config(name if name in shipped() else None))
+    parts = ("data.", "backbone.", "model.", "distill.", "train.")
+    other = [d for d in differences(paper, own) if d.startswith(parts) and ".save_minutes:" not in d]
+    return not other and not disagreements([e], from_saved(record["config"]))
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a05
+def _status_faults(e: Assumption, root: Path) -> Iterable[str]:
+    "Whether the status has what it needs."
+    if e.status == "resolved" and not e.evidence: yield "evidence: an entry that is resolved needs some."
+    if e.status == "confirmed" and not any(_confirms(e, r) for r in _cited(e, root, "evaluation")):
+        yield "evidence: an entry that is confirmed needs a record of our own: an evaluation with the paper's configuration."
+    if (e.id <= "A-016") != bool(e.first_register):
+        yield "first_register: entries A-001 to A-016 have the status that the first register gave them, and no others."
+    elif e.first_register and e.first_register not in STATUSES: yield f"first_register: {e.first_register!r} is unknown."
+    against = any(low > 0 or high < 0 for r in _cited(e, root, "ablation") for found in r["differences"].values()
+                  for d in found.values() for low, high in [_interval(r, d)])
+    answered = any(line.startswith("author ") for line in e.evidence)
+    if e.first_register == "resolved" and e.status != "resolved" and not (against or answered):
+        yield "status: the first register resolved it, and no author and no interval of ours speaks against that."
+
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-26
 def _field_faults(e: Assumption) -> Iterable[str]:
     "What is wrong with status, field, reason and values."
@@ -348,9 +406,7 @@ def _record_faults(e: Assumption, path: Path) -> Iterable[str]:
 
 def _evidence_faults(e: Assumption, root: Path) -> Iterable[str]:
     "What is wrong with the evidence."
-    if e.status == "resolved" and not e.evidence: yield "evidence: an entry that is resolved needs some."
-    if e.status == "confirmed" and not any(line.startswith("nbs/results/") for line in e.evidence):
-        yield "evidence: an entry that is confirmed needs a record of our own below nbs/results."
+    yield from _status_faults(e, root)
     for line in e.evidence:
         m = _EVIDENCE.match(line)
         if not m:
@@ -414,6 +470,160 @@ def validate(
     "Raise `DataError` with every fault of the register, one a line, naming file and field."
     if faults := register_faults(entries, root): raise DataError("\n".join(faults))
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b02
+_METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "au_pro": "AU-PRO"}
+_LOSSES = {"distillation": "distillation", "structural": "L₁", "autoencoder": "L_A", "logical": "L₂",
+           "negative": "square of T below 0"}
+
+def _signed(points: float) -> str:
+    "A difference as it is printed: one decimal, a sign, and none for 0."
+    text = f"{points:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+def _rows(*rows: Sequence[str]) -> str:
+    "A Markdown table, the first row its head; numbers to the right of a first column of text."
+    rule = ("---", *["--:"]*(len(rows[0]) - 1))
+    return "\n".join("| " + " | ".join(r) + " |" for r in (rows[0], rule, *rows[1:]))
+
+def _ablation(root: Path, name: str) -> dict[str, Any]:
+    "A record of `mudenet ablate`, by the name of its file."
+    r = json.loads((root/"nbs"/"results"/f"{name}.json").read_text(encoding="utf-8"))
+    if r["kind"] != "ablation": raise KeyError(f"{name} is a record of kind {r['kind']}")
+    return r
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b03
+def _difference(root: Path, name: str, variant: str, metric: str) -> str:
+    "A mean difference in points and its interval."
+    r = _ablation(root, name)
+    d = r["differences"][variant][metric]
+    low, high = _interval(r, d)
+    return f"{_signed(100*d['mean'])} ({_signed(100*low)} to {_signed(100*high)})"
+
+def _differences(root: Path, name: str) -> str:
+    "Every variant against the first one."
+    r = _ablation(root, name)
+    first, *others = r["variants"]
+    def cell(v: str, m: str) -> str:
+        seeds = ", ".join(_signed(100*x) for x in r["differences"][v][m]["seeds"])
+        return f"{_difference(root, name, v, m)}; {seeds}"
+    names = [m for m in _METRICS if m in r["differences"][others[0]]]
+    head = (f"points against {first} (95 % interval); each seed", *(_METRICS[m] for m in names))
+    return _rows(head, *((v, *(cell(v, m) for m in names)) for v in others))
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b04
+def _loss(root: Path, name: str, variant: str, loss: str) -> str:
+    "A loss on held-out nominal images: mean over seeds, least and greatest."
+    runs = _ablation(root, name)["runs"]
+    found = [r["losses"][loss] for r in runs if r["variant"] == variant]
+    return f"{statistics.mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+
+def _losses(root: Path, name: str) -> str:
+    "The losses of every variant that has networks of its own."
+    r = _ablation(root, name)
+    names = [k for k in _LOSSES if all(run["losses"].get(k) is not None for run in r["runs"])]
+    rows = [(v, *(_loss(root, name, v, k) for k in names)) for v in r["variants"]]
+    return _rows(("on held-out nominal images", *(_LOSSES[k] for k in names)), *rows)
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b14
+def _scope(root: Path, name: str) -> str:
+    "What a record was made from, in one phrase."
+    r = _ablation(root, name)
+    c, env = r["config"], r["environment"]
+    changed = ", from a changed tree" if env["commit"].endswith("-dirty") else ""
+    stages = " + ".join(str(c[s]["steps"]) for s in ("distill", "train"))
+    made = f"torch {env['packages']['torch']}, commit {env['commit'].removesuffix('-dirty')}{changed}"
+    return (f"{r['category']}, {len(r['seeds'])} seeds, {c['data']['image_size']} px, {c['model']['channels']} channels, trunk "
+            f"{c['model']['width']}, {c['backbone']['name']} with {c['backbone']['weights']}, {stages} steps of "
+            f"{c['train']['batch_size']} images; {made}")
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b05
+def _reproduction(root: Path, *rows: str) -> str:
+    "Rows of what the independent reproduction measured."
+    table = yaml.safe_load((root/"assumptions"/"reproduction.yaml").read_text(encoding="utf-8"))
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        if "change" in row: return ["–" if v is None else _signed(v) for v in row["change"]]
+        return ["–" if v is None else f"{v:.1f}" for v in row["values"]]
+    head = ("independent reproduction, MVTec AD cable (%)", "image AUROC", "pixel AUROC", "PRO")
+    return _rows(head, *((table[r]["what"], *cells(table[r])) for r in rows))
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b15
+@lru_cache
+def _parameters(root: Path, *settings: str) -> str:
+    "Parameters of one descriptor network under some settings."
+    from mudenet.architecture import DescriptorNetwork
+    from mudenet.config import Config, override
+    config = override(Config(), {k: read_value(v) for k, v in (s.split("=") for s in settings)})
+    return f"{sum(p.numel() for p in DescriptorNetwork(config.model).parameters()):,}"
+
+@lru_cache
+def _cost(root: Path) -> str:
+    "Parameters and multiplications at 256×256, counted by PyTorch on networks without memory."
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from mudenet.architecture import Autoencoder, DescriptorNetwork
+    from mudenet.config import Config
+    rows, parameters, total = [], 0, 0.0
+    parts = (("one descriptor network (T, S1 and S2 are alike)", DescriptorNetwork, 3), ("autoencoder A", Autoencoder, 1))
+    for what, make, times in parts:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            network = make(Config().model).eval()
+            network(torch.empty(1, 3, 256, 256))
+        n, gmac = sum(p.numel() for p in network.parameters()), counter.get_total_flops()/2e9
+        parameters, total = parameters + times*n, total + times*gmac
+        rows.append((what, f"{n:,}", f"{gmac:.3f}"))
+    whole = ("T + S1 + S2 + A, a full forward pass", f"{parameters:,}", f"{total:.2f}")
+    return _rows(("Part", "Parameters", "GMAC"), *rows, whole)
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b06
+_MARK = re.compile(r"(?P<open><!-- read: (?P<what>[^>]+?) -->)(?P<shown>.*?)(?P<close><!-- end -->)", re.S)
+_READERS: dict[str, Callable[..., str]] = dict(
+    difference=_difference, differences=_differences, loss=_loss, losses=_losses, scope=_scope,
+    reproduction=_reproduction, parameters=_parameters, cost=_cost)
+
+def _read(root: Path, what: str) -> str:
+    "What a mark asks for; tables stand apart from the text around them."
+    name, *words = shlex.split(what)
+    try: text = _READERS[name](root, *words)
+    except (KeyError, OSError, TypeError, ValueError) as e:
+        raise DataError(f"'read: {what}' cannot be read: {type(e).__name__}: {e}") from None
+    return f"\n\n{text}\n\n" if text.startswith("|") else text
+
+def filled(
+    text: str,   # An entry
+    root: Path,  # The checkout
+) -> str:        # The same with what is between marks read again
+    "Renew the numbers of an entry. Raises `DataError` for a mark that cannot be read."
+    return _MARK.sub(lambda m: m["open"] + _read(root, m["what"]) + m["close"], text)
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b08
+_NUMBER = r"[+−-]?\d+\.\d+"
+_TYPED = {"a table": re.compile(rf"^\|.*?({_NUMBER}|\d,\d{{3}}).*\|$", re.M),
+          "an interval": re.compile(rf"({_NUMBER}(?: (?:to|and|–|…|→) ){_NUMBER})")}
+
+def _typed(e: Assumption) -> Iterable[str]:
+    "Numbers of an entry that no mark accounts for."
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", _MARK.sub("", e.body))
+    for kind, pattern in _TYPED.items():
+        for m in pattern.finditer(text): yield f"text: {m[1]} is typed ({kind}); let it be read (<!-- read: … -->)."
+    measured = any(line.startswith(("independent reproduction", "nbs/results/")) for line in e.evidence)
+    section = re.search(r"^## Evidence$(.*?)^## ", text, re.M | re.S)
+    rest = section[1] if measured and section else ""
+    for m in re.finditer(_NUMBER, rest): yield f"text: {m[0]} is typed under Evidence; let it be read (<!-- read: … -->)."
+
+def number_faults(
+    entries: Iterable[Assumption],  # The register
+    root: Path,                     # The checkout
+) -> list[str]:                     # Empty where every number is read and right
+    "Numbers that are not those of the records, or not read from any."
+    out = []
+    for e in entries:
+        text = e.path.read_text(encoding="utf-8")
+        out += [f"{e.path}: {fault}" for fault in _typed(e)]
+        try: same = filled(text, root) == text
+        except DataError as problem: out.append(f"{e.path}: text: {problem}")
+        else: out += [] if same else [f"{e.path}: text: what is read between marks has changed: python tools/update_pages.py"]
+    return out
+
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-38
 def disagreements(
     entries: Iterable[Assumption],  # The register
@@ -447,6 +657,28 @@ def refused_alternatives(
         settings = e.settings(v)
         try: override(Config(), {**settings, **beside(settings, Path("images"))})
         except (ConfigError, DataError) as problem: out.append(f"{e.path}: alternatives: {_say(v)} cannot be built: {problem}")
+    return out
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-f30c03
+def forgotten_alternatives(
+    entries: Iterable[Assumption],  # The register
+    config: Any,                    # A configuration with its defaults, e.g. `Config()`
+) -> list[str]:                     # Empty where every value that is spoken of is on record
+    "Values that a field takes, or that the text offers as `field=value`, and that are not among the alternatives; and the reverse."
+    out = []
+    for e in (x for x in entries if x.field):
+        on_record = {f: [e.settings(v)[f] for v in (e.chosen, *e.alternatives)] for f in e.field}
+        for f, values in on_record.items():
+            *path, last = f.split(".")
+            kind = get_type_hints(type(reduce(getattr, path, config)))[last]
+            named = [read_value(v.rstrip(".")) for v in re.findall(rf"`{re.escape(f)}=([^`\s]+)`", e.body)]
+            if get_origin(kind) is Literal or kind is bool:
+                due = [True, False] if kind is bool else list(get_args(kind))
+            else:
+                due = named
+                out += [f"{e.path}: alternatives: the text does not say `{f}={_say(v)}`." for v in values
+                        if not _same(v, values[0]) and not any(_same(v, x) for x in named)]
+            out += [f"{e.path}: alternatives: {f}={_say(v)} is missing." for v in due if not any(_same(v, x) for x in values)]
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-43
@@ -570,6 +802,11 @@ def _citation_faults(entries: Iterable[Assumption], root: Path) -> Iterable[str]
     for i in sorted(set(known) - set(citations(own, prose=True))):
         yield f"{known[i].path}: is discussed in no notebook; say what {i} is where its code is."
 
+def _table_faults(folder: Path, entries: Iterable[Assumption]) -> Iterable[str]:
+    "Whether the README's table is that of the entries."
+    if register_table(entries) not in (folder/"README.md").read_text(encoding="utf-8"):
+        yield f"{folder/'README.md'}: its table is not that of the entries: python tools/update_pages.py"
+
 def check(
     folder: str|Path|None = None,  # The register's folder; found by itself if not given
     root: str|Path|None = None,    # The checkout; the folder above the register if not given
@@ -588,4 +825,6 @@ def check(
         except DataError as problem: faults.append(str(problem))
     if faults: return faults  # what holds between entries cannot be said without all of them
     faults = [*register_faults(entries, root), *disagreements(entries, Config()), *_citation_faults(entries, root)]
-    return faults or refused_alternatives(entries) or (try_alternatives(entries) if run else [])
+    if not faults: faults = [*refused_alternatives(entries), *forgotten_alternatives(entries, Config()),
+                             *number_faults(entries, root), *_table_faults(folder, entries)]
+    return faults or (try_alternatives(entries) if run else [])

@@ -23,7 +23,8 @@ from jsonargparse.typing import PositiveInt
 
 from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
-                            from_dict, load_config, merge, nest, override, read_yaml, shipped, to_dict)
+                            from_dict, from_saved, load_config, merge, nest, override, read_yaml, shipped,
+                            to_dict)
 from .core import (ConfigError, DataError, MudenetError, TrainingError, WeightsError, atomic, pick_device, progress,
                           read_meta, write_json, write_text)
 
@@ -158,8 +159,8 @@ def _find_run(path: str) -> Path:
 
 def _run_config(run: Path) -> Config:
     "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file."
-    if (run/"config.yaml").is_file(): return load_config(files=[run/"config.yaml"])
-    return from_dict(read_meta(run/"detector.safetensors" if run.is_dir() else run, "detector")["config"])
+    if (run/"config.yaml").is_file(): return from_saved(read_yaml(run/"config.yaml"))
+    return from_saved(read_meta(run/"detector.safetensors" if run.is_dir() else run, "detector")["config"])
 
 def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     "What is to be evaluated, and which settings are not the run's own."

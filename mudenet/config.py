@@ -26,9 +26,9 @@ from .core import ConfigError, did_you_mean, write_text
 # %% auto #0
 __all__ = ['Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DataConfig', 'BackboneConfig',
            'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig',
-           'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'nest',
-           'override', 'shipped', 'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment',
-           'stage1_fields', 'run_key', 'run_folder', 'differences']
+           'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge',
+           'from_saved', 'nest', 'override', 'shipped', 'read_yaml', 'load_config', 'save_config', 'portable',
+           'absolute', 'image_treatment', 'stage1_fields', 'run_key', 'run_folder', 'differences']
 
 # %% ../nbs/01_config.ipynb #01-config-04
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its help text
@@ -55,6 +55,8 @@ class DataConfig:
     "Side of the square that images are resized to, in pixels: a multiple of 32, at least 64."
     holdout: float = 0.1
     "Share of the nominal training images kept for statistics where the publisher has no validation split; in (0, 1)."
+    holdout_seed: int = 0
+    "Which images these are: not drawn by the run's own `seed`, so that they are the same for every seed and stage (A-034)."
     augment: tuple[Augmentation, ...] = ()
     "Augmentations of a category that `augment_by_category` does not name: any of hflip, vflip, rotate, jitter."
     augment_by_category: dict[str, tuple[Augmentation, ...]] = field(default_factory=dict)
@@ -153,13 +155,13 @@ class ModelConfig:
 class StageConfig:
     "How long and how fast a stage learns."
     epochs: int = 500
-    "Times through the training images."
+    "Times through the training images (in stage 1: A-013)."
     steps: int|None = None
     "End after this many steps, whatever `epochs` says."
     batch_size: int = 8
-    "Images a step; the last batch of an epoch may be smaller, but never a single image."
+    "Images a step; the last batch of an epoch may be smaller, but never a single image (in stage 1: A-013)."
     lr: float = 1e-3
-    "Adam's learning rate."
+    "Adam's learning rate (in stage 1: A-013)."
     schedule: Literal["constant", "cosine"] = "constant"
     "The learning rate stays, or falls to 0 along half a cosine (A-036)."
     weight_decay: float = 0.0
@@ -446,6 +448,13 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
             both = isinstance(v, Mapping) and isinstance(out.get(k), Mapping)
             out[k] = merge(out[k], v) if both else v
     return out
+
+def from_saved(
+    tree: Mapping[str, Any],  # A whole tree, as a checkpoint, a record or a run's folder keeps it
+) -> Config:
+    "The configuration of a finished run. One of before `data.holdout_seed` held out the images that its own seed drew."
+    data = {"holdout_seed": tree.get("seed", 0), **tree.get("data", {})}
+    return from_dict({**tree, "data": data})
 
 def nest(
     dotted: Mapping[str, Any],  # {"train.epochs": 20}

@@ -374,7 +374,7 @@ _INDEXERS: dict[str, Callable[[Path], dict[str, Any]]] = dict(
 def hold_out(
     items: Sequence[Item],   # Nominal training images, in a fixed order
     fraction: float = 0.1,   # Share to hold out, between 0 and 1
-    seed: int = 0,           # Which ones
+    seed: int = 0,           # Which ones: `data.holdout_seed`
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]: # What is left to train on; what was held out
     "Split nominal images at random, both parts in the order they came in and neither empty."
     if not 0 < fraction < 1: raise ConfigError(f"holdout={fraction} must lie between 0 and 1, for example 0.1.")
@@ -409,7 +409,7 @@ def open_category(
     category: str|None = None,  # Its name; not needed where there is only one
     layout: str = "auto",       # "auto", or the one of `LAYOUTS` to admit
     holdout: float = 0.1,       # Share of nominal training images held out where the publisher gives no validation split
-    seed: int = 0,              # Which ones are held out
+    seed: int = 0,              # Which ones are held out: `data.holdout_seed`
 ) -> Category:
     "Index one category of any layout. Raises `DataError` for whatever is wrong with its folder."
     if not 0 < holdout < 1: raise ConfigError(f"holdout={holdout} must lie between 0 and 1, for example 0.1.")

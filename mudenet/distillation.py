@@ -20,7 +20,7 @@ from torch.optim.swa_utils import update_bn
 from torchvision import models
 
 from .architecture import DescriptorNetwork, seeded
-from .config import (Augmentation, BackboneConfig, Config, DistillConfig, differences, from_dict, image_treatment,
+from .config import (Augmentation, BackboneConfig, Config, DistillConfig, differences, from_saved, image_treatment,
                             portable, stage1_fields, to_dict)
 from .core import (CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator, load_tensors,
                    progress, save_tensors)
@@ -356,7 +356,7 @@ def made_with(
     meta: Mapping[str, Any],    # Its metadata
 ) -> Config:
     "The configuration in a checkpoint. Raises `CheckpointError` where this version does not know it."
-    try: return from_dict(dict(meta["config"]))
+    try: return from_saved(dict(meta["config"]))
     except (TypeError, ValueError) as e: raise CheckpointError(f"{path}: the configuration in it cannot be used: {e}") from None
 
 def fill(

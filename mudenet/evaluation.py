@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,18 @@ def with_teacher(
                               "own values are what is recorded; or distil a new teacher (leave --teacher out).")
     return from_dict(merge(to_dict(config), own))
 
+def _check_split(job: Job, teacher: Path, split: Callable[[float, int], Category]) -> None:
+    "Raise `CheckpointError` where a given teacher was distilled on images that this job holds out."
+    data, meta = job.config.data, read_meta(teacher, "teacher")
+    made, about = made_with(teacher, meta), meta.get("about", {})
+    then, whole = made.data, made.distill.images == "dataset" and about.get("dataset") == job.config.dataset
+    if (then.holdout, then.holdout_seed) == (data.holdout, data.holdout_seed): return
+    known = {i.image for i in split(then.holdout, then.holdout_seed).train} & {i.image for i in job.category.validation}
+    if known and (whole or about.get("data") == job.data_fingerprint):
+        raise CheckpointError(f"the teacher {teacher} was distilled on {len(known)} of the {len(job.category.validation)} images "
+                              f"that this run holds out. Set data.holdout: {then.holdout} and data.holdout_seed: "
+                              f"{then.holdout_seed}, as for the teacher, or distil a new one (leave --teacher out).")
+
 def open_job(
     config: Config,  # What to run, on which folder
 ) -> Job:
@@ -129,9 +141,11 @@ def open_job(
     config = with_teacher(config)
     if config.dataset in BENCHMARKS and len(meant := _meant(root, name)) == 1: name = meant[0]
     layout = "mvtec_loco" if config.dataset == "synthetic" else "auto"
-    category = open_category(root, name, layout, config.data.holdout, config.seed)
+    category = open_category(root, name, layout, config.data.holdout, config.data.holdout_seed)
     config = override(config, {"category": category.name})
-    return Job(config=config, category=category, folder=run_folder(config, category.name))
+    job = Job(config=config, category=category, folder=run_folder(config, category.name))
+    if config.teacher is not None: _check_split(job, config.teacher, partial(open_category, root, name, layout))
+    return job
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-13
 def images_of(
@@ -151,7 +165,8 @@ def stage1_items(
     if len(names := list_categories(c.root)) < 2:
         raise DataError(f"distill.images='dataset': {c.root} holds one category only. Give the data set's folder with --root "
                         "and the category with --category.")
-    return tuple(i for name in names for i in open_category(c.root, name, "auto", c.data.holdout, c.seed).train), c.root
+    categories = [open_category(c.root, name, "auto", c.data.holdout, c.data.holdout_seed) for name in names]
+    return tuple(i for category in categories for i in category.train), c.root
 
 def _sources(job: Job) -> dict[str, tuple[str, str]]:
     "What a run is made from: name → fingerprint, and where it lies. Of a given teacher its own file tells."

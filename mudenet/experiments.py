@@ -34,7 +34,8 @@ from .evaluation import (Job, _check_sources, ensure_detector, evaluate, open_jo
                                 stage1_items)
 from .inference import Detector, calibrate
 from .loop import log, total_steps
-from .metrics import VERSIONS, _memory
+from .metrics import VERSIONS
+from .speed import _memory
 from .training import train
 
 # %% auto #0

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import metrics
-from .config import Config, InferenceConfig, load_config, override
+from .config import Config, InferenceConfig, from_saved, override, read_yaml
 from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .evaluation import open_job
@@ -302,7 +302,7 @@ def open_run(
     run = Path(run)
     detector = load_detector(run, device)
     known = (run/"config.yaml").is_file()
-    config = load_config(files=[run/"config.yaml"]) if known else detector.config
+    config = from_saved(read_yaml(run/"config.yaml")) if known else detector.config
     if root is not None:
         name = category or (None if len(list_categories(root)) == 1 else config.category)
         config = override(config, {"root": str(root), "category": name, "dataset": "auto"})

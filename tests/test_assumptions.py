@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mudenet.ablations import settle, variants
-from mudenet.assumptions import check, read_register
+from mudenet.assumptions import check, read_register, write_table
 from mudenet.cli import main
 from mudenet.config import load_config
 from mudenet.synthetic import write_product_line
@@ -32,6 +32,7 @@ def register(tmp_path):
                 lines += [] if skip else [line]
             f.write_text("\n".join([*lines, "field: none", "reason: left out here", "alternatives: []"]) + "\n---\n" + body,
                          encoding="utf-8")
+    write_table(copy)
     return copy
 
 
@@ -44,7 +45,8 @@ def test_an_alternative_must_run_and_matter(register, field, chosen, other, says
     f = register / "A-002-stem-pool.md"
     text = f.read_text(encoding="utf-8")
     old, new = "model.stem_pool\nchosen: avg\nalternatives: [max]", f"{field}\nchosen: {chosen}\nalternatives: [{other}]"
-    f.write_text(text.replace(old, new), encoding="utf-8")
+    f.write_text(text.replace(old, new).replace("`model.stem_pool=max`", f"`{field}={other}`"), encoding="utf-8")
+    write_table(register)
     faults = check(register, ROOT)
     assert faults == [] if says is None else (len(faults) == 1 and "A-002-stem-pool.md: alternatives: " + says in faults[0]), faults
 

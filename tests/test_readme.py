@@ -93,6 +93,7 @@ def test_python_example(my_parts):
     assert r.returncode == 0 and r.stdout.count("\n") == 6, r.stderr
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="provenance is judged by the history")
 def test_results_are_those_of_the_records():
     r = subprocess.run([sys.executable, "tools/update_pages.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr

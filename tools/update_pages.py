@@ -1,15 +1,18 @@
-"""Write what is read off the records in nbs/results: README.md's results tables and pages/results.md.
+"""Write what is read off the records in nbs/results: README.md's tables, pages/results.md, the register's numbers and table.
 
     python tools/update_pages.py           # write them again
     python tools/update_pages.py --check   # exit 1 if one of them would change
 """
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mudenet.assumptions import filled, read_register, with_table
+from mudenet.config import from_saved
 from mudenet.core import markdown_table, read_records, write_text
 from mudenet.evaluation import results_table
 from mudenet.experiments import departures
@@ -21,6 +24,43 @@ BEGIN, END = "<!-- results: written by tools/update_pages.py from nbs/results --
 # fingerprint of images → what to know of them
 COPIES = {"f55fb396a8d201ea": "The images were copies of 256×256 pixels; the publisher's have 900×900."}
 DATASETS = dict(synthetic="The embedded product line", mvtec_ad="MVTec AD", mvtec_loco="MVTec LOCO AD", visa="VisA")
+
+
+def git(*words: str) -> str:
+    """What git says of this checkout; nothing where there is none."""
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def history() -> set[str]:
+    """The commits that lead to this one, as records name them. Provenance cannot be judged without all of them."""
+    commits = {c[:12] for c in git("rev-list", "HEAD").splitlines()}
+    if not commits or git("rev-parse", "--is-shallow-repository") == "true":
+        sys.exit("the pages say which records come from this history: update them in a whole git clone (git fetch --unshallow)")
+    return commits
+
+
+def provenance(r: Mapping[str, Any], known: set[str]) -> str:
+    """What is doubtful about where a record comes from; nothing where commit, tree and date are known."""
+    commit = r["environment"]["commit"] or "unknown"
+    doubts = []
+    if commit.removesuffix("-dirty") not in known:
+        doubts.append("the commit is in no history here")
+    if commit.endswith("-dirty"):
+        doubts.append("made from a changed tree")
+    if "made" not in r:
+        doubts.append("not dated")
+    return "; ".join(doubts)
+
+
+def held_out(r: Mapping[str, Any]) -> str:
+    """Which images a run kept for its statistics; records of before `data.holdout_seed` drew them with the run's seed."""
+    if r["splits"]["layout"] == "mvtec_loco":
+        return "the publisher's validation images"
+    data = from_saved(r["config"]).data
+    return f"{data.holdout:.0%} of the nominal images, drawn with seed {data.holdout_seed}".replace("%", " %")
 
 
 def evaluations() -> dict[Path, dict[str, Any]]:
@@ -51,7 +91,7 @@ def same_thing(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def readme_section() -> str:
     """A table for each thing that was run, kinds of defects apart on the product line."""
-    parts = []
+    parts, known = [], history()
     for group in same_thing(list(evaluations().values())):
         first, seeds = group[0], ", ".join(str(r["config"]["seed"]) for r in group)
         spread = f"mean ± deviation over seeds {seeds}" if len(group) > 1 else f"seed {seeds}"
@@ -62,14 +102,17 @@ def readme_section() -> str:
             copies = f" {COPIES[first['data']]}" if first["data"] in COPIES else ""
             parts.append(f"{name} {first['category']}: {first['note'] or schedule(first)}; {spread}.{copies}")
         parts.append(results_table(group, kinds=first["dataset"] == "synthetic"))
+        if doubts := {d: None for r in group if (d := provenance(r, known))}:
+            parts.append(f"Provenance: {'; '.join(doubts)}.")
     return "\n\n".join(parts)
 
 
-def one_run(file: Path, r: Mapping[str, Any]) -> str:
+def one_run(file: Path, r: Mapping[str, Any], known: set[str]) -> str:
     """A run: what it was, its numbers with intervals, what it says in words, what made it."""
     env = r["environment"]
     packages = ", ".join(f"{k} {v}" for k, v in env["packages"].items())
     said = "\n".join(f"- {s}" for s in verdict(r))
+    doubts = f"\n\n**Provenance:** {d}." if (d := provenance(r, known)) else ""
     return f"""### {file.stem}
 
 {DATASETS.get(r['dataset'], r['dataset'])}, {r['category']}, seed {r['config']['seed']}, run `{r['run']}`.
@@ -81,13 +124,14 @@ def one_run(file: Path, r: Mapping[str, Any]) -> str:
 
 Record: [{file.name}](../nbs/results/{file.name}). Images {r['data']}, detector {r['detector'][:16]}, mudenet {env['mudenet']} at
 commit {env['commit']}, Python {env['python']}, {packages}, {env['system']} {env['machine']}, {env['cpus']} CPUs.
+Statistics and threshold from {held_out(r)}.{doubts}
 
 Not as in the paper's configuration: {', '.join(departures(r['config'], r['dataset'])) or 'nothing'}."""
 
 
 def results_page() -> str:
     """The whole page: the summary, every evaluation, and the other records."""
-    found = evaluations()
+    found, known = evaluations(), history()
     others = [(f, json.loads(f.read_text(encoding="utf-8"))) for f in sorted(RESULTS.rglob("*.json")) if f not in found]
     notebooks = {nb: nb.read_text(encoding="utf-8") for nb in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
 
@@ -96,10 +140,11 @@ def results_page() -> str:
         shown = [nb for nb, text in notebooks.items()  # by its name, or with all of its kind (quoted in a cell, hence escaped)
                  if f.name in text or ('read_records(\\"results\\"' in text and f'\\"{kind}\\"' in text)]
         links = ", ".join(f"[{nb.stem}](../nbs/{nb.name})" for nb in shown)
-        return [f"[{name}](../nbs/results/{name})", kind, links or "–"]
+        doubts = provenance(r, known) if isinstance(r, dict) and "environment" in r else ""
+        return [f"[{name}](../nbs/results/{name})", kind, links or "–", doubts or "–"]
 
     rows = [row(f, r) for f, r in others]
-    other = ["## Other records", markdown_table(["record", "kind", "shown in"], rows, "lll")] if rows else []
+    other = ["## Other records", markdown_table(["record", "kind", "shown in", "provenance"], rows, "llll")] if rows else []
     whole = [r for r in found.values() if not departures(r["config"], r["dataset"])]
     reach = (f"{len(whole)} of these runs have the paper's configuration." if whole else
              "No category has been trained with the paper's\n"
@@ -109,9 +154,11 @@ def results_page() -> str:
         "<!-- written by tools/update_pages.py from nbs/results; edit that script, not this page -->",
         "Each number here is read off a record that a command wrote. A record holds the configuration, the fingerprint of the\n"
         "images, the detector's digest, versions, and the score of every test image, so that the tables can be made again.\n"
+        "A line *Provenance* stands where a record names a commit that is in no history here, was made from a changed tree,\n"
+        "or has no date: such a number cannot be made again exactly as it was.\n"
         f"{interval_note(found.values())}.\nThose of image AUROC are computed from these scores when this page is made. "
         "± is the standard deviation over seeds.\n" + reach,
-        "## Summary", results_table(found.values()), "## Runs", *(one_run(f, r) for f, r in found.items()), *other]) + "\n"
+        "## Summary", results_table(found.values()), "## Runs", *(one_run(f, r, known) for f, r in found.items()), *other]) + "\n"
 
 
 def pages() -> dict[Path, str]:
@@ -119,7 +166,9 @@ def pages() -> dict[Path, str]:
     readme = ROOT / "README.md"
     section = re.sub(f"({re.escape(BEGIN)}\n).*({re.escape(END)})", lambda m: f"{m[1]}\n{readme_section()}\n\n{m[2]}",
                      readme.read_text(encoding="utf-8"), flags=re.S)
-    return {readme: section, ROOT / "pages" / "results.md": results_page()}
+    register = ROOT / "assumptions"
+    entries = {e.path: filled(e.path.read_text(encoding="utf-8"), ROOT) for e in read_register(register)}
+    return {readme: section, ROOT / "pages" / "results.md": results_page(), **entries, register / "README.md": with_table(register)}
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from jsonargparse.typing import PositiveInt
 
 from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
-                            from_dict, from_saved, load_config, merge, nest, override, read_yaml, shipped,
+                            from_dict, from_saved, load_config, merge, nest, read_yaml, shipped,
                             to_dict)
-from .core import (ConfigError, DataError, MudenetError, TrainingError, WeightsError, atomic, pick_device, progress,
+from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, pick_device, progress,
                           read_meta, write_json, write_text)
 
 # %% auto #0
@@ -323,8 +323,8 @@ def _teachers_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Teachers that can be called by their name: those of the package, and those in "
                     "$MUDENET_TEACHERS (by default the user's cache).")
     parser.add_argument("action", nargs="?", choices=["list", "show", "verify", "add"],
-                        help="list (default): all in short; show: one; verify: check every file against its card; add: take in a file "
-                             "that `mudenet distill` wrote.")
+                        help="list (default): all in short; show: one; verify: check every file against its card; "
+                             "add: take in a file that `mudenet distill` wrote.")
     parser.add_argument("name", nargs="?", type=str, help="show, add: which one.")
     parser.add_argument("file", nargs="?", type=str, help="add: the teacher's file.")
     parser.add_argument("--corpus", type=str, help="add: what it was distilled on, in words.")
@@ -340,13 +340,15 @@ def run_teachers(args: Namespace) -> None:
     if action == "add":
         if lacks := [k for k in ("file", "corpus", "licence") if not args.get(k)]:
             raise ConfigError(f"mudenet teachers add NAME FILE --corpus TEXT --licence TEXT: {', '.join(lacks)} missing.")
-        print(f"teacher: {add_teacher(str(name), Path(args.file), args.corpus, args.licence)}\nUse it with: mudenet train --teacher {name} …")
+        path = add_teacher(str(name), Path(args.file), args.corpus, args.licence)
+        print(f"teacher: {path}\nUse it with: mudenet train --teacher {name} …")
     elif action == "show":
         for field, text in checked(find_teacher(str(name))).summary().items(): print(f"{field:13s} {text}")
     else:
         for known, path in teachers().items():
             s = checked(path).summary()
-            print(f"{known:10s} {s['architecture']}; {s['corpus']}; {s['backbone']}" if action == "list" else f"{known}: {s['digest']} as on its card")
+            brief = f"{known:10s} {s['architecture']}; {s['corpus']}; {s['backbone']}"
+            print(brief if action == "list" else f"{known}: {s['digest']} as on its card")
 
 # %% ../nbs/11_cli.ipynb #11-cli-18
 def _bench_parser() -> Parser:

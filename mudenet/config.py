@@ -521,7 +521,7 @@ def save_config(
 def portable(
     config: Config,     # A configuration
 ) -> dict[str, Any]:    # Plain values
-    "The tree without what belongs to one machine: root, out, device, teacher, readers, where a weights file or `distill.folder` lies."
+    "The tree without what belongs to one machine: root, out, device, teacher, readers, the places of weights and photographs."
     here = {k: getattr(Config(), k) for k in ("root", "out", "device", "teacher")}
     weights = dataclasses.replace(config.backbone, weights=Path(config.backbone.weights).name)
     folder = config.distill.folder and Path(config.distill.folder.name)

@@ -140,7 +140,7 @@ class Crops(Dataset):
                 bad.append(i)
                 i, last = int(draw.integers(len(self.corpus))), e
             else:
-                y, x, h, w = random_crop(*pixels.shape[:2], self.least, draw)
+                y, x, h, w = random_crop(pixels.shape[0], pixels.shape[1], self.least, draw)
                 return resize_image(pixels[y:y + h, x:x + w], self.size, self.filter)
         raise DataError(f"{self.corpus.root}: twenty photographs in a row could not be read. The last: {last}")
 

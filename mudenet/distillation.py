@@ -80,9 +80,9 @@ def _download(name: str, weights: str) -> Mapping[str, Tensor]:
     try: return known[weights].get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as e:
         raise WeightsError(
-            f"the weights {weights} of {name} could not be downloaded ({e}). Three ways out: (1) --teacher general takes the teacher "
-            "that comes with the package and needs no backbone; (2) run once where there is a network: torchvision then keeps the "
-            f"weights in its cache; (3) get the file from {known[weights].url} by other means and give its path: "
+            f"the weights {weights} of {name} could not be downloaded ({e}). Three ways out: (1) --teacher general takes "
+            "the teacher that comes with the package and needs no backbone; (2) run once where there is a network: torchvision "
+            f"then keeps the weights in its cache; (3) get the file from {known[weights].url} by other means and give its path: "
             "--backbone.weights PATH (.pth or .safetensors).") from None
     finally: socket.setdefaulttimeout(waits)
 
@@ -400,7 +400,7 @@ def explained(
     "The share of E that each level of T explains, over all drawn channels and over those of each source layer."
     edges = torch.tensor(target.backbone.widths).cumsum(0)
     source = torch.bucketize(target.drawn.cpu(), edges, right=True)          # 0, 1, 2 for each drawn channel
-    device, lost, there = target.drawn.device, 0.0, 0.0
+    device, lost, there = target.drawn.device, torch.zeros(()), torch.zeros(())
     for batch in images:
         x = normalize(batch.to(device))
         e = target(x)

@@ -26,9 +26,9 @@ from .architecture import DescriptorNetwork
 from .config import (Config, absolute, differences, from_dict, merge, override, portable, run_folder, save_config,
                             to_dict)
 from .core import (CheckpointError, ConfigError, DataError, device_name, did_you_mean, digest, environment, fingerprint,
-                          load_tensors, markdown_table, new_record, pick_device, progress, read_meta, read_record, write_json,
+                          markdown_table, new_record, pick_device, progress, read_meta, read_record, write_json,
                           write_text)
-from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_images, find_problems, image_size,
+from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, image_size,
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
 from .corpus import Corpus
@@ -107,7 +107,8 @@ def with_teacher(
     config = resolve_teacher(config)
     if config.teacher is None: return config
     here, default = portable(config), portable(Config())
-    asked = said if said is not None else {k: {n: v for n, v in here[k].items() if v != default[k][n]} for k in ("backbone", "distill")}
+    changed = {k: {n: v for n, v in here[k].items() if v != default[k][n]} for k in ("backbone", "distill")}
+    asked = changed if said is None else said
     made = portable(made_with(config.teacher, read_meta(config.teacher, "teacher")))
     own = {k: {n: v for n, v in made[k].items() if n != "save_minutes" and v != here[k][n]} for k in ("backbone", "distill")}
     against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
@@ -116,7 +117,7 @@ def with_teacher(
                               "own values are what is recorded; or distil a new teacher (leave --teacher out).")
     return from_dict(merge(to_dict(config), own))
 
-def _check_split(job: Job, teacher: Path, split: Callable[[float, int], Category]) -> None:
+def _check_split(job: Job, teacher: str, split: Callable[[float, int], Category]) -> None:
     "Raise `CheckpointError` where a given teacher was distilled on images that this job holds out."
     data, meta = job.config.data, read_meta(teacher, "teacher")
     made, about = made_with(teacher, meta), meta.get("about", {})
@@ -159,7 +160,7 @@ def images_of(
 def stage1_items(
     job: Job,                          # Which images: `distill.images`
 ) -> tuple[tuple[Item|Path, ...], Path]:  # Images, and the folder that their names are relative to
-    "What T is distilled on, where it is the category's or the data set's images. Raises `DataError` where there is nothing but the category."
+    "What T is distilled on, where that is the category or the data set. Raises `DataError` where there is only the category."
     c, root = job.config, job.category.root
     if c.distill.images != "dataset" or c.root is None: return job.category.train, root
     if len(names := list_categories(c.root)) < 2:
@@ -174,7 +175,8 @@ def _sources(job: Job) -> dict[str, tuple[str, str]]:
     found = dict(data=(job.data_fingerprint, f"other images than {job.category.root} holds"))
     if c.teacher: return found
     if c.distill.images == "folder":
-        found["distill_data"] = Corpus.of(str(c.distill.folder)).fingerprint, f"other images for stage 1 than {c.distill.folder} holds"
+        photographs = Corpus.of(str(c.distill.folder)).fingerprint
+        found["distill_data"] = photographs, f"other images for stage 1 than {c.distill.folder} holds"
     if c.distill.images == "dataset":
         items, root = stage1_items(job)
         files = (i.image if isinstance(i, Item) else i for i in items)
@@ -216,7 +218,8 @@ def ensure_teacher(
         _remove_state(job, "distill")
         return load_teacher(path, c)
     if images is None: images = images_of(job, "train")
-    about, learned = _about(job), images
+    about = _about(job)
+    learned: torch.Tensor|Corpus = images
     if c.distill.images == "folder": learned = Corpus.of(str(c.distill.folder)).split(c.distill.folder_holdout)[0]
     if c.distill.images == "dataset":
         learned = load_images(stage1_items(job)[0], c.data.image_size, "reading images for stage 1", c.data.interpolation)

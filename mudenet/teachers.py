@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -80,10 +79,11 @@ def checked(
 ) -> Card:
     "The card of a teacher. Raises `CheckpointError` where the file is not the one on its card."
     card = _read_card(path.with_suffix(".json"))
-    if not path.is_file(): raise CheckpointError(f"{path} is gone; its card is still there. Remove the card or bring the file back.")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is gone; its card is still there. Remove the card or bring the file back.")
     if (found := _sha256(path)) != card.sha256:
-        raise CheckpointError(f"the teacher {path} is not the one on its card: SHA-256 {found[:16]} there, {card.sha256[:16]} on the card. "
-                              "Install the package again, or add the teacher anew with `mudenet teachers add`.")
+        raise CheckpointError(f"the teacher {path} is not the one on its card: SHA-256 {found[:16]} there, {card.sha256[:16]} on "
+                              "the card. Install the package again, or add the teacher anew with `mudenet teachers add`.")
     return card
 
 def find_teacher(
@@ -139,9 +139,10 @@ def distill_corpus(
     path, corpus = folder/"teacher.safetensors", Corpus.of(str(config.distill.folder))
     learned, held = corpus.split(config.distill.folder_holdout)
     if path.exists():
-        if (there := read_meta(path, "teacher").get("about", {}).get("corpus", {}).get("fingerprint")) == learned.fingerprint: return path
-        raise CheckpointError(f"{path} was distilled on other photographs than {corpus.root} holds now ({there} there, {learned.fingerprint} "
-                              f"here). Delete {folder} to start over, or choose another --out.")
+        there = read_meta(path, "teacher").get("about", {}).get("corpus", {}).get("fingerprint")
+        if there == learned.fingerprint: return path
+        raise CheckpointError(f"{path} was distilled on other photographs than {corpus.root} holds now ({there} there, "
+                              f"{learned.fingerprint} here). Delete {folder} to start over, or choose another --out.")
     if not resume:
         Backbone(config.backbone.name, config.backbone.weights)  # refuses before anything is lost
         (folder/"distill.state.safetensors").unlink(missing_ok=True)
@@ -150,7 +151,8 @@ def distill_corpus(
     statistics = map_statistics(teacher, (feed.pixels(k) for k in range(few)))
     with open(folder/"distill.csv", encoding="utf-8") as f: loss = float(list(csv.DictReader(f))[-1]["distillation"])
     about: dict[str, Any] = dict(loss=loss, versions=dict(mudenet=environment()["mudenet"], **environment()["packages"]),
-                                 corpus=dict(name=corpus.root.name, images=len(learned), held_out=len(held), fingerprint=learned.fingerprint))
+                                 corpus=dict(name=corpus.root.name, images=len(learned), held_out=len(held),
+                                             fingerprint=learned.fingerprint))
     if len(held) >= 2:
         unseen = _held_out(config, held, device)
         target = make_target(config, learned, device)
@@ -170,14 +172,16 @@ def add_teacher(
     if not name.replace("-", "").replace("_", "").isalnum() or name in ("auto", "none"):
         raise ConfigError(f"{name!r} cannot be a teacher's name; use letters, digits, - and _.")
     folder = folder or _folders()[1]
-    if name in teachers() and teachers()[name].parent != folder: raise ConfigError(f"{name!r} is the name of a teacher of the package.")
+    if name in teachers() and teachers()[name].parent != folder:
+        raise ConfigError(f"{name!r} is the name of a teacher of the package.")
     meta = read_meta(path, "teacher")
     if "corpus" not in meta.get("about", {}):
-        raise CheckpointError(f"{path} was distilled on one category's images; only a teacher that was distilled on a folder can be added.")
+        raise CheckpointError(f"{path} was distilled on one category's images; only a teacher that was distilled on a folder of "
+                              "photographs can be added.")
     load_teacher(path, made_with(path, meta))
     target, config = folder/f"{name}.safetensors", meta["config"]
     with atomic(target) as part: shutil.copyfile(path, part)
-    made = Card(name=name, sha256=_sha256(target), corpus=corpus, licence=licence, date=date.today().isoformat(), about=meta["about"],
-                config={k: config[k] for k in ("data", "backbone", "model", "distill", "seed")})
+    made = Card(name=name, sha256=_sha256(target), corpus=corpus, licence=licence, date=date.today().isoformat(),
+                about=meta["about"], config={k: config[k] for k in ("data", "backbone", "model", "distill", "seed")})
     write_json(target.with_suffix(".json"), asdict(made))
     return target

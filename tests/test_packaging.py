@@ -67,7 +67,8 @@ def test_sdist_and_wheel(dist):
     wheel, = dist.glob("*.whl")
     assert len(list(dist.glob("*.tar.gz"))) == 1
     names = set(zipfile.ZipFile(wheel).namelist())
-    for f in [*ROOT.glob("mudenet/*.py"), *ROOT.glob("mudenet/configs/*.yaml"), *ROOT.glob("mudenet/weights/*"), ROOT / "mudenet/py.typed"]:
+    for f in [*ROOT.glob("mudenet/*.py"), *ROOT.glob("mudenet/configs/*.yaml"), *ROOT.glob("mudenet/weights/*"),
+              ROOT / "mudenet/py.typed"]:
         assert f.relative_to(ROOT).as_posix() in names
     assert not [n for n in names if n.startswith(("nbs/", "tests/", "tools/"))]
 
@@ -85,9 +86,9 @@ def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
     code = ("import sys, mudenet; print(mudenet.__file__); from mudenet.cli import main; "
             "from mudenet.synthetic import write_product_line as w; "
             "w('line', size=64, train=8, validation=2, good=2, structural=2, logical=2); sys.exit(main(sys.argv[1:]))")
-    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-012=true", "--train.steps=4"],
-                       cwd=tmp_path, text=True,
-                       capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-012=true",
+                        "--train.steps=4"], cwd=tmp_path, text=True, capture_output=True,
+                       env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert r.returncode == 0, r.stdout + r.stderr
     assert r.stdout.splitlines()[0].startswith(str(tmp_path / "site"))
     assert len(list((tmp_path / "out").rglob("record.json"))) == 1
@@ -96,7 +97,8 @@ def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
     verified = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
                                "teachers", "verify"], cwd=tmp_path, text=True, capture_output=True,
                               env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
-    assert verified.returncode == 0 and [x.split(":")[0] for x in verified.stdout.splitlines()] == ["general", "small"], verified.stderr
+    assert verified.returncode == 0, verified.stderr
+    assert [x.split(":")[0] for x in verified.stdout.splitlines()] == ["general", "small"]
     shown = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
                             "assumptions", "check"], cwd=tmp_path, text=True, capture_output=True,
                            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})

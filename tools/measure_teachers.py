@@ -69,7 +69,8 @@ def main():
             found[name][category.name] = explained(teacher, target, images.split(8), config.distill)
         print(name, found[name], flush=True)
     digests = {name: checked(teachers()[name]).sha256 for name in found}
-    write_json(RESULTS/"teachers.json", new_record("teachers", made=dict(date=date.today().isoformat()), teachers=digests, explained=found))
+    made = dict(date=date.today().isoformat())
+    write_json(RESULTS/"teachers.json", new_record("teachers", made=made, teachers=digests, explained=found))
     with tempfile.TemporaryDirectory() as folder:
         line = write_product_line(Path(folder)/"line", size=256, train=1, validation=1, good=1, structural=1, logical=1)
         image = load_images([next((line/"test"/"good").glob("*.png"))], 256)

@@ -434,7 +434,8 @@ def beside(
     folder: Path,                  # With images
 ) -> dict[str, Any]:               # Fields to add
     "Fields that a value cannot do without."
-    return {"distill.folder": str(folder)} if settings.get("distill.images") == "folder" else {}
+    learns = settings.get("distill.images") == "folder" or any(k.startswith("distill.folder_") for k in settings)
+    return {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}
 
 def refused_alternatives(
     entries: Iterable[Assumption],  # The register

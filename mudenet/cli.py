@@ -29,7 +29,7 @@ from .core import (ConfigError, DataError, MudenetError, TrainingError, WeightsE
 
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_data', 'run_demo',
-           'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser', 'main']
+           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ def configure(
         check_category(name, tree["root"], tree.get("category"))
     base = base or (name if name in shipped() else None)
     config = load_config(base, [file] if file else [], {**given, **({"dataset": tree["dataset"]} if "dataset" in tree else {})})
-    if config.teacher is None: return config
     from mudenet.evaluation import with_teacher
     return with_teacher(config, tree)
 
@@ -106,14 +105,25 @@ def _train_parser(what: str) -> Parser:
 def run_distill(args: Namespace) -> None:
     "Stage 1 only."
     from mudenet.evaluation import ensure_teacher, open_job
-    job = open_job(configure(_given(args, "resume"), args.get("config")))
-    ensure_teacher(job, resume=args.get("resume", True))
-    print(f"teacher: {job.config.teacher or job.folder/'teacher.safetensors'}\nUse it with: mudenet train --teacher PATH …")
+    given, resume = _given(args, "resume"), args.get("resume", True)
+    tree = merge(read_yaml(args.config) if args.get("config") else {}, given)
+    if tree.get("distill", {}).get("images") == "folder" and not tree.get("root"):
+        from mudenet.teachers import distill_corpus
+        path = distill_corpus(load_config(None, [args.config] if args.get("config") else [], given), resume)
+    else:
+        job = open_job(configure(given, args.get("config")))
+        ensure_teacher(job, resume=resume)
+        path = Path(job.config.teacher or job.folder/"teacher.safetensors")
+    print(f"teacher: {path}\nUse it with: mudenet train --teacher {path} …")
+
+def _called(teacher: str) -> str:
+    from mudenet.teachers import teacher_name
+    return teacher_name(teacher)
 
 def _job_note(job: Job) -> str:
     "What is about to be trained, and how: the parts that were recognised rather than said."
     c, n = job.config, job.category
-    given = f", teacher {c.teacher} ({c.backbone.name}, {c.backbone.weights})" if c.teacher else ""
+    given = f", teacher {_called(c.teacher)} ({c.backbone.name}, {c.backbone.weights})" if c.teacher else ""
     return (f"{c.dataset} {n.name}: {len(n.train)} images to train on, {len(n.validation)} for statistics; "
             f"augmentation {', '.join(c.data.augmentation(c.category)) or 'none'}{given}; results in {job.folder}")
 
@@ -290,28 +300,52 @@ def _demo_parser() -> Parser:
     return _show_defaults(parser, {n: reduce(getattr, n.split("."), load_config("demo")) for n in field_names()})
 
 def _demo_note(c: Config) -> str:
-    random = ", fixed random backbone weights" if c.backbone.weights == "random" else ""
+    stage1 = f"teacher {_called(c.teacher)}" if c.teacher else f"{c.backbone.name}, {c.distill.steps} steps of stage 1"
     return (f"demonstration configuration: {c.data.image_size} px, {c.model.channels} channels, trunk {c.model.width}, "
-            f"{c.backbone.name}{random}, {c.distill.steps} + {c.train.steps} steps of {c.train.batch_size} images")
+            f"{stage1}, {c.train.steps} steps of {c.train.batch_size} images")
 
 def run_demo(args: Namespace) -> None:
-    "Product line, both stages, evaluation, report."
-    from mudenet.distillation import Backbone
+    "Product line, training, evaluation, report."
     from mudenet.evaluation import ensure_detector, evaluate, open_job
     from mudenet.report import metrics_table
     c = configure(_given(args, "resume"), args.get("config"), base="demo")
     pick_device(c.device)
-    try: Backbone(c.backbone.name, c.backbone.weights)
-    except WeightsError as e:
-        if "backbone" in _given(args): raise
-        print(f"No pretrained backbone: {str(e).split('. Two ways')[0]}.\nThe demonstration goes on with fixed random weights.")
-        c = override(c, {"backbone.weights": "random"})
     print(f"{_demo_note(c)[0].upper()}{_demo_note(c)[1:]}.\nThe paper's is 256 px, 128 channels, trunk 64, "
           "wide_resnet50_2, 500 epochs of batches of 8.", flush=True)
     job = open_job(c)
     record = evaluate(ensure_detector(job, resume=args.get("resume", True)), job, _demo_note(c))
     print(f"\n{metrics_table(record)}\n\nimages:   {job.category.root}\ndetector: {job.folder/'detector.safetensors'}\n"
           f"record:   {job.folder/'record.json'}\nreport:   {job.folder/'report.html'} (open it in a browser)")
+
+# %% ../nbs/11_cli.ipynb #11-cli-77c1e4
+def _teachers_parser() -> Parser:
+    parser = Parser(allow_abbrev=False, description="Teachers that can be called by their name: those of the package, and those in "
+                    "$MUDENET_TEACHERS (by default the user's cache).")
+    parser.add_argument("action", nargs="?", choices=["list", "show", "verify", "add"],
+                        help="list (default): all in short; show: one; verify: check every file against its card; add: take in a file "
+                             "that `mudenet distill` wrote.")
+    parser.add_argument("name", nargs="?", type=str, help="show, add: which one.")
+    parser.add_argument("file", nargs="?", type=str, help="add: the teacher's file.")
+    parser.add_argument("--corpus", type=str, help="add: what it was distilled on, in words.")
+    parser.add_argument("--licence", type=str, help="add: the licence of its sources, and what follows for the weights.")
+    return parser
+
+def run_teachers(args: Namespace) -> None:
+    "list, show, verify or add."
+    from mudenet.teachers import add_teacher, checked, find_teacher, teachers
+    action, name = args.get("action") or "list", args.get("name")
+    if (action in ("show", "add")) != (name is not None):
+        raise ConfigError(f"mudenet teachers {action}: show and add take a name, the others take none.")
+    if action == "add":
+        if lacks := [k for k in ("file", "corpus", "licence") if not args.get(k)]:
+            raise ConfigError(f"mudenet teachers add NAME FILE --corpus TEXT --licence TEXT: {', '.join(lacks)} missing.")
+        print(f"teacher: {add_teacher(str(name), Path(args.file), args.corpus, args.licence)}\nUse it with: mudenet train --teacher {name} …")
+    elif action == "show":
+        for field, text in checked(find_teacher(str(name))).summary().items(): print(f"{field:13s} {text}")
+    else:
+        for known, path in teachers().items():
+            s = checked(path).summary()
+            print(f"{known:10s} {s['architecture']}; {s['corpus']}; {s['backbone']}" if action == "list" else f"{known}: {s['digest']} as on its card")
 
 # %% ../nbs/11_cli.ipynb #11-cli-18
 def _bench_parser() -> Parser:
@@ -459,6 +493,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     train=("both stages: from nominal images to a detector",
            lambda: _train_parser("Train a detector on the nominal images of one category; distils a teacher first where none is "
                                "given. An interrupted run goes on when the same command is given again."), run_train),
+    teachers=("teachers by name: list, show one, check all, add one", _teachers_parser, run_teachers),
     evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
     predict=("score images with a detector", _predict_parser, run_predict),
     data=("look at a data set, check it, or draw the product line", _data_parser, run_data),

@@ -24,11 +24,11 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from .core import ConfigError, did_you_mean, write_text
 
 # %% auto #0
-__all__ = ['Augmentation', 'AUGMENT_SETS', 'Dataset', 'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig',
-           'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config',
-           'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'nest', 'override', 'shipped',
-           'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment', 'run_key',
-           'run_folder', 'differences']
+__all__ = ['Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DataConfig', 'BackboneConfig',
+           'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig',
+           'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge', 'nest',
+           'override', 'shipped', 'read_yaml', 'load_config', 'save_config', 'portable', 'absolute', 'image_treatment',
+           'stage1_fields', 'run_key', 'run_folder', 'differences']
 
 # %% ../nbs/01_config.ipynb #01-config-04
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its help text
@@ -178,13 +178,22 @@ class StageConfig:
     def _prefix(self) -> str: return type(self).__name__.removesuffix("Config").lower()
 
 # %% ../nbs/01_config.ipynb #01-config-14
+FOLDER_AUGMENT: dict[str, tuple[Augmentation, ...]] = dict(none=(), light=("hflip", "jitter"), all=AUGMENT_SETS["all"])
+FOLDER_FIELDS = ("folder_crop", "folder_augment", "folder_holdout")  # of `distill`, without effect on other images
+
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(StageConfig):
     "Stage 1: the teacher T learns to imitate the backbone (A-013 for its schedule)."
     images: Literal["category", "dataset", "folder"] = "category"
     "Nominal training images that T learns on: the category's, those of all categories of the data set, `folder` (A-023)."
     folder: Path|None = None
-    "Where `images` is folder: any images, searched recursively, e.g. a part of ImageNet; they must fit into memory."
+    "Where `images` is folder: any images, searched recursively, e.g. ImageNet; they are read while T learns."
+    folder_crop: float = 0.1
+    "Least share of a photograph's area that a random crop of it shows; the most is 1; 1: the whole photograph (A-046)."
+    folder_augment: Literal["light", "none", "all"] = "light"
+    "Augmentation of these crops: horizontal flips and jitter, none, or flips, rotation and jitter (A-047)."
+    folder_holdout: int = 50
+    "Photographs that T never learns from, and on which it is measured; at most a tenth of the folder."
     batchnorm: Literal["running", "category", "fixed"] = "running"
     "T's BatchNorm: running statistics of stage 1; measured anew on the category's images; fixed, mean 0 variance 1 (A-027)."
     augment: bool = True
@@ -200,6 +209,12 @@ class DistillConfig(StageConfig):
                  f"goes with distill.folder={self.folder}: give a folder where `images` is folder, and only there.")
         _require(self.match == "upsample" or self.interpolation == "bilinear", "distill.interpolation", self.interpolation,
                  "has nothing to bring up where distill.match='pool'.")
+        _require(0 < self.folder_crop <= 1, "distill.folder_crop", self.folder_crop, "must lie in (0, 1].")
+        _require(self.folder_holdout >= 0, "distill.folder_holdout", self.folder_holdout, "must not be negative.")
+        if self.images != "folder":
+            for name in FOLDER_FIELDS:
+                default = type(self).__dataclass_fields__[name].default
+                _require((v := getattr(self, name)) == default, f"distill.{name}", v, "is for distill.images='folder'.")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(StageConfig):
@@ -284,6 +299,14 @@ class ComputeConfig:
     "torch.compile for the losses; reduce-overhead also records CUDA graphs."
     cache: Literal["auto", "device", "host"] = "auto"
     "Where a category's uint8 images wait: on the device, on the host, or there if a quarter of its free memory does."
+    workers: int|None = None
+    "Processes that read photographs ahead in stage 1 from a folder; none given: a core less than there are, at most 8; 0: none."
+    cache_mb: int = 512
+    "Megabytes of decoded photographs that these processes keep together."
+
+    def __post_init__(self):
+        _require(self.workers is None or self.workers >= 0, "compute.workers", self.workers, "must not be negative.")
+        _require(self.cache_mb >= 0, "compute.cache_mb", self.cache_mb, "must not be negative; 0 keeps none.")
 
 # %% ../nbs/01_config.ipynb #01-config-18
 Dataset = Literal["auto", "mvtec_ad", "mvtec_loco", "visa", "folder", "synthetic"]
@@ -303,8 +326,8 @@ class Config:
     "Decides every random choice but the channel draw: weights, order of images, augmentation, held-out images."
     device: str = "auto"
     "auto, cpu, cuda, cuda:1, mps."
-    teacher: Path|None = None
-    "A teacher that `mudenet distill` wrote; without it, training distils one first."
+    teacher: str|None = None
+    "Used instead of stage 1: general, small, another name of `mudenet teachers list`, auto (one that fits), a file; none: distil."
     data: DataConfig = field(default_factory=DataConfig)
     "What the networks see."
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -489,12 +512,13 @@ def save_config(
 def portable(
     config: Config,     # A configuration
 ) -> dict[str, Any]:    # Plain values
-    "The tree without what belongs to one machine: root, out, device, teacher, and where a weights file or `distill.folder` lies."
+    "The tree without what belongs to one machine: root, out, device, teacher, readers, where a weights file or `distill.folder` lies."
     here = {k: getattr(Config(), k) for k in ("root", "out", "device", "teacher")}
     weights = dataclasses.replace(config.backbone, weights=Path(config.backbone.weights).name)
     folder = config.distill.folder and Path(config.distill.folder.name)
     distill = dataclasses.replace(config.distill, folder=folder)
-    return to_dict(dataclasses.replace(config, backbone=weights, distill=distill, **here))
+    compute = dataclasses.replace(config.compute, workers=None, cache_mb=ComputeConfig().cache_mb)
+    return to_dict(dataclasses.replace(config, backbone=weights, distill=distill, compute=compute, **here))
 
 # %% ../nbs/01_config.ipynb #01-config-ab501e
 def absolute(
@@ -506,7 +530,8 @@ def absolute(
     local = weights != "random" and os.path.isfile(weights)
     backbone = dataclasses.replace(c.backbone, weights=os.path.abspath(weights) if local else weights)
     distill = dataclasses.replace(c.distill, folder=whole(c.distill.folder))
-    return dataclasses.replace(c, root=whole(c.root), out=Path(os.path.abspath(c.out)), teacher=whole(c.teacher), backbone=backbone,
+    teacher = os.path.abspath(c.teacher) if c.teacher and os.path.isfile(c.teacher) else c.teacher
+    return dataclasses.replace(c, root=whole(c.root), out=Path(os.path.abspath(c.out)), teacher=teacher, backbone=backbone,
                                distill=distill)
 
 # %% ../nbs/01_config.ipynb #01-config-42
@@ -520,13 +545,21 @@ def image_treatment(
     tree = {k: v for k, v in to_dict(config)["data"].items() if k not in ("augment_by_category", "augment_set")}
     return {**tree, "augment": list(augmentation)}
 
+def stage1_fields(
+    config: Config,      # A configuration
+) -> dict[str, Any]:     # Plain values
+    "The fields of `distill` that decide what stage 1 makes."
+    idle = () if config.distill.images == "folder" else FOLDER_FIELDS
+    return {k: v for k, v in portable(config)["distill"].items() if k not in ("save_minutes", *idle)}
+
 def run_key(
     config: Config,  # A configuration
 ) -> str:            # 8 hex digits
     "A short stable name of everything that decides the trained networks, apart from the images and the seed."
     tree = {k: v for k, v in portable(config).items() if k not in _NOT_IN_KEY}
     tree["data"] = image_treatment(config, config.data.augmentation(config.category))
-    for stage in ("distill", "train"): tree[stage] = {k: v for k, v in tree[stage].items() if k != "save_minutes"}
+    tree["distill"] = stage1_fields(config)
+    tree["train"] = {k: v for k, v in tree["train"].items() if k != "save_minutes"}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
 def run_folder(
@@ -534,7 +567,8 @@ def run_folder(
     category: str,          # Name of the category
 ) -> Path:                  # OUT/DATASET/CATEGORY/KEY-sSEED, or KEY-TEACHER-sSEED for a teacher that was given
     "Where a run's files go."
-    given = f"-{hashlib.sha256(config.teacher.read_bytes()).hexdigest()[:6]}" if config.teacher and config.teacher.is_file() else ""
+    file = Path(config.teacher) if config.teacher and os.path.isfile(config.teacher) else None
+    given = f"-{hashlib.sha256(file.read_bytes()).hexdigest()[:6]}" if file else ""
     return config.out / config.dataset / category / f"{run_key(config)}{given}-s{config.seed}"
 
 # %% ../nbs/01_config.ipynb #01-config-46

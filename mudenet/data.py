@@ -28,10 +28,10 @@ from .core import ConfigError, DataError, did_you_mean, progress, rng
 
 # %% auto #0
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'SUFFIXES', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category',
-           'natural_key', 'image_files', 'find_images', 'list_categories', 'recognise', 'read_defects_config',
-           'hold_out', 'open_category', 'summary', 'read_image', 'to_rgb', 'image_size', 'read_mask_channels',
-           'read_mask', 'resize_image', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_empty_masks',
-           'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
+           'natural_key', 'ignored', 'image_files', 'find_images', 'list_categories', 'recognise',
+           'read_defects_config', 'hold_out', 'open_category', 'summary', 'read_image', 'to_rgb', 'image_size',
+           'read_mask_channels', 'read_mask', 'resize_image', 'load_images', 'resize_mask', 'load_masks',
+           'find_problems', 'find_empty_masks', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
 
 # %% ../nbs/02_data.ipynb #02-data-05
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,18 @@ def natural_key(
     parts = re.split(r"([0-9]+)", name.casefold())
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
+def ignored(
+    name: str,  # A file or folder name
+) -> bool:
+    "Whether it is hidden, or holds previews or a program's own files."
+    return name.startswith(".") or name.casefold() in _IGNORED
+
 def _entries(folder: Path) -> list[Path]:
     "What lies in a folder, in natural order, without hidden entries and previews."
     try: names = os.listdir(folder)
     except OSError as e:
         raise DataError(f"{folder} cannot be read as a folder ({e.strerror}); give a folder that is there.") from None
-    return [folder/n for n in sorted(names, key=natural_key) if n[0] != "." and n.casefold() not in _IGNORED]
+    return [folder/n for n in sorted(names, key=natural_key) if not ignored(n)]
 
 def _subfolders(folder: Path) -> list[Path]:
     return [p for p in _entries(folder) if p.is_dir()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import pickle
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -21,17 +21,19 @@ from torchvision import models
 
 from .architecture import DescriptorNetwork, seeded
 from .config import (Augmentation, BackboneConfig, Config, DistillConfig, differences, from_dict, image_treatment,
-                            portable, to_dict)
+                            portable, stage1_fields, to_dict)
 from .core import (CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator, load_tensors,
                    progress, save_tensors)
+from .corpus import Corpus, CorpusFeed
 from .data import normalize
 from .engine import fold, prepared
-from .loop import Batches, Losses, batches, fit
+from .loop import Batches, Feed, Losses, batches, fit, log
 
 # %% auto #0
 __all__ = ['backbone_names', 'Backbone', 'Target', 'distance', 'mean_distance', 'level_loss', 'match_grid', 'distillation_loss',
-           'make_target', 'stage1_augmentation', 'stage1', 'distill', 'weights_fingerprint', 'teacher_identity',
-           'save_teacher', 'made_with', 'fill', 'load_teacher']
+           'make_target', 'stage1_augmentation', 'stage1', 'distill', 'architecture_of_t', 'weights_fingerprint',
+           'teacher_identity', 'save_teacher', 'made_with', 'fill', 'teacher_weights', 'load_teacher', 'explained',
+           'map_statistics']
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-05
 _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -78,9 +80,10 @@ def _download(name: str, weights: str) -> Mapping[str, Tensor]:
     try: return known[weights].get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as e:
         raise WeightsError(
-            f"the weights {weights} of {name} could not be downloaded ({e}). Two ways out: (1) run once where there is "
-            f"a network: torchvision then keeps them in its cache; (2) get the file from {known[weights].url} by other "
-            "means and give its path: --backbone.weights PATH (.pth or .safetensors).") from None
+            f"the weights {weights} of {name} could not be downloaded ({e}). Three ways out: (1) --teacher general takes the teacher "
+            "that comes with the package and needs no backbone; (2) run once where there is a network: torchvision then keeps the "
+            f"weights in its cache; (3) get the file from {known[weights].url} by other means and give its path: "
+            "--backbone.weights PATH (.pth or .safetensors).") from None
     finally: socket.setdefaulttimeout(waits)
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-07
@@ -102,7 +105,8 @@ class Backbone(nn.Module):
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.layers = nn.ModuleList([net.layer1, net.layer2, net.layer3])
         if weights != "random": self._load(net, name, weights)
-        self.channels = sum(_width(layer) for layer in self.layers)
+        self.widths = [_width(layer) for layer in self.layers]  # channels of layer1, layer2, layer3
+        self.channels = sum(self.widths)
         self.requires_grad_(False).eval()
 
     def _load(self, net: nn.Module, name: str, weights: str) -> None:
@@ -163,11 +167,11 @@ class Target(nn.Module):
         return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True, correction=0).clamp_min(1e-6)
 
     @torch.no_grad()
-    def measure(self, images: Tensor, batch_size: int = 8) -> None:
-        "Mean and deviation of each channel over uint8 images (N, 3, S, S), summed in float64; for `zscore='dataset'`."
+    def measure(self, images: Iterable[Tensor]) -> None:
+        "Mean and deviation of each channel over batches uint8 (B, 3, S, S), summed in float64; for `zscore='dataset'`."
         device, n = self.drawn.device, 0
         total = torch.zeros(2, len(self.drawn), dtype=torch.float64)
-        for batch in progress(images.split(batch_size), "statistics of E", unit="batch"):
+        for batch in progress(images, "statistics of E", unit="batch"):
             x = self.features(normalize(batch.to(device))).double().cpu()
             total += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
             n += x.numel() // x.shape[1]
@@ -241,16 +245,22 @@ def distillation_loss(
     return torch.stack([level_loss(*match_grid(target, m, config), config.loss_reduction, fused) for m in teacher(images)]).mean()
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-30
+def _sample(images: Tensor|Corpus, config: Config) -> Iterable[Tensor]:
+    "uint8 batches that statistics are taken from: all images of a category, 4096 crops of a corpus at most."
+    if isinstance(images, Tensor): return images.split(8)
+    feed = CorpusFeed(images, config)
+    return (feed.pixels(k) for k in range(min(len(feed.cut), 4096//config.distill.batch_size)))
+
 def make_target(
     config: Config,       # Backbone and C
-    images: Tensor,       # uint8 training images, for `zscore="dataset"`
+    images: Tensor|Corpus,  # uint8 training images, or a corpus, for `zscore="dataset"`
     device: torch.device|str = "cpu",
 ) -> Target:
     "Build E as configured. Raises `WeightsError` where the backbone's weights cannot be had."
     b: BackboneConfig = config.backbone
     backbone = Backbone(b.name, b.weights)
     target = Target(fold(backbone) if config.compute.fold else backbone, config.model.channels, b.channel_seed, b.zscore).to(device)
-    if b.zscore == "dataset": target.measure(images)
+    if b.zscore == "dataset": target.measure(_sample(images, config))
     return target.to(memory_format=torch.channels_last) if config.compute.channels_last else target
 
 def stage1_augmentation(
@@ -263,15 +273,16 @@ def stage1_augmentation(
 
 def stage1(
     config: Config,                     # What to build
-    images: Tensor,                     # uint8, (N, 3, S, S), what T learns on
+    images: Tensor|Corpus,              # uint8, (N, 3, S, S), what T learns on, or a folder of it
     category: str|None = None,          # Decides the augmentation
     device: torch.device|str = "cpu",   # Where to learn
-) -> tuple[DescriptorNetwork, Losses, Batches]: # For `fit`: a fresh T, what it learns from, the batch of every step
+) -> tuple[DescriptorNetwork, Losses, Feed]: # For `fit`: a fresh T, what it learns from, the batch of every step
     "What stage 1 trains, computed as `config.compute` says."
     c, target = config.distill, make_target(config, images, device)
     with seeded(config.seed, "weights", "T"): teacher = DescriptorNetwork(config.model).to(device)
-    data = Batches(images, c, seed=config.seed, name="distill", data=config.data,
-                   augmentation=stage1_augmentation(config, category), device=device, cache=config.compute.cache)
+    data: Feed = CorpusFeed(images, config, device) if isinstance(images, Corpus) else Batches(
+        images, c, seed=config.seed, name="distill", data=config.data, augmentation=stage1_augmentation(config, category),
+        device=device, cache=config.compute.cache)
     fixed = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)] if c.batchnorm == "fixed" else []
     def losses(x: Tensor) -> dict[str, Tensor]:
         for m in fixed: m.eval()
@@ -280,7 +291,7 @@ def stage1(
 
 def distill(
     config: Config,                     # What to build and how long to learn
-    images: Tensor,                     # uint8, (N, 3, S, S), what T learns on
+    images: Tensor|Corpus,              # uint8, (N, 3, S, S), what T learns on, or a folder of it
     category: str|None = None,          # Decides the augmentation
     folder: Path|None = None,           # Where log and state go
     device: torch.device|str = "cpu",   # Where to learn
@@ -289,16 +300,23 @@ def distill(
     "Stage 1: teach a fresh T to give E."
     c, (teacher, losses, data) = config.distill, stage1(config, images, category, device)
     fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute)
+    if isinstance(data, CorpusFeed) and (lost := data.report()): log.warning("%s: %s", data.corpus.root, lost)
     if c.batchnorm == "category":
-        own = images if own is None else own
+        own = images if own is None and isinstance(images, Tensor) else own
+        if own is None: raise ConfigError("distill.batchnorm='category' measures T on a category's images, and a teacher that is "
+                                          "distilled on a folder alone has none; use 'running'.")
         update_bn((normalize(own[a:b].to(device)) for a, b in batches(len(own), c.batch_size)), teacher)
     return teacher.eval()
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-32
 _T_FIELDS = ("channels", "width", "depths", "kernels", "stem", "stem_pool", "block", "projection", "padding")
+_CORPUS = "corpus."  # in front of the names of tensors that are no weights of T
 
-def _shape_of_t(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(model={k: tree["model"][k] for k in _T_FIELDS}, data=dict(image_size=tree["data"]["image_size"]))
+def architecture_of_t(
+    config: Config,      # A configuration
+) -> dict[str, Any]:     # Plain values, below `model`
+    "The fields that decide which tensors T has and what they do with an image. The image size is none of them: T is convolutional."
+    return dict(model={k: v for k, v in to_dict(config)["model"].items() if k in _T_FIELDS})
 
 @functools.lru_cache
 def _content(path: Path, size: int, changed: int) -> str: return fingerprint([path], path.parent)
@@ -317,20 +335,21 @@ def teacher_identity(
 ) -> dict[str, Any]:             # Plain values
     "Everything that decides what stage 1 makes, apart from the images."
     tree = portable(config)
-    schedule = {k: v for k, v in tree["distill"].items() if k != "save_minutes"}
     content = "".join(f" ({v})" for v in weights_fingerprint(config).values())
     backbone = dict(tree["backbone"], weights=tree["backbone"]["weights"] + content)
-    return dict(model=_shape_of_t(tree)["model"], data=image_treatment(config, stage1_augmentation(config, category)),
-                backbone=backbone, distill=schedule, seed=config.seed)
+    return dict(architecture_of_t(config), data=image_treatment(config, stage1_augmentation(config, category)),
+                backbone=backbone, distill=stage1_fields(config), seed=config.seed)
 
 def save_teacher(
     path: str|Path,                # File to write
     teacher: DescriptorNetwork,    # T
     config: Config,                # What it was made with
+    statistics: Mapping[str, Tensor]|None = None,  # Of its maps, from `map_statistics`
     **about: Any,                  # Category, fingerprint of the images, …
 ) -> Path:
     "Write T as one safetensors file, with its configuration."
-    return save_tensors(path, teacher.state_dict(), "teacher", dict(config=portable(config), **about))
+    extra = {f"{_CORPUS}{k}": v for k, v in (statistics or {}).items()}
+    return save_tensors(path, {**teacher.state_dict(), **extra}, "teacher", dict(config=portable(config), **about))
 
 def made_with(
     path: str|Path,             # A checkpoint, for the message
@@ -350,15 +369,58 @@ def fill(
     except RuntimeError as e:
         raise CheckpointError(f"{path}: its tensors do not fit its own configuration: {str(e).splitlines()[0]}") from None
 
+def teacher_weights(
+    path: str|Path,   # A file of `save_teacher`
+) -> tuple[dict[str, Tensor], dict[str, Any]]: # T's state without the statistics of its maps, and the file's metadata
+    "What a teacher's file holds."
+    tensors, meta = load_tensors(path, "teacher")
+    return {k: v for k, v in tensors.items() if not k.startswith(_CORPUS)}, meta
+
 def load_teacher(
     path: str|Path,   # A file of `save_teacher`
     config: Config,   # What it is needed for
 ) -> DescriptorNetwork:
     "Read T. Raises `CheckpointError` where the file is none of ours or does not fit the configuration."
-    tensors, meta = load_tensors(path, "teacher")
-    if diff := differences(_shape_of_t(to_dict(made_with(path, meta))), _shape_of_t(to_dict(config))):
+    tensors, meta = teacher_weights(path)
+    if diff := differences(architecture_of_t(made_with(path, meta)), architecture_of_t(config)):
         raise CheckpointError(f"the teacher {path} belongs to another configuration: {'; '.join(diff)}. "
                               "Use that configuration, or distil a new teacher (leave --teacher out).")
     teacher = DescriptorNetwork(config.model)
     fill(teacher, tensors, path)
     return teacher.eval()
+
+# %% ../nbs/05_distillation.ipynb #05-distillation-9bd2e4
+@torch.no_grad()
+def explained(
+    teacher: DescriptorNetwork,  # T, in evaluation mode
+    target: Target,              # E
+    images: Iterable[Tensor],    # Batches, uint8 (B, 3, S, S)
+    config: DistillConfig,       # `match`, `interpolation`
+) -> dict[str, list[float]]:     # "all", "layer1", "layer2", "layer3" → a share for each level, at most 1
+    "The share of E that each level of T explains, over all drawn channels and over those of each source layer."
+    edges = torch.tensor(target.backbone.widths).cumsum(0)
+    source = torch.bucketize(target.drawn.cpu(), edges, right=True)          # 0, 1, 2 for each drawn channel
+    device, lost, there = target.drawn.device, 0.0, 0.0
+    for batch in images:
+        x = normalize(batch.to(device))
+        e = target(x)
+        pairs = [match_grid(e, m, config) for m in teacher(x)]
+        lost = lost + torch.stack([(t - m).double().square().sum((0, 2, 3)) for t, m in pairs]).cpu()
+        there = there + torch.stack([t.double().square().sum((0, 2, 3)) for t, _ in pairs]).cpu()
+    parts = dict(all=source >= 0, **{f"layer{i + 1}": source == i for i in range(len(edges))})
+    share = lambda chosen: (1 - lost[:, chosen].sum(1)/there[:, chosen].sum(1)).tolist()
+    return {name: [round(v, 4) for v in share(chosen)] for name, chosen in parts.items() if bool(chosen.any())}
+
+@torch.no_grad()
+def map_statistics(
+    teacher: DescriptorNetwork,  # T, in evaluation mode
+    images: Iterable[Tensor],    # Batches, uint8 (B, 3, S, S)
+) -> dict[str, Tensor]:          # "mean" and "std", float32 (L, C): of each level and channel over all places
+    "Mean and deviation of T's maps, for those who want them standardised."
+    device, n, total = next(teacher.parameters()).device, 0, torch.zeros(())
+    for batch in images:
+        maps = torch.stack(teacher(normalize(batch.to(device)))).double().cpu()   # (L, B, C, h, w)
+        total = total + torch.stack([maps.sum((1, 3, 4)), maps.square().sum((1, 3, 4))])
+        n += maps[0].numel()//maps.shape[2]
+    mean = total[0]/n
+    return dict(mean=mean.float(), std=(total[1]/n - mean.square()).clamp_min(0).sqrt().float())

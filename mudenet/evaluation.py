@@ -31,13 +31,15 @@ from .core import (CheckpointError, ConfigError, DataError, device_name, did_you
 from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_images, find_problems, image_size,
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
+from .corpus import Corpus
 from .distillation import (Backbone, distill, load_teacher, made_with, save_teacher, teacher_identity,
-                                  weights_fingerprint)
+                                  teacher_weights, weights_fingerprint)
 from .inference import Detector, calibrate, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
 from .loop import remove_parts
 from .report import SHOWN, Case, image_mean, report_html
 from .synthetic import write_product_line
+from .teachers import resolve_teacher, teacher_name
 from .training import train, train_identity
 
 # %% auto #0
@@ -99,11 +101,13 @@ class Job:
 
 def with_teacher(
     config: Config,                       # With `teacher`, or without
-    said: Mapping[str, Any]|None = None,  # What was asked for, nested; default: every field
+    said: Mapping[str, Any]|None = None,  # What was asked for, nested; default: every field that has not its default
 ) -> Config:
     "The configuration with the given teacher's own backbone and stage 1. Raises `CheckpointError` where `said` contradicts them."
+    config = resolve_teacher(config)
     if config.teacher is None: return config
-    asked, here = to_dict(config) if said is None else said, portable(config)
+    here, default = portable(config), portable(Config())
+    asked = said if said is not None else {k: {n: v for n, v in here[k].items() if v != default[k][n]} for k in ("backbone", "distill")}
     made = portable(made_with(config.teacher, read_meta(config.teacher, "teacher")))
     own = {k: {n: v for n, v in made[k].items() if n != "save_minutes" and v != here[k][n]} for k in ("backbone", "distill")}
     against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
@@ -141,10 +145,9 @@ def images_of(
 def stage1_items(
     job: Job,                          # Which images: `distill.images`
 ) -> tuple[tuple[Item|Path, ...], Path]:  # Images, and the folder that their names are relative to
-    "What T is distilled on. Raises `DataError` where there is nothing but the category, or no image."
+    "What T is distilled on, where it is the category's or the data set's images. Raises `DataError` where there is nothing but the category."
     c, root = job.config, job.category.root
-    if c.distill.folder: return find_images(c.distill.folder), c.distill.folder
-    if c.distill.images == "category" or c.root is None: return job.category.train, root
+    if c.distill.images != "dataset" or c.root is None: return job.category.train, root
     if len(names := list_categories(c.root)) < 2:
         raise DataError(f"distill.images='dataset': {c.root} holds one category only. Give the data set's folder with --root "
                         "and the category with --category.")
@@ -155,7 +158,9 @@ def _sources(job: Job) -> dict[str, tuple[str, str]]:
     c = job.config
     found = dict(data=(job.data_fingerprint, f"other images than {job.category.root} holds"))
     if c.teacher: return found
-    if c.distill.images != "category":
+    if c.distill.images == "folder":
+        found["distill_data"] = Corpus.of(str(c.distill.folder)).fingerprint, f"other images for stage 1 than {c.distill.folder} holds"
+    if c.distill.images == "dataset":
         items, root = stage1_items(job)
         files = (i.image if isinstance(i, Item) else i for i in items)
         found["distill_data"] = fingerprint(files, root), f"other images for stage 1 than {c.distill.folder or c.root} holds"
@@ -165,8 +170,9 @@ def _about(job: Job) -> dict[str, Any]:
     "Provenance that a checkpoint carries: nothing that differs between two equal runs."
     env, given = environment(), {}
     if job.config.teacher:
-        tensors, meta = load_tensors(job.config.teacher, "teacher")
-        given = dict(teacher=dict(meta.get("about", {}), digest=digest(tensors), identity=meta.get("identity")))
+        tensors, meta = teacher_weights(job.config.teacher)
+        given = dict(teacher=dict(meta.get("about", {}), name=teacher_name(job.config.teacher), digest=digest(tensors),
+                                  identity=meta.get("identity")))
     return dict(dataset=job.config.dataset, category=job.category.name, **{k: v for k, (v, _) in _sources(job).items()},
                 versions=dict(mudenet=env["mudenet"], **env["packages"]), **given)
 
@@ -196,7 +202,8 @@ def ensure_teacher(
         return load_teacher(path, c)
     if images is None: images = images_of(job, "train")
     about, learned = _about(job), images
-    if c.distill.images != "category":
+    if c.distill.images == "folder": learned = Corpus.of(str(c.distill.folder)).split(c.distill.folder_holdout)[0]
+    if c.distill.images == "dataset":
         learned = load_images(stage1_items(job)[0], c.data.image_size, "reading images for stage 1", c.data.interpolation)
     if not resume:
         Backbone(c.backbone.name, c.backbone.weights)  # refuses before anything is lost

@@ -28,7 +28,7 @@ from .core import (CheckpointError, DataError, TrainingError, digest, generator,
 from .data import augment, normalize
 
 # %% auto #0
-__all__ = ['log', 'Losses', 'batches', 'total_steps', 'fits', 'Batches', 'Interruption', 'deferred_interrupts', 'Log',
+__all__ = ['log', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption', 'deferred_interrupts', 'Log',
            'belonging', 'check_finite', 'remove_parts', 'save_state', 'load_state', 'learning_rate', 'fit']
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-04
@@ -68,39 +68,69 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.is_cuda: return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
-class Batches:
-    "The normalised batch of every step, reproducible from its number."
+class Feed:
+    "The normalised batch of every step, reproducible from its number; where the pixels come from is a subclass's business."
+    n: int                                 # Images there are
+    cut: list[tuple[int, int]]             # Start and end of each batch of an epoch
+
     def __init__(
         self,
-        images: Tensor,                    # uint8, (N, 3, S, S)
         stage: StageConfig,                # Batch size
+        n: int,                            # Images there are
         *,
         seed: int,                         # The run's seed
         name: str,                         # The stage, "distill" or "train"
         data: DataConfig|None = None,      # Strength of the augmentations
         augmentation: Sequence[str] = (),  # Which of them
         device: torch.device|str = "cpu",  # Where the batches are made
-        cache: str = "auto",               # Where the images wait: "device", "host", "auto"
     ):
-        self.device, self.cut = torch.device(device), batches(len(images), stage.batch_size)
-        self.images = images.to(self.device) if cache == "device" or cache == "auto" and fits(images, self.device) else images
+        self.device, self.n, self.cut = torch.device(device), n, batches(n, stage.batch_size)
         self.seed, self.name, self.data, self.augmentation = seed, name, data or DataConfig(), tuple(augmentation)
-        self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))  # an epoch and its order
+        self.memory: dict[str, Any] = {}   # What it has noticed so far, JSON values; a state keeps it
 
-    def order(self, epoch: int) -> Tensor:  # int64, (N,), where the images are
-        "The epoch's permutation of the images, drawn and brought there once."
-        if self._drawn[0] != epoch:
-            drawn = torch.randperm(len(self.images), generator=generator(self.seed, self.name, "order", epoch))
-            self._drawn = (epoch, _moved(drawn, self.images.device))
-        return self._drawn[1]
+    @property
+    def content(self) -> str:              # 16 hex digits
+        "What is learned from, named by its bytes."
+        raise NotImplementedError
+
+    def pixels(self, step: int) -> Tensor:
+        "The images of a step, uint8 (B, 3, S, S)."
+        raise NotImplementedError
 
     def __getitem__(self, step: int) -> Tensor:  # float32, (B, 3, S, S), ImageNet-normalised
-        epoch, k = divmod(step, len(self.cut))
-        chosen = _moved(self.images[self.order(epoch)[slice(*self.cut[k])]], self.device).float() / 255
+        chosen = _moved(self.pixels(step), self.device).float() / 255
         draw = generator(self.seed, self.name, "augment", step)
         d = self.data
         return normalize(augment(chosen, self.augmentation, draw, degrees=d.rotate_degrees, strength=d.jitter_strength,
                                  angles=d.rotate_angles, fill=d.rotate_fill, properties=d.jitter_properties))
+
+class Batches(Feed):
+    "The batches of images that are in memory."
+    def __init__(
+        self,
+        images: Tensor,                    # uint8, (N, 3, S, S)
+        stage: StageConfig,                # Batch size
+        *,
+        cache: str = "auto",               # Where the images wait: "device", "host", "auto"
+        **settings: Any,                   # Of `Feed`: seed, name, data, augmentation, device
+    ):
+        super().__init__(stage, len(images), **settings)
+        self.images = images.to(self.device) if cache == "device" or cache == "auto" and fits(images, self.device) else images
+        self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))  # an epoch and its order
+
+    @property
+    def content(self) -> str: return digest(dict(images=self.images))[:16]
+
+    def order(self, epoch: int) -> Tensor:  # int64, (N,), where the images are
+        "The epoch's permutation of the images, drawn and brought there once."
+        if self._drawn[0] != epoch:
+            drawn = torch.randperm(self.n, generator=generator(self.seed, self.name, "order", epoch))
+            self._drawn = (epoch, _moved(drawn, self.images.device))
+        return self._drawn[1]
+
+    def pixels(self, step: int) -> Tensor:
+        epoch, k = divmod(step, len(self.cut))
+        return self.images[self.order(epoch)[slice(*self.cut[k])]]
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-14
 @dataclass
@@ -153,7 +183,7 @@ class Log:
 # %% ../nbs/04a_loop.ipynb #04a-loop-2624ab
 def belonging(
     identity: Mapping[str, Any],  # The configuration, plain values
-    data: Batches,                # What is learned from
+    data: Feed,                   # What is learned from
     stage: StageConfig,           # Its schedule
     compute: ComputeConfig,       # How it is computed
 ) -> dict[str, Any]:              # Plain values
@@ -161,7 +191,8 @@ def belonging(
     schedule = {f.name: getattr(stage, f.name) for f in fields(StageConfig) if f.name != "save_minutes"}
     treatment = {k: v for k, v in vars(data.data).items() if not k.startswith("augment_")}
     return merge(identity, {"data": dict(treatment, augment=list(data.augmentation)), "seed": data.seed, data.name: schedule,
-                            "compute": vars(compute), "images": digest(dict(images=data.images))[:16]})
+                            "compute": {k: v for k, v in vars(compute).items() if k not in ("workers", "cache_mb")},
+                            "images": data.content})
 
 def _advice(state: Path|None) -> str:
     "What is left of a run that went wrong, and what to do."
@@ -194,20 +225,21 @@ def save_state(
     step: int,                       # Steps done
     log_: Log,                       # The log so far
     identity: Mapping[str, Any],     # What it belongs to, plain values
+    memory: Mapping[str, Any]|None = None,  # What the feed has noticed
 ) -> None:
     "Write the state that `load_state` goes on from. Raises `TrainingError` where it is not worth it, `StorageError`."
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     check_finite(tensors, step, path)
-    save_tensors(path, tensors, "state", dict(step=step, log=vars(log_), identity=dict(identity)))
+    save_tensors(path, tensors, "state", dict(step=step, log=vars(log_), identity=dict(identity), memory=dict(memory or {})))
 
 def load_state(
     path: Path,                      # A file that `save_state` wrote
     module: nn.Module,               # Gets the weights
     optimiser: torch.optim.Adam,     # Gets the moments
     identity: Mapping[str, Any],     # What the state must belong to
-) -> tuple[int, Log]:                # Steps done, log so far
+) -> tuple[int, Log, dict[str, Any]]: # Steps done, log so far, what the feed had noticed
     "Go back to a saved state. Raises `CheckpointError` where it belongs to another configuration."
     tensors, meta = load_tensors(path, "state")
     if diff := differences(meta["identity"], identity):
@@ -222,7 +254,7 @@ def load_state(
         # the fused kernel goes through memory in order: moments must lie as their weights do
         moments.setdefault(i, {})[name] = v if v.ndim == 0 else torch.empty_like(weights[i]).copy_(v)
     optimiser.load_state_dict(dict(state=moments, param_groups=optimiser.state_dict()["param_groups"]))
-    return meta["step"], Log(**meta["log"])
+    return meta["step"], Log(**meta["log"]), meta.get("memory", {})
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-99d578
 def learning_rate(
@@ -260,7 +292,7 @@ def _account(pending: list[Tensor], names: Sequence[str], step: int, notes: Log,
 def fit(
     module: nn.Module,                        # Trained in place, on the device it is on
     losses: Losses,                           # What it learns from
-    data: Batches,                            # The batch of every step
+    data: Feed,                               # The batch of every step
     stage: StageConfig,                       # Schedule
     folder: Path|None = None,                 # Where log and state go: NAME.csv, NAME.state.safetensors; None: nowhere
     identity: Mapping[str, Any]|None = None,  # The configuration a state belongs to, plain values
@@ -272,12 +304,12 @@ def fit(
     if compute.channels_last: module.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], stage.lr,
                                  weight_decay=stage.weight_decay, fused=compute.fused_adam or None)
-    total, each, start, notes = total_steps(len(data.images), stage), len(data.cut), 0, Log()
+    total, each, start, notes = total_steps(data.n, stage), len(data.cut), 0, Log()
     state, table = (folder/f"{data.name}.state.safetensors", folder/f"{data.name}.csv") if folder else (None, None)
     belongs = belonging(identity or {}, data, stage, compute) if folder else {}
     if folder: remove_parts(folder)
     if state and state.exists():
-        start, notes = load_state(state, module, optimiser, belongs)
+        start, notes, data.memory = load_state(state, module, optimiser, belongs)
         log.info("%s: going on at step %d of %d", data.name, start, total)
     pending: list[Tensor] = []
     saved = began = told = time.monotonic()
@@ -297,7 +329,7 @@ def fit(
                 notes.close_epoch(step + 1, time.monotonic() - began); began = time.monotonic()
                 if table: notes.write(table)
             if state and saves:
-                save_state(state, module, optimiser, step + 1, notes, belongs); saved = time.monotonic()
+                save_state(state, module, optimiser, step + 1, notes, belongs, data.memory); saved = time.monotonic()
             if interrupt.pending: raise KeyboardInterrupt
     check_finite(module.state_dict(), total)
     return notes.rows

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--data.image_size=64", "--model.channels=8", "--model.width=8", "--backbone.weights=random", "--distill.steps=2",
-        "--distill.batch_size=4", "--train.steps=3", "--train.batch_size=4", "--device=cpu", "--evaluation.pictures=1"]
 
 
 def tracked():
@@ -69,7 +67,7 @@ def test_sdist_and_wheel(dist):
     wheel, = dist.glob("*.whl")
     assert len(list(dist.glob("*.tar.gz"))) == 1
     names = set(zipfile.ZipFile(wheel).namelist())
-    for f in [*ROOT.glob("mudenet/*.py"), *ROOT.glob("mudenet/configs/*.yaml"), ROOT / "mudenet/py.typed"]:
+    for f in [*ROOT.glob("mudenet/*.py"), *ROOT.glob("mudenet/configs/*.yaml"), *ROOT.glob("mudenet/weights/*"), ROOT / "mudenet/py.typed"]:
         assert f.relative_to(ROOT).as_posix() in names
     assert not [n for n in names if n.startswith(("nbs/", "tests/", "tools/"))]
 
@@ -87,14 +85,18 @@ def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
     code = ("import sys, mudenet; print(mudenet.__file__); from mudenet.cli import main; "
             "from mudenet.synthetic import write_product_line as w; "
             "w('line', size=64, train=8, validation=2, good=2, structural=2, logical=2); sys.exit(main(sys.argv[1:]))")
-    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-002=max", *TINY],
+    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-012=true", "--train.steps=4"],
                        cwd=tmp_path, text=True,
                        capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert r.returncode == 0, r.stdout + r.stderr
     assert r.stdout.splitlines()[0].startswith(str(tmp_path / "site"))
     assert len(list((tmp_path / "out").rglob("record.json"))) == 1
     config, = (tmp_path / "out").rglob("config.yaml")
-    assert "stem_pool: max" in config.read_text()
+    assert "decoder_last_relu: true" in config.read_text()
+    verified = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
+                               "teachers", "verify"], cwd=tmp_path, text=True, capture_output=True,
+                              env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    assert verified.returncode == 0 and [x.split(":")[0] for x in verified.stdout.splitlines()] == ["general", "small"], verified.stderr
     shown = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
                             "assumptions", "check"], cwd=tmp_path, text=True, capture_output=True,
                            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})

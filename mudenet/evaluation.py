@@ -44,7 +44,7 @@ from .training import train, train_identity
 
 # %% auto #0
 __all__ = ['log', 'BENCHMARKS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job', 'images_of',
-           'stage1_items', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure', 'intervals',
+           'stage1_images', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure', 'intervals',
            'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
@@ -157,30 +157,28 @@ def images_of(
     c = job.config.data
     return load_images(getattr(job.category, what), c.image_size, f"reading {what} images", c.interpolation)
 
-def stage1_items(
-    job: Job,                          # Which images: `distill.images`
-) -> tuple[tuple[Item|Path, ...], Path]:  # Images, and the folder that their names are relative to
-    "What T is distilled on, where that is the category or the data set. Raises `DataError` where there is only the category."
-    c, root = job.config, job.category.root
-    if c.distill.images != "dataset" or c.root is None: return job.category.train, root
+def stage1_images(
+    job: Job,                        # Which images: `distill.images`
+) -> tuple[Item, ...]|Corpus:        # Of the category, of the data set, or of a folder without those held out
+    "What T is distilled on. Raises `DataError` where there is nothing but the category, or no image."
+    c = job.config
+    if c.distill.images == "folder": return Corpus.of(str(c.distill.folder)).split(c.distill.folder_holdout)[0]
+    if c.distill.images == "category" or c.root is None: return job.category.train
     if len(names := list_categories(c.root)) < 2:
         raise DataError(f"distill.images='dataset': {c.root} holds one category only. Give the data set's folder with --root "
                         "and the category with --category.")
     categories = [open_category(c.root, name, "auto", c.data.holdout, c.data.holdout_seed) for name in names]
-    return tuple(i for category in categories for i in category.train), c.root
+    return tuple(i for category in categories for i in category.train)
 
 def _sources(job: Job) -> dict[str, tuple[str, str]]:
     "What a run is made from: name → fingerprint, and where it lies. Of a given teacher its own file tells."
     c = job.config
     found = dict(data=(job.data_fingerprint, f"other images than {job.category.root} holds"))
     if c.teacher: return found
-    if c.distill.images == "folder":
-        photographs = Corpus.of(str(c.distill.folder)).fingerprint
-        found["distill_data"] = photographs, f"other images for stage 1 than {c.distill.folder} holds"
-    if c.distill.images == "dataset":
-        items, root = stage1_items(job)
-        files = (i.image if isinstance(i, Item) else i for i in items)
-        found["distill_data"] = fingerprint(files, root), f"other images for stage 1 than {c.distill.folder or c.root} holds"
+    if c.distill.images != "category" and c.root is not None:
+        learned, place = stage1_images(job), c.distill.folder or c.root
+        name = learned.fingerprint if isinstance(learned, Corpus) else fingerprint((i.image for i in learned), c.root)
+        found["distill_data"] = name, f"other images for stage 1 than {place} holds"
     return found | {k: (v, f"another backbone.weights than {c.backbone.weights} holds") for k, v in weights_fingerprint(c).items()}
 
 def _about(job: Job) -> dict[str, Any]:
@@ -220,9 +218,10 @@ def ensure_teacher(
     if images is None: images = images_of(job, "train")
     about = _about(job)
     learned: torch.Tensor|Corpus = images
-    if c.distill.images == "folder": learned = Corpus.of(str(c.distill.folder)).split(c.distill.folder_holdout)[0]
-    if c.distill.images == "dataset":
-        learned = load_images(stage1_items(job)[0], c.data.image_size, "reading images for stage 1", c.data.interpolation)
+    if c.distill.images != "category":
+        found = stage1_images(job)
+        learned = found if isinstance(found, Corpus) else load_images(
+            found, c.data.image_size, "reading images for stage 1", c.data.interpolation)
     if not resume:
         Backbone(c.backbone.name, c.backbone.weights)  # refuses before anything is lost
         _remove_state(job, "distill", "discarded")

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from .config import from_saved
 from .core import DataError, markdown_table, progress
 from .data import Item, read_image
 from .inference import BRANCHES, loudest
@@ -29,7 +30,7 @@ from .metrics import KINDS
 # %% auto #0
 __all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'image_mean',
            'interval_note', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure',
-           'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing', 'report_html']
+           'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing', 'teacher_of', 'report_html']
 
 # %% ../nbs/08a_report.ipynb #08a-report-3a12b8
 @dataclass(frozen=True, kw_only=True)
@@ -406,6 +407,19 @@ def _numbers(record: Mapping[str, Any]) -> str:
                 "AU-sPRO by the highest false positive rate that counts.")
     return "".join(_html_table(head, rows, c) for (head, *rows), c in zip(_tables(record, _COLUMNS), captions))
 
+def teacher_of(
+    record: Mapping[str, Any],  # Of `evaluate`
+) -> str:
+    "Which teacher a record's detector has, and on what it was distilled."
+    given, config = record.get("teacher"), from_saved(record["config"])
+    name, d = config.backbone.name, config.distill
+    if not given:
+        own = {"category": "the category's own training images", "dataset": "those of the data set"}
+        return f"its own, distilled on {own.get(d.images, d.folder)} from {name}"
+    corpus = given.get("corpus")
+    on = f"{corpus['images']} images of {corpus['name']}" if corpus else f"{given.get('dataset')} {given.get('category')}"
+    return f"{given.get('name', 'given')}, distilled on {on} from {name}"
+
 def _provenance(record: Mapping[str, Any]) -> str:
     "What made the numbers, and the whole configuration."
     e, env = html.escape, record["environment"]
@@ -413,7 +427,8 @@ def _provenance(record: Mapping[str, Any]) -> str:
     facts = {"run": record["run"], "seed": record["config"]["seed"],
              **({"made": f"{made['date']}, {made['device']}, {made['threads']} threads"} if "date" in made else {}),
              **{f"seconds of {stage}": f"{s:.0f}" for stage, s in made["seconds"].items()},
-             **({"teacher that was given (SHA-256)": t["digest"]} if (t := record.get("teacher")) else {}),
+             "teacher": teacher_of(record),
+             **({"teacher (SHA-256)": t["digest"]} if (t := record.get("teacher")) else {}),
              "images (fingerprint)": record["data"],
              "detector (SHA-256)": record["detector"],
              "train / validation images": f"{record['splits']['train']} / {record['splits']['validation']}",

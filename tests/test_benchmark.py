@@ -36,10 +36,9 @@ def runs(top, out):
     sizes = dict(size=64, train=10, validation=3, good=4, structural=4, logical=4)
     for name, seed in (("gears", 1), ("fuses", 2)):
         write_product_line(top / "plant" / name, seed=seed, **sizes)
-    base = load_config("demo", tree=dict(
+    base = load_config("tiny", tree=dict(
         dataset="mvtec_loco", category=None, out=str(top / out), device="cpu", data=dict(image_size=64),
-        teacher=None, backbone=dict(name="resnet18", weights="random"), model=dict(channels=8, width=8),
-        distill=dict(steps=20, batch_size=4, lr=0.002),
+        model=dict(channels=8, width=8), distill=dict(steps=20),
         train=dict(steps=60, save_minutes=1e-4), evaluation=dict(pictures=0)))
     configs = [override(base, {"root": str(r), "category": c}) for r, c in choose_categories([top / "plant"])]
     return plan(configs, 1, {"detached": {}, "joint": {"train.detach_autoencoder": False}})

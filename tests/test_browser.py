@@ -167,10 +167,9 @@ def report(tmp_path_factory):
 
     top = tmp_path_factory.mktemp("report")
     line = write_product_line(top / "line", size=64, train=8, validation=2, good=3, structural=3, logical=3)
-    tree = dict(root=str(line), out=str(top / "runs"), device="cpu", teacher=None,
-                backbone=dict(name="resnet18", weights="random"), model=dict(channels=8, width=8),
-                distill=dict(steps=2, batch_size=4), train=dict(steps=3))
-    return run_category(load_config("demo", tree=tree))[0].folder / "report.html"
+    tree = dict(root=str(line), out=str(top / "runs"), device="cpu",
+                model=dict(channels=8, width=8), distill=dict(steps=2), train=dict(steps=3))
+    return run_category(load_config("tiny", tree=tree))[0].folder / "report.html"
 
 
 @pytest.mark.parametrize("size", [(1200, 1000), (390, 800)], ids=["desk", "phone"])

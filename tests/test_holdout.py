@@ -20,7 +20,7 @@ def config(tmp_path_factory):
     tree = dict(root=str(own), out=str(tmp / "runs"), dataset="folder", category=None, data=dict(image_size=64, holdout=0.2),
                 backbone=dict(weights="random"), model=dict(channels=8, width=8),
                 distill=dict(steps=1), train=dict(steps=1))
-    return load_config("demo", tree=tree)
+    return load_config("tiny", tree=tree)
 
 
 def images(items):

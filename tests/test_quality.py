@@ -29,11 +29,9 @@ def one(line, out, variant, seed, steps):
     import torch
 
     torch.set_num_threads(1)
-    tree = dict(root=str(line), out=str(out / variant), device="cpu", seed=seed, teacher=None,
-                backbone=dict(name="resnet18", weights="random"), model=dict(channels=32, width=32, padding="zeros"),
-                distill=dict(steps=200, batch_size=4, lr=0.002), train=dict(steps=steps, schedule="constant"),
-                evaluation=dict(pictures=0), compute=VARIANTS[variant])
-    config = load_config("demo", tree=tree)
+    tree = dict(root=str(line), out=str(out / variant), device="cpu", seed=seed,
+                train=dict(steps=steps), evaluation=dict(pictures=0), compute=VARIANTS[variant])
+    config = load_config("tiny", tree=tree)
     _, record = run_category(config)
     found = {m: record["results"]["all"]["metrics"][m]["value"] for m in METRICS}
     return dict(variant=variant, seed=seed, run=record["run"], compute=portable(config)["compute"], metrics=found)

@@ -16,7 +16,7 @@ from mudenet.config import from_saved
 from mudenet.core import markdown_table, read_records, write_text
 from mudenet.evaluation import results_table
 from mudenet.experiments import departures
-from mudenet.report import interval_note, metrics_table, verdict
+from mudenet.report import interval_note, metrics_table, teacher_of, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"
@@ -124,7 +124,7 @@ def one_run(file: Path, r: Mapping[str, Any], known: set[str]) -> str:
 
 Record: [{file.name}](../nbs/results/{file.name}). Images {r['data']}, detector {r['detector'][:16]}, mudenet {env['mudenet']} at
 commit {env['commit']}, Python {env['python']}, {packages}, {env['system']} {env['machine']}, {env['cpus']} CPUs.
-Statistics and threshold from {held_out(r)}.{doubts}
+Teacher: {teacher_of(r)}. Statistics and threshold from {held_out(r)}.{doubts}
 
 Not as in the paper's configuration: {', '.join(departures(r['config'], r['dataset'])) or 'nothing'}."""
 

@@ -158,7 +158,9 @@ def workers(
     "How many processes read photographs."
     return min(8, max(0, (os.cpu_count() or 1) - 1)) if compute.workers is None else compute.workers
 
-def _undisturbed(worker: int) -> None: signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _undisturbed(worker: int) -> None:
+    "Ctrl-C and a cluster's SIGTERM reach every process of a group; only the main process decides when to end."
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
 
 class CorpusFeed(Feed):
     "Crops of a corpus, read ahead by worker processes."

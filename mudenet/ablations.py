@@ -26,12 +26,12 @@ from .config import Config, differences, override, portable, to_dict
 from .core import (ConfigError, DataError, WeightsError, atomic, digest, fingerprint, new_record, read_meta,
                           write_json)
 from .data import load_masks, normalize
-from .distillation import distillation_loss, level_loss, make_target, stage1_augmentation, teacher_identity
+from .distillation import make_target, stage1_augmentation, teacher_identity
 from .evaluation import SHOWN, Case, Job, calibrate_on, ensure_detector, images_of, measure, open_job, stage1_items
 from .inference import Detector
 from .loop import total_steps
 from .metrics import VERSIONS, bootstrap_draws
-from .training import training_losses
+from .objective import distillation_loss, level_loss, training_losses
 
 # %% auto #0
 __all__ = ['log', 'Variants', 'LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'variants', 'settle', 'shared_teacher', 'Run',
@@ -267,10 +267,10 @@ def validation_losses(
     sums: dict[str, float] = {}
     for batch in images.split(job.config.inference.batch_size):
         x = normalize(batch.to(detector.device))
-        losses = dict(training_losses(detector.model, x, baseline.train))  # one reduction and one set of weights for all
+        losses = dict(training_losses(detector.model(x), baseline.train))  # one reduction and one set of weights for all
         below = [level_loss(m, m.clamp_min(0), baseline.train.loss_reduction) for m in detector.model.teacher(x)]
         losses["negative"] = baseline.train.loss_weights[1]*torch.stack(below).mean()  # LA's floor with a last ReLU
-        if target: losses["distillation"] = distillation_loss(detector.model.teacher, target(x), x, baseline.distill)
+        if target: losses["distillation"] = distillation_loss(detector.model.teacher(x), target(x), baseline.distill)
         for k, v in losses.items(): sums[k] = sums.get(k, 0.0) + float(v)*len(x)
     return {k: sums[k]/len(images) if k in sums else None for k in LOSSES}
 

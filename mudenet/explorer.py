@@ -23,7 +23,8 @@ from .config import Config, InferenceConfig, load_config, override
 from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .evaluation import open_job
-from .inference import BRANCHES, Detector, clamp_parts, fuse, image_scores, load_detector, normalise
+from .inference import Detector, clamp_parts, fuse, image_scores, load_detector, normalise
+from .objective import BRANCHES
 from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, share, tiles
 
 # %% auto #0

@@ -23,7 +23,8 @@ from scipy.special import betaincinv
 
 from .core import DataError, progress
 from .data import Item, read_image
-from .inference import BRANCHES, loudest
+from .inference import loudest
+from .objective import BRANCHES
 
 # %% auto #0
 __all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'clopper_pearson',

@@ -24,15 +24,14 @@ from .config import Config, absolute, differences, override, portable, to_dict
 from .core import (ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint,
                           markdown_table, new_record, write_json)
 from .data import Category, load_masks, normalize
-from .distillation import (Target, distillation_loss, level_loss, make_target, stage1_augmentation,
-                                  teacher_identity)
+from .distillation import Target, make_target, stage1_augmentation, teacher_identity
 from .evaluation import (SHOWN, Case, Job, calibrate_on, ensure_detector, images_of, measure, open_job,
                                 setting_key)
 from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
 from .inference import Detector
 from .intervals import bootstrap_draws, paired_interval
 from .metrics import VERSIONS
-from .training import training_losses
+from .objective import distillation_loss, level_loss, training_losses
 
 # %% auto #0
 __all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'settle', 'Comparison', 'plan',
@@ -231,10 +230,10 @@ def validation_losses(
     sums: dict[str, float] = {}
     for batch in images.split(job.config.inference.batch_size):
         x = normalize(batch.to(detector.device))
-        losses = dict(training_losses(detector.model, x, baseline.train))
+        losses = dict(training_losses(detector.model(x), baseline.train))
         below = [level_loss(m, m.clamp_min(0), baseline.train.loss_reduction) for m in teacher(x)]
         losses["negative"] = weight*torch.stack(below).mean()  # LA's floor with a last ReLU
-        if target: losses["distillation"] = distillation_loss(teacher, target(x), x, baseline.distill)
+        if target: losses["distillation"] = distillation_loss(teacher(x), target(x), baseline.distill)
         for k, v in losses.items(): sums[k] = sums.get(k, 0.0) + float(v)*len(x)
     return {k: sums[k]/len(images) if k in sums else None for k in LOSSES}
 

@@ -28,12 +28,12 @@ from .corpus import Corpus, CorpusFeed
 from .data import normalize
 from .engine import fold, prepared
 from .loop import Batches, Feed, Losses, batches, fit, log
+from .objective import distillation_loss, match_grid
 
 # %% auto #0
-__all__ = ['backbone_names', 'Backbone', 'Target', 'distance', 'mean_distance', 'level_loss', 'match_grid', 'distillation_loss',
-           'make_target', 'stage1_augmentation', 'stage1', 'distill', 'architecture_of_t', 'weights_fingerprint',
-           'teacher_identity', 'save_teacher', 'made_with', 'fill', 'teacher_weights', 'load_teacher', 'explained',
-           'map_statistics']
+__all__ = ['backbone_names', 'Backbone', 'Target', 'make_target', 'stage1_augmentation', 'stage1', 'distill', 'architecture_of_t',
+           'weights_fingerprint', 'teacher_identity', 'save_teacher', 'made_with', 'fill', 'teacher_weights',
+           'load_teacher', 'explained', 'map_statistics']
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-05
 _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -179,71 +179,6 @@ class Target(nn.Module):
         self.mean = mean.float().to(device)[:, None, None]
         self.std = (total[1]/n - mean.square()).clamp_min(1e-12).sqrt().float().to(device)[:, None, None]
 
-# %% ../nbs/05_distillation.ipynb #05-distillation-23
-def distance(
-    a: Tensor,   # (B, C, H, W)
-    b: Tensor,   # The same shape
-) -> Tensor:     # (B, H, W), at least 0
-    "Squared difference summed over channels, at every place; equations 3, 5, 7, 9, 10 and 16."
-    if a.shape != b.shape or a.ndim != 4:
-        raise ValueError(f"need two maps of one shape (B, C, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")
-    return (a.float() - b.float()).square().sum(1)
-
-# %% ../nbs/05_distillation.ipynb #05-distillation-1e995a
-class _MeanDistance(torch.autograd.Function):
-    "Mean of `distance`, and its gradient from the same difference."
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        d = a.float() - b.float()
-        ctx.save_for_backward(d)
-        ctx.types, ctx.places = (a.dtype, b.dtype), d.numel() // d.shape[1]
-        return torch.stack([torch.linalg.vector_norm(one).square() for one in d]).sum() / ctx.places
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor|None, Tensor|None]:
-        d, (a, b) = ctx.saved_tensors[0], ctx.types
-        g = d.mul_(2 * grads[0] / ctx.places)
-        return (g.to(a) if ctx.needs_input_grad[0] else None), (-g.to(b) if ctx.needs_input_grad[1] else None)
-
-def mean_distance(
-    a: Tensor,           # (B, C, H, W)
-    b: Tensor,           # The same shape
-    fused: bool = True,  # One difference map instead of three; its gradient can be taken once
-) -> Tensor:             # Scalar
-    "The mean of `distance` over batch and space."
-    return _MeanDistance.apply(a, b) if fused and a.shape == b.shape else distance(a, b).mean()
-
-# %% ../nbs/05_distillation.ipynb #05-distillation-d7d622
-def level_loss(
-    a: Tensor,           # (B, C, H, W)
-    b: Tensor,           # The same shape
-    reduction: str,      # "sum" or "mean" over channels, "norm": sum over channels and places
-    fused: bool = True,  # See `mean_distance`
-) -> Tensor:             # Scalar
-    "One term of equations 3, 5, 7 and 16: the mean over the batch of a squared distance."
-    scale = dict(sum=1.0, mean=1/a.shape[1], norm=a.shape[2]*a.shape[3])[reduction]
-    return scale * mean_distance(a, b, fused)
-
-# %% ../nbs/05_distillation.ipynb #05-distillation-26
-def match_grid(
-    target: Tensor,         # E, (B, C, h, w)
-    maps: Tensor,           # X^l of T, (B, C, H, W)
-    config: DistillConfig,  # `match` and `interpolation`
-) -> tuple[Tensor, Tensor]: # E and X^l on one grid
-    "Bring target and teacher to one grid."
-    if config.match == "pool": return target, F.avg_pool2d(maps, maps.shape[-1]//target.shape[-1])
-    return F.interpolate(target, size=maps.shape[-2:], mode=config.interpolation), maps
-
-def distillation_loss(
-    teacher: DescriptorNetwork,  # T
-    target: Tensor,              # E of these images
-    images: Tensor,              # Normalised, (B, 3, S, S)
-    config: DistillConfig,
-    fused: bool = True,          # See `mean_distance`
-) -> Tensor:                     # Scalar
-    "Equation 16: the mean over levels of the squared distance to E."
-    return torch.stack([level_loss(*match_grid(target, m, config), config.loss_reduction, fused) for m in teacher(images)]).mean()
-
 # %% ../nbs/05_distillation.ipynb #05-distillation-30
 def _sample(images: Tensor|Corpus, config: Config) -> Iterable[Tensor]:
     "uint8 batches that statistics are taken from: all images of a category, 4096 crops of a corpus at most."
@@ -286,7 +221,7 @@ def stage1(
     fixed = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)] if c.batchnorm == "fixed" else []
     def losses(x: Tensor) -> dict[str, Tensor]:
         for m in fixed: m.eval()
-        return dict(distillation=distillation_loss(teacher, target(x), x, c, config.compute.fused_distance))
+        return dict(distillation=distillation_loss(teacher(x), target(x), c))
     return teacher, prepared(losses, config.compute, device), data
 
 def distill(

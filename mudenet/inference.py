@@ -16,27 +16,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .architecture import Embeddings, MuDeNet
+from .architecture import MuDeNet
 from .config import Config, InferenceConfig, override, portable
 from .core import DataError, load_tensors, pick_device, progress, save_tensors
 from .data import find_images, normalize, read_image, resize_image, to_rgb
-from .distillation import distance, fill, made_with
+from .distillation import fill, made_with
 from .engine import autocast, fold, keep_memory
+from .objective import BRANCHES, raw_scores
 
 # %% auto #0
-__all__ = ['BRANCHES', 'Inputs', 'raw_scores', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse',
-           'clamp_parts', 'image_scores', 'Output', 'Detector', 'calibrate', 'save_detector', 'load_detector',
-           'loudest', 'Prediction', 'stream', 'predict']
-
-# %% ../nbs/07_inference.ipynb #07-inference-05
-BRANCHES = ("structural", "logical")
-
-def raw_scores(
-    e: Embeddings,   # The four networks' maps
-) -> Tensor:         # (B, 2, L, h, w), at least 0
-    "Equations 9 and 10: squared distance of every branch and level."
-    return torch.stack([torch.stack([distance(a, b) for a, b in zip(x, y)], 1)
-                        for x, y in ((e.teacher, e.structural), (e.autoencoder, e.logical))], 1)
+__all__ = ['Inputs', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores',
+           'Output', 'Detector', 'calibrate', 'save_detector', 'load_detector', 'loudest', 'Prediction', 'stream',
+           'predict']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):

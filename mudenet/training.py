@@ -13,31 +13,14 @@ import torch
 from torch import Tensor
 
 from .architecture import DescriptorNetwork, MuDeNet
-from .config import ComputeConfig, Config, TrainConfig, image_treatment, to_dict
+from .config import ComputeConfig, Config, image_treatment, to_dict
 from .core import digest
-from .distillation import level_loss
 from .engine import fold, prepared
 from .loop import Batches, Losses, fit
+from .objective import training_losses
 
 # %% auto #0
-__all__ = ['training_losses', 'with_frozen_teacher', 'train_identity', 'stage2', 'train']
-
-# %% ../nbs/06_training.ipynb #06-training-05
-def training_losses(
-    model: MuDeNet,          # T, S1, A, S2
-    images: Tensor,          # Normalised, (B, 3, S, S)
-    config: TrainConfig,
-    fused: bool = True,      # See `mean_distance`
-) -> dict[str, Tensor]:      # Scalars L1, LA, L2, times their weights: the terms of equation 8
-    "Equations 3, 5 and 7."
-    x = model(images)
-    goal = [m.detach() for m in x.autoencoder] if config.detach_autoencoder else x.autoencoder
-    def over_levels(targets: Any, maps: Any) -> Tensor:
-        return torch.stack([level_loss(t, m, config.loss_reduction, fused) for t, m in zip(targets, maps)]).mean()
-    w1, wa, w2 = config.loss_weights
-    return dict(structural=w1*over_levels(x.teacher, x.structural),
-                autoencoder=wa*over_levels(x.teacher, x.autoencoder),
-                logical=w2*over_levels(goal, x.logical))
+__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'train']
 
 # %% ../nbs/06_training.ipynb #06-training-beb9cc
 def with_frozen_teacher(
@@ -74,7 +57,7 @@ def stage2(
     run = with_frozen_teacher(model.to(device), config.compute)
     data = Batches(images, config.train, seed=config.seed, name="train", data=config.data, device=device,
                    augmentation=config.data.augmentation(category or config.category), cache=config.compute.cache)
-    losses = lambda x: training_losses(run, x, config.train, config.compute.fused_distance)
+    losses = lambda x: training_losses(run(x), config.train)
     return model, prepared(losses, config.compute, device), data
 
 def train(

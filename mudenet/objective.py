@@ -37,7 +37,8 @@ class _MeanDistance(torch.autograd.Function):
         d = a.float() - b.float()
         ctx.save_for_backward(d)
         ctx.types, ctx.places = (a.dtype, b.dtype), d.numel() // d.shape[1]
-        return torch.stack([torch.linalg.vector_norm(one).square() for one in d]).sum() / ctx.places
+        exact = torch.float32 if d.device.type == "mps" else torch.float64  # millions of terms: float32 would lose digits
+        return torch.stack([torch.linalg.vector_norm(one, dtype=exact).square() for one in d]).sum().float() / ctx.places
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor|None, Tensor|None]:

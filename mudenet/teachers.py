@@ -39,6 +39,7 @@ class Card:
     date: str                              # When it was made, YYYY-MM-DD
     about: dict[str, Any]                  # From the file: images, fingerprint, loss, explained shares, versions
     config: dict[str, Any]                 # From the file: model, data, backbone, distill as far as they made it
+    note: str = ""                         # What else one should know
 
     def summary(self) -> dict[str, str]:
         "Field → text, in the order in which people ask."
@@ -49,7 +50,7 @@ class Card:
                     schedule=f"{d['steps'] or 'all'} steps of {d['batch_size']} crops at {self.config['data']['image_size']} px",
                     loss=f"{self.about['loss']:.1f} of {m['channels']}",
                     explained=", ".join(f"{100*v:.0f} %" for v in shares) + " of E by level, on photographs held out",
-                    licence=self.licence, made=self.date, digest=self.sha256[:16])
+                    licence=self.licence, made=self.date, digest=self.sha256[:16], note=self.note or "–")
 
 def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -176,6 +176,23 @@ class Detector(nn.Module):
         "Always in evaluation mode: a detector has learned."
         return super().train(False)
 
+    def save(self, path: str|Path) -> Path:
+        "Write it as one safetensors file; see `save_detector`."
+        return save_detector(path, self)
+
+    @staticmethod
+    def load(path: str|Path, device: str = "auto", inference: dict[str, Any]|None = None) -> Detector:
+        "Read a file of `save`, or a run's folder; see `load_detector`."
+        return load_detector(path, device, inference)
+
+    def stream(self, inputs: Inputs, without: str|Path|None = None) -> Iterator[Prediction]:
+        "Predictions one after the other, nothing is kept; see `stream`."
+        return stream(self, inputs, without)
+
+    def predict(self, inputs: Inputs, without: str|Path|None = None) -> list[Prediction]:
+        "Predictions of a folder, a file, an image, an array, or a list of them; see `predict`."
+        return predict(self, inputs, without)
+
 # %% ../nbs/07_inference.ipynb #07-inference-21
 @torch.inference_mode()
 def calibrate(
@@ -296,8 +313,3 @@ def predict(
 ) -> list[Prediction]:
     "Predictions for images, in their order (files by name)."
     return list(stream(detector, inputs, without))
-
-# %% ../nbs/07_inference.ipynb #07-inference-28
-Detector.save = lambda self, path: save_detector(path, self)  # type: ignore[attr-defined]
-Detector.load = staticmethod(load_detector)                   # type: ignore[attr-defined]
-Detector.predict = predict                                    # type: ignore[attr-defined]

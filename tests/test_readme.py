@@ -96,6 +96,16 @@ def test_python_example(my_parts):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="provenance is judged by the history")
+def test_python_example_has_types(tmp_path):
+    """A user's strict type checker accepts the example, and knows what comes out of it."""
+    code = re.search(r"^```python\n(.*?)^```", README, re.M | re.S)[1]
+    (tmp_path / "mine.py").write_text(code + "\nwrong: int = detector.predict('x')[0].name\n", encoding="utf-8")
+    r = subprocess.run([sys.executable, "-m", "mypy", "--strict", "mine.py"], cwd=tmp_path, capture_output=True, text=True,
+                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+    errors = [line for line in r.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == 1 and "str" in errors[0] and "assignment" in errors[0], r.stdout + r.stderr
+
+
 def test_results_are_those_of_the_records():
     r = subprocess.run([sys.executable, "tools/update_pages.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr

@@ -57,8 +57,9 @@ def test_every_switch_can_be_ablated(tmp_path):
         write_product_line(tmp_path/"data"/name, seed=seed, size=64, train=2, validation=1, good=2, structural=1, logical=1)
     tree = dict(root=str(tmp_path/"data"), out=str(tmp_path/"runs"), dataset="mvtec_loco", category="one",
                 data=dict(augment=["hflip", "rotate", "jitter"]))
-    given = {"A-023": dict(distill=dict(images="folder", folder=str(tmp_path/"data"/"two"/"train")))}
-    configs = {a: load_config(tree={**tree, **given.get(a, {})}) for a in ("", "A-023")}
+    folder = dict(distill=dict(images="folder", folder=str(tmp_path/"data"/"two"/"train")))
+    given = {"A-023": folder, "A-046": folder, "A-047": folder}
+    configs = {a: load_config(tree={**tree, **given.get(a, {})}) for a in ("", *given)}
     for e in read_register():
         if e.field:
             kept, left = settle(configs[e.id if e.id in given else ""], variants(e.id), e.id)

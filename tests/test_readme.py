@@ -66,7 +66,9 @@ def test_a_second_run_is_listed_and_not_mixed_up(my_parts):
 def test_inline_commands(my_parts):
     """Those within a sentence: run at toy size, or read by the parser where they would want a cluster or a file."""
     assert set(re.findall(r"`(mudenet [a-zA-Z][^`]*)`", README)) == {
-        "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH"}
+        "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH",
+        "mudenet teachers"}
+    assert shell("mudenet teachers", my_parts).startswith("general")
     shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
     shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
     assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))

@@ -292,7 +292,7 @@ class ComputeConfig:
     fold: bool = True
     "Merge the BatchNorm of frozen networks (backbone, T in stage 2, all four at inference) into their convolutions."
     fused_distance: bool = True
-    "Compute a loss and its gradient from one difference map instead of three maps."
+    "Without effect: a loss and its gradient always come from one difference map. Kept for configurations on file."
     fused_adam: bool = True
     "PyTorch's fused Adam; a loss that is not finite then skips the step on the device itself."
     keep_memory: bool = True

@@ -75,8 +75,9 @@ def test_inline_commands(my_parts):
     assert "| mvtec_ad | cable | 1 |" in shell(f"mudenet benchmark --root mvtec --seeds 1 --out table {TINY}", my_parts)
     assert "--train.epochs" in shell("mudenet train --help", my_parts)
     options = re.findall(r"`(--[^`]+)`", README)
-    assert set(options) == {"--backbone.weights PATH", "--ray auto"}
-    for command, option in zip(("train", "benchmark"), options):
+    assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none"}
+    for option in options:
+        command = "benchmark" if "--ray" in option else "train"
         make_parser(command).parse_args([command, "--root", "mvtec", *option.split()], defaults=False)
 
 

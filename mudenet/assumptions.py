@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 
 import mudenet
-from .core import ConfigError, DataError, WeightsError, did_you_mean, write_text
+from .core import ConfigError, DataError, WeightsError, did_you_mean, markdown_table, write_text
 
 # %% auto #0
 __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
@@ -480,11 +480,6 @@ def _signed(points: float) -> str:
     text = f"{points:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
-def _rows(*rows: Sequence[str]) -> str:
-    "A Markdown table, the first row its head; numbers to the right of a first column of text."
-    rule = ("---", *["--:"]*(len(rows[0]) - 1))
-    return "\n".join("| " + " | ".join(r) + " |" for r in (rows[0], rule, *rows[1:]))
-
 def _ablation(root: Path, name: str) -> dict[str, Any]:
     "A record of `mudenet ablate`, by the name of its file."
     r = json.loads((root/"nbs"/"results"/f"{name}.json").read_text(encoding="utf-8"))
@@ -508,7 +503,7 @@ def _differences(root: Path, name: str) -> str:
         return f"{_difference(root, name, v, m)}; {seeds}"
     names = [m for m in _METRICS if m in r["differences"][others[0]]]
     head = (f"points against {first} (95 % interval); each seed", *(_METRICS[m] for m in names))
-    return _rows(head, *((v, *(cell(v, m) for m in names)) for v in others))
+    return markdown_table(head, [(v, *(cell(v, m) for m in names)) for v in others])
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b04
 def _loss(root: Path, name: str, variant: str, loss: str) -> str:
@@ -522,7 +517,7 @@ def _losses(root: Path, name: str) -> str:
     r = _ablation(root, name)
     names = [k for k in _LOSSES if all(run["losses"].get(k) is not None for run in r["runs"])]
     rows = [(v, *(_loss(root, name, v, k) for k in names)) for v in r["variants"]]
-    return _rows(("on held-out nominal images", *(_LOSSES[k] for k in names)), *rows)
+    return markdown_table(["on held-out nominal images", *(_LOSSES[k] for k in names)], rows)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b14
 def _scope(root: Path, name: str) -> str:
@@ -544,7 +539,7 @@ def _reproduction(root: Path, *rows: str) -> str:
         if "change" in row: return ["–" if v is None else _signed(v) for v in row["change"]]
         return ["–" if v is None else f"{v:.1f}" for v in row["values"]]
     head = ("independent reproduction, MVTec AD cable (%)", "image AUROC", "pixel AUROC", "PRO")
-    return _rows(head, *((table[r]["what"], *cells(table[r])) for r in rows))
+    return markdown_table(head, [(table[r]["what"], *cells(table[r])) for r in rows])
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b15
 @lru_cache
@@ -572,7 +567,7 @@ def _cost(root: Path) -> str:
         parameters, total = parameters + times*n, total + times*gmac
         rows.append((what, f"{n:,}", f"{gmac:.3f}"))
     whole = ("T + S1 + S2 + A, a full forward pass", f"{parameters:,}", f"{total:.2f}")
-    return _rows(("Part", "Parameters", "GMAC"), *rows, whole)
+    return markdown_table(["Part", "Parameters", "GMAC"], [*rows, whole])
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b06
 _MARK = re.compile(r"(?P<open><!-- read: (?P<what>[^>]+?) -->)(?P<shown>.*?)(?P<close><!-- end -->)", re.S)

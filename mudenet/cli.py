@@ -82,6 +82,7 @@ def configure(
         check_category(name, tree["root"], tree.get("category"))
     base = base or (name if name in shipped() else None)
     config = load_config(base, [file] if file else [], {**given, **({"dataset": tree["dataset"]} if "dataset" in tree else {})})
+    if config.teacher is None: return config
     from mudenet.evaluation import with_teacher
     return with_teacher(config, tree)
 

@@ -99,6 +99,11 @@ class Job:
         "Names and contents of the training and validation images."
         return fingerprint((i.image for i in (*self.category.train, *self.category.validation)), self.category.root)
 
+    @cached_property
+    def learned(self) -> tuple[Item, ...]|Corpus:
+        "What T is distilled on, listed once: a folder may hold a million photographs."
+        return stage1_images(self)
+
 def with_teacher(
     config: Config,                       # With `teacher`, or without
     said: Mapping[str, Any]|None = None,  # What was asked for, nested; default: every field that has not its default
@@ -176,7 +181,7 @@ def _sources(job: Job) -> dict[str, tuple[str, str]]:
     found = dict(data=(job.data_fingerprint, f"other images than {job.category.root} holds"))
     if c.teacher: return found
     if c.distill.images != "category" and c.root is not None:
-        learned, place = stage1_images(job), c.distill.folder or c.root
+        learned, place = job.learned, c.distill.folder or c.root
         name = learned.fingerprint if isinstance(learned, Corpus) else fingerprint((i.image for i in learned), c.root)
         found["distill_data"] = name, f"other images for stage 1 than {place} holds"
     return found | {k: (v, f"another backbone.weights than {c.backbone.weights} holds") for k, v in weights_fingerprint(c).items()}
@@ -219,7 +224,7 @@ def ensure_teacher(
     about = _about(job)
     learned: torch.Tensor|Corpus = images
     if c.distill.images != "category":
-        found = stage1_images(job)
+        found = job.learned
         learned = found if isinstance(found, Corpus) else load_images(
             found, c.data.image_size, "reading images for stage 1", c.data.interpolation)
     if not resume:

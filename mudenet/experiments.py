@@ -30,8 +30,7 @@ from .config import Config, absolute, differences, load_config, override, portab
 from .core import (CheckpointError, ConfigError, DataError, DeviceError, MudenetError, fingerprint,
                           load_tensors, pick_device, read_meta, rng, save_tensors)
 from .distillation import distill, load_teacher, teacher_identity
-from .evaluation import (Job, _check_sources, ensure_detector, evaluate, open_job, recognise_dataset,
-                                stage1_images)
+from .evaluation import (Job, _check_sources, ensure_detector, evaluate, open_job, recognise_dataset)
 from .inference import Detector, calibrate
 from .loop import log, total_steps
 from .metrics import VERSIONS
@@ -215,7 +214,7 @@ def _saved_step(job: Job, stage: str) -> int:
 def _counted(run: R, job: Job) -> R:
     "The run with what is left of it."
     c, category = job.config, job.category
-    learned = 0 if c.teacher else len(stage1_images(job))
+    learned = 0 if c.teacher else len(job.learned)
     own = len(category.train) + len(category.validation) + len(category.test)
     looked = own if c.inference.statistics_images == "train" else own - len(category.train)
     run = replace(run, images=looked, held=own + learned*(c.distill.images != "category"), saved=True)

@@ -178,6 +178,9 @@ class MuDeNet(nn.Module):
         with seeded(seed, "weights", "A"): self.autoencoder = Autoencoder(config, image_size)
         with seeded(seed, "weights", "S2"): self.logical = DescriptorNetwork(config)
         self.teacher.requires_grad_(False)
+        self.centre: Tensor|None
+        levels, side = len(config.depths), image_size//2
+        self.register_buffer("centre", torch.zeros(levels, config.channels, side, side) if config.centre == "place" else None)
         self.train()
 
     def train(self, mode: bool = True) -> MuDeNet:
@@ -188,4 +191,13 @@ class MuDeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Embeddings:
         with torch.no_grad(): teacher = self.teacher(images)
-        return Embeddings(teacher, self.structural(images), self.autoencoder(images), self.logical(images))
+        ours = self.structural(images), self.autoencoder(images), self.logical(images)
+        return Embeddings(teacher, *map(self.around_centre, ours))
+
+    def around_centre(
+        self,
+        maps: tuple[Tensor, ...],  # Of S1, A or S2, L tensors (B, C, S/2, S/2)
+    ) -> tuple[Tensor, ...]:       # The same shapes
+        "What a network says of a place is added to what T says there on average (A-048)."
+        if self.centre is None: return maps
+        return tuple(m + c for m, c in zip(maps, self.centre))

@@ -141,6 +141,8 @@ class ModelConfig:
     "A adapts to the image size, or stays figure 3's network for 256 pixels and its input and maps are resized (A-028)."
     decoder_last_relu: bool = False
     "Whether the decoders end in a ReLU (A-012)."
+    centre: Literal["none", "place"] = "none"
+    "What S1, A and S2 add their maps to: nothing, or T's mean map over the nominal images, place by place (A-048)."
 
     def __post_init__(self):
         _positive("model", self, "channels", "latent", "width")
@@ -149,6 +151,11 @@ class ModelConfig:
                  f"must have as many numbers as model.depths={self.depths}.")
         _require(all(k > 0 and k % 2 for k in self.kernels), "model.kernels", self.kernels, "must be odd (A-001).")
         _require(all(w > 0 for w in self.encoder_widths), "model.encoder_widths", self.encoder_widths, "must be above 0.")
+        if self.centre == "place":
+            _require(self.projection == "bare", "model.projection", self.projection,
+                     "cannot begin at 0, as model.centre='place' needs; leave it bare.")
+            _require(not self.decoder_last_relu, "model.decoder_last_relu", self.decoder_last_relu,
+                     "would never leave the 0 at which model.centre='place' begins.")
 
 # %% ../nbs/01_config.ipynb #01-config-13
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +180,8 @@ class StageConfig:
 
     def __post_init__(self):
         p = self._prefix()
-        _positive(p, self, "epochs", "steps", "lr", "save_minutes")
+        _positive(p, self, "epochs", "lr", "save_minutes")
+        _require(self.steps is None or self.steps >= 0, f"{p}.steps", self.steps, "must not be negative.")
         _require(self.batch_size >= 2, f"{p}.batch_size", self.batch_size, "must be at least 2: BatchNorm needs company.")
         _require(self.weight_decay >= 0, f"{p}.weight_decay", self.weight_decay, "must not be negative.")
 
@@ -225,6 +233,8 @@ class TrainConfig(StageConfig):
     "Whether L2 teaches S2 only (true) or reaches back into A (A-014)."
     loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     "Weights of L1, LA and L2 in equation 8 (A-032)."
+    whiten: bool = False
+    "Whether T's maps are whitened over the nominal images, so that equations 3 to 10 measure Mahalanobis distances (A-049)."
 
     def __post_init__(self):
         super().__post_init__()
@@ -352,6 +362,9 @@ class Config:
         bare = m.block == "no_bn" and m.stem != "bn_relu" and m.projection == "bare"
         _require(not bare or self.distill.batchnorm == "running", "distill.batchnorm", self.distill.batchnorm,
                  "is for a teacher with BatchNorm; model.block='no_bn' leaves none.")
+        _require(self.distill.steps != 0, "distill.steps", 0, "teaches nothing; with --teacher there is no stage 1.")
+        _require(self.train.steps != 0 or m.centre == "place", "train.steps", 0,
+                 "leaves students that know nothing, but for model.centre='place'.")
 
 # %% ../nbs/01_config.ipynb #01-config-23
 def field_names(

@@ -18,6 +18,7 @@ from .core import digest
 from .engine import fold, prepared
 from .loop import Batches, Losses, fit
 from .objective import training_losses
+from .start import begin
 
 # %% auto #0
 __all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'train']
@@ -52,9 +53,9 @@ def stage2(
     device: torch.device|str = "cpu",   # Where to learn
 ) -> tuple[MuDeNet, Losses, Batches]:   # For `fit`: the model, what it learns from, the batch of every step
     "What stage 2 trains, computed as `config.compute` says."
-    model = MuDeNet(config.model, config.data.image_size, config.seed)
-    model.teacher.load_state_dict(teacher.state_dict())
-    run = with_frozen_teacher(model.to(device), config.compute)
+    model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
+    begin(model, teacher, images, config.train.whiten, device)
+    run = with_frozen_teacher(model, config.compute)
     data = Batches(images, config.train, seed=config.seed, name="train", data=config.data, device=device,
                    augmentation=config.data.augmentation(category or config.category), cache=config.compute.cache)
     losses = lambda x: training_losses(run(x), config.train)

@@ -29,8 +29,9 @@ from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, 
                           read_meta, write_json, write_text)
 
 # %% auto #0
-__all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_data', 'run_demo',
-           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser', 'main']
+__all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_data',
+           'run_demo', 'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser',
+           'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ def _add_assume(parser: Parser) -> None:
     parser.add_argument("--assume", action="append", type=str, metavar="A-NNN=VALUE",
                         help="Another reading of the paper, e.g. A-002=max; may be repeated. See mudenet assumptions.")
 
+def own_preset(
+    device: str,  # As configured
+) -> str:         # "paper" or "fast"
+    "What a folder of one's own begins with: the paper's setting wants a GPU."
+    return "fast" if pick_device(device).type == "cpu" else "paper"
+
 def configure(
     given: Mapping[str, Any],   # Nested values of single options
     file: str|None = None,      # --config
@@ -81,6 +88,7 @@ def configure(
         from mudenet.evaluation import check_category
         check_category(name, tree["root"], tree.get("category"))
     base = base or (name if name in shipped() else None)
+    if name == "folder" and "preset" not in tree: given = {**given, "preset": own_preset(tree.get("device", "auto"))}
     config = load_config(base, [file] if file else [], {**given, **({"dataset": tree["dataset"]} if "dataset" in tree else {})})
     if config.teacher is None: return config
     from mudenet.evaluation import with_teacher
@@ -122,12 +130,16 @@ def _called(teacher: str) -> str:
     from mudenet.teachers import teacher_name
     return teacher_name(teacher)
 
+_OTHER_PRESET = dict(fast=" (minutes on a CPU; --preset paper trains the paper's networks on its schedule)",
+                     paper=" (hours on a GPU; --preset fast trains within minutes on a CPU)")
+
 def _job_note(job: Job) -> str:
     "What is about to be trained, and how: the parts that were recognised rather than said."
     c, n = job.config, job.category
     given = f", teacher {_called(c.teacher)} ({c.backbone.name}, {c.backbone.weights})" if c.teacher else ""
     return (f"{c.dataset} {n.name}: {len(n.train)} images to train on, {len(n.validation)} for statistics; "
-            f"augmentation {', '.join(c.data.augmentation(c.category)) or 'none'}{given}; results in {job.folder}")
+            f"augmentation {', '.join(c.data.augmentation(c.category)) or 'none'}{given}; preset {c.preset}"
+            f"{_OTHER_PRESET[c.preset]}; results in {job.folder}")
 
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."

@@ -340,6 +340,8 @@ class Config:
     "auto, cpu, cuda, cuda:1, mps."
     teacher: str|None = None
     "Used instead of stage 1: general, small, another name of `mudenet teachers list`, auto (one that fits), a file; none: distil."
+    preset: Literal["paper", "fast"] = "paper"
+    "What the fields below begin with: the paper's setting, or one that trains within minutes on a CPU."
     data: DataConfig = field(default_factory=DataConfig)
     "What the networks see."
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -517,6 +519,8 @@ def load_config(
     if name is not None:
         if name not in shipped(): raise ConfigError(f"no shipped configuration {name!r}. {did_you_mean(name, shipped())}")
         layers.append(read_yaml(_configs() / f"{name}.yaml"))
+    asked = merge(*layers, *map(read_yaml, files), tree or {}).get("preset", "paper")
+    if asked in shipped(): layers.append(read_yaml(_configs() / f"{asked}.yaml"))
     for f in files:
         layers.append(one := read_yaml(f))
         try: from_dict(one)
@@ -557,7 +561,7 @@ def absolute(
                                distill=distill)
 
 # %% ../nbs/01_config.ipynb #01-config-42
-_NOT_IN_KEY = ("dataset", "root", "category", "out", "seed", "device", "teacher", "inference", "evaluation", "compute")
+_NOT_IN_KEY = ("dataset", "root", "category", "out", "seed", "device", "teacher", "preset", "inference", "evaluation", "compute")
 
 def image_treatment(
     config: Config,                        # A configuration

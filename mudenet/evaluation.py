@@ -32,7 +32,7 @@ from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, im
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
 from .corpus import Corpus
-from .distillation import (Backbone, distill, load_teacher, made_with, save_teacher, teacher_identity,
+from .distillation import (Backbone, architecture_of_t, distill, load_teacher, made_with, save_teacher, teacher_identity,
                                   teacher_weights, weights_fingerprint)
 from .inference import Detector, calibrate, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
@@ -120,6 +120,9 @@ def with_teacher(
     if diff := differences(against, {k: {n: here[k][n] for n in against[k]} for k in against}):
         raise CheckpointError(f"the teacher {config.teacher} was made otherwise: {'; '.join(diff)}. Leave these out, the teacher's "
                               "own values are what is recorded; or distil a new teacher (leave --teacher out).")
+    if said is not None and config.preset == "fast":  # the preset's widths are those of its own teacher; another one brings its own
+        fits = architecture_of_t(made_with(config.teacher, read_meta(config.teacher, "teacher")))["model"]
+        own["model"] = {n: v for n, v in fits.items() if n not in asked.get("model", {})}
     return from_dict(merge(to_dict(config), own))
 
 def _check_split(job: Job, teacher: str, split: Callable[[float, int], Category]) -> None:

@@ -41,7 +41,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={cfg["lib_path"]: ["configs/*.yaml", "weights/*", "py.typed"]},
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={e: shlex.split(cfg[f"{e}_requirements"]) for e in ("dev", "explorer", "ray")},
+    extras_require={e: shlex.split(cfg[f"{e}_requirements"]) for e in ("dev", "explorer", "ray", "export", "openvino", "serve")},
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         # lets nbdev turn `names in backticks` into links to their documentation

@@ -29,15 +29,16 @@ from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, 
                           read_meta, write_json, write_text)
 
 # %% auto #0
-__all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_data', 'run_demo',
-           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser', 'main']
+__all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_export', 'run_data',
+           'run_demo', 'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser',
+           'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
     import numpy as np
 
     from mudenet.evaluation import Job
-    from mudenet.inference import Prediction
+    from mudenet.images import Prediction
 
 # %% ../nbs/11_cli.ipynb #11-cli-653d62
 log = logging.getLogger("mudenet")
@@ -210,7 +211,7 @@ def _predict_parser() -> Parser:
 
 def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures: bool) -> None:
     from PIL import Image
-    from mudenet.data import read_image
+    from mudenet.images import read_image
     from mudenet.report import heat
     if maps:
         with atomic(out/"maps"/f"{p.name}.tiff") as f: Image.fromarray(p.map).save(f, "TIFF")
@@ -223,7 +224,7 @@ def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures
 
 def _to_score(images: Path, out: Path) -> dict[Path, str]:
     "Image files and what they are called; what an earlier call wrote to `out` is left out. Raises `DataError` if there is none."
-    from mudenet.data import find_images
+    from mudenet.images import find_images
     if not images.exists(): raise DataError(f"{images}: there is no such file or folder.")
     if not images.is_dir(): return {images: images.name}
     written = [(out/part).resolve() for part in ("maps", "pictures")]
@@ -233,7 +234,7 @@ def _to_score(images: Path, out: Path) -> dict[Path, str]:
 
 def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]) -> Iterator[np.ndarray]:
     "The pixels of each file in turn, noted in `read`; a file that cannot be read is noted in `bad`, with the reason."
-    from mudenet.data import read_image
+    from mudenet.images import read_image
     for f in files:
         try: pixels = read_image(f)
         except DataError as e: bad[f] = str(e)
@@ -261,6 +262,37 @@ def run_predict(args: Namespace) -> None:
               f"{write_text(out/'predictions.csv', text.getvalue())}")
     if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *list(bad.values())[:20],
                                        *["… (all of them are in predictions.csv)"]*(len(bad) > 20)]))
+
+# %% ../nbs/11_cli.ipynb #c0d90491
+def _export_parser() -> Parser:
+    parser = Parser(allow_abbrev=False, description="Write a detector as one file, from pixels to decision, and compare the two.")
+    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    parser.add_argument("--to", choices=["onnx", "openvino", "pt2"], default="onnx",
+                        help="onnx: ONNX Runtime and others; openvino: .xml and .bin; pt2: torch.export.")
+    parser.add_argument("--out", type=str, help="File to write; default: detector.onnx, .xml or .pt2 in the run's folder.")
+    parser.add_argument("--force", action="store_true", help="Write it though it does not agree; its metadata then say so.")
+    return parser
+
+def _images_at_hand(run: Path, split: str, most: int|None = None) -> list[np.ndarray]:
+    "A run's own images, spread over the split, as far as its folder can be read here."
+    from mudenet.images import read_image
+    try: items = getattr(_evaluated(run, {})[0].category, split)
+    except MudenetError as e:
+        log.info("compared on drawn pictures only: %s", str(e).splitlines()[0])
+        return []
+    step = 1 if most is None else max(1, len(items)//most)
+    return [read_image(i.image) for i in items[::step][:most]]
+
+def run_export(args: Namespace) -> None:
+    "Trace, write, compare."
+    from mudenet.export import SUFFIX, export_detector
+    from mudenet.inference import load_detector
+    run = _find_run(args.run)
+    out = Path(args.get("out") or (run if run.is_dir() else run.parent)/f"detector{SUFFIX[args.to]}")
+    found = export_detector(load_detector(run, "cpu"), out, args.to, _images_at_hand(run, "test", 40), args.force)
+    agrees = "; ".join(found["faults"]) or "agrees"
+    print(f"exported: {out}\n{agrees} on {found['images']} images: maps within {found['map']:.1e} of their range, scores within "
+          f"{found['score']:.1e}, {found['labels']} decisions differ")
 
 # %% ../nbs/11_cli.ipynb #11-cli-14
 def _data_parser() -> Parser:
@@ -502,6 +534,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     teachers=("teachers by name: list, show one, check all, add one", _teachers_parser, run_teachers),
     evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
     predict=("score images with a detector", _predict_parser, run_predict),
+    export=("write a detector as one file for a process without PyTorch", _export_parser, run_export),
     data=("look at a data set, check it, or draw the product line", _data_parser, run_data),
     assumptions=("what the paper leaves open: list, show an entry, check the register", _assumptions_parser, run_assumptions),
     benchmark=("all categories with several seeds, and the table", _benchmark_parser, run_benchmark),

@@ -39,7 +39,7 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["configs/*.yaml", "weights/*", "py.typed"]},
+    package_data={cfg["lib_path"]: ["configs/*.yaml", "weights/*", "py.typed", "serve.html"]},
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={e: shlex.split(cfg[f"{e}_requirements"]) for e in ("dev", "explorer", "ray", "export", "openvino", "serve")},
     entry_points={

@@ -29,9 +29,9 @@ from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, 
                           read_meta, write_json, write_text)
 
 # %% auto #0
-__all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_export', 'run_data',
-           'run_demo', 'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser',
-           'main']
+__all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_export', 'run_watch',
+           'run_serve', 'run_data', 'run_demo', 'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate',
+           'run_benchmark', 'make_parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
@@ -294,6 +294,30 @@ def run_export(args: Namespace) -> None:
     print(f"exported: {out}\n{agrees} on {found['images']} images: maps within {found['map']:.1e} of their range, scores within "
           f"{found['score']:.1e}, {found['labels']} decisions differ")
 
+# %% ../nbs/11_cli.ipynb #28c7d822
+def _watch_parser() -> Parser:
+    from mudenet.watch import watch_arguments
+    parser = Parser(allow_abbrev=False, description="Score every image that appears in a folder, once, until interrupted.")
+    watch_arguments(parser)
+    return parser
+
+def _serve_parser() -> Parser:
+    from mudenet.serve import serve_arguments
+    parser = Parser(allow_abbrev=False, description="Answer over HTTP: an image in, score and decision out; a page at /.")
+    serve_arguments(parser)
+    return parser
+
+def run_watch(args: Namespace) -> None:
+    "See `watch`."
+    from mudenet.watch import run_watch as run
+    args.detector = str(_find_run(args.detector))
+    run(args)
+
+def run_serve(args: Namespace) -> None:
+    "See `serve`."
+    from mudenet.serve import run_serve as run
+    run(args)
+
 # %% ../nbs/11_cli.ipynb #11-cli-14
 def _data_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Look at a data set, check every file of it, or draw the product line.")
@@ -535,6 +559,8 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
     predict=("score images with a detector", _predict_parser, run_predict),
     export=("write a detector as one file for a process without PyTorch", _export_parser, run_export),
+    watch=("score every image that appears in a folder", _watch_parser, run_watch),
+    serve=("answer over HTTP, with a page to drop images on", _serve_parser, run_serve),
     data=("look at a data set, check it, or draw the product line", _data_parser, run_data),
     assumptions=("what the paper leaves open: list, show an entry, check the register", _assumptions_parser, run_assumptions),
     benchmark=("all categories with several seeds, and the table", _benchmark_parser, run_benchmark),
@@ -568,7 +594,7 @@ def main(
     there = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if there else None  # as Ctrl-C: what is half-written is removed
     try:
-        args = make_parser(chosen).parse_args(argv, defaults=chosen in ("predict", "data"))
+        args = make_parser(chosen).parse_args(argv, defaults=chosen in ("predict", "export", "watch", "serve", "data"))
         COMMANDS[args.command][2](args[args.command])
     except MudenetError as e:
         print(f"mudenet: error: {e}", file=sys.stderr)

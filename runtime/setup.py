@@ -32,9 +32,10 @@ setup(
     packages=[cfg["lib_path"]],
     package_dir={cfg["lib_path"]: f"../{cfg['lib_path']}"},
     include_package_data=False,
-    package_data={cfg["lib_path"]: ["py.typed"]},
+    package_data={cfg["lib_path"]: ["py.typed", "serve.html"]},
     install_requires=shlex.split(cfg["runtime_requirements"]),
     extras_require={e: shlex.split(cfg[f"{e}_requirements"]) for e in ("openvino", "serve")},
     cmdclass={"build_py": some_modules},
+    entry_points={"console_scripts": [f"{cfg['lib_name']}={cfg['lib_path']}.line:main"]},
     zip_safe=False,
 )

@@ -1,17 +1,12 @@
 """The exported file answers as the detector does, in every engine that is installed, and in an environment without PyTorch."""
+import configparser
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import zipfile
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bare import Bare
 from PIL import Image
 
 from mudenet import export as ex
@@ -166,56 +161,13 @@ def test_a_file_that_disagrees_is_refused(detector, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- without PyTorch
 
 
-def closure(*required):
-    """Folders and files that distributions and what they require have in site-packages."""
-    todo, seen = list(required), {}
-    while todo:
-        requirement = todo.pop()
-        name = re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
-        if name in seen or "extra ==" in requirement:
-            continue
-        dist = metadata.distribution(name)
-        tops = {f.parts[0] for f in dist.files or () if f.parts[0] not in ("..", "__pycache__")}
-        seen[name] = {Path(str(dist.locate_file(t))) for t in tops}
-        todo += dist.requires or ()
-    return set().union(*seen.values())
-
-
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """mudenet-runtime's wheel with what it requires, and nothing else that is installed here."""
     need("onnx")
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    top = tmp_path_factory.mktemp("bare")
-    listed = subprocess.run(["git", "ls-files", "-z", "mudenet", "runtime", "settings.ini"], cwd=ROOT, text=True,
-                            capture_output=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        (top / "src" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, top / "src" / name)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(top), str(top / "src" / "runtime")]
-    r = subprocess.run(build, capture_output=True, text=True)
-    assert r.returncode == 0, r.stdout + r.stderr
-    wheel, = top.glob("*.whl")
-    site = top / "site"
-    with zipfile.ZipFile(wheel) as z:
-        z.extractall(site)
-    own, = (d for d in metadata.distributions(path=[str(site)]) if d.name == "mudenet-runtime")
-    for path in closure(*own.requires or ()):
-        if not (site / path.name).exists():
-            (site / path.name).symlink_to(path)
-
-    def python(*argv, **how):
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OMP"))} | {"PYTHONPATH": str(site)}
-        return subprocess.run([sys.executable, "-S", *map(str, argv)], env=env, text=True, capture_output=True, cwd=top, **how)
-
-    python.site, python.top = site, top
-    return python
+    return Bare(tmp_path_factory.mktemp("bare"))
 
 
 def test_the_wheel_holds_what_it_names(bare):
-    import configparser
-
     ini = configparser.ConfigParser(delimiters=["="])
     ini.read(ROOT / "settings.ini", encoding="utf-8")
     assert sorted(p.stem for p in (bare.site / "mudenet").glob("*.py")) == sorted(ini["DEFAULT"]["runtime_modules"].split())

@@ -37,6 +37,7 @@ __all__ = ['log', 'COMMANDS', 'configure', 'run_distill', 'run_train', 'run_eval
 if TYPE_CHECKING:
     import numpy as np
 
+    from mudenet.data import Category
     from mudenet.evaluation import Job
     from mudenet.images import Prediction
 
@@ -269,30 +270,34 @@ def _export_parser() -> Parser:
     parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
     parser.add_argument("--to", choices=["onnx", "openvino", "pt2"], default="onnx",
                         help="onnx: ONNX Runtime and others; openvino: .xml and .bin; pt2: torch.export.")
-    parser.add_argument("--out", type=str, help="File to write; default: detector.onnx, .xml or .pt2 in the run's folder.")
-    parser.add_argument("--force", action="store_true", help="Write it though it does not agree; its metadata then say so.")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"], default="float32",
+                        help="Of the networks; below float32, statistics and threshold are measured again, and the file is refused "
+                             "where image AUROC or decisions change too much.")
+    parser.add_argument("--out", type=str, help="File to write; default: detector.onnx, detector-int8.xml … in the run's folder.")
+    parser.add_argument("--force", action="store_true", help="Write it though it is not faithful; its metadata then say so.")
     return parser
 
-def _images_at_hand(run: Path, split: str, most: int|None = None) -> list[np.ndarray]:
-    "A run's own images, spread over the split, as far as its folder can be read here."
-    from mudenet.images import read_image
-    try: items = getattr(_evaluated(run, {})[0].category, split)
+def _category_at_hand(run: Path) -> Category|None:
+    "The run's own images, as far as its folder can be read here."
+    try: return _evaluated(run, {})[0].category
     except MudenetError as e:
-        log.info("compared on drawn pictures only: %s", str(e).splitlines()[0])
-        return []
-    step = 1 if most is None else max(1, len(items)//most)
-    return [read_image(i.image) for i in items[::step][:most]]
+        log.info("the run's images are not at hand: %s", str(e).splitlines()[0])
+        return None
 
 def run_export(args: Namespace) -> None:
     "Trace, write, compare."
     from mudenet.export import SUFFIX, export_detector
     from mudenet.inference import load_detector
-    run = _find_run(args.run)
-    out = Path(args.get("out") or (run if run.is_dir() else run.parent)/f"detector{SUFFIX[args.to]}")
-    found = export_detector(load_detector(run, "cpu"), out, args.to, _images_at_hand(run, "test", 40), args.force)
-    agrees = "; ".join(found["faults"]) or "agrees"
-    print(f"exported: {out}\n{agrees} on {found['images']} images: maps within {found['map']:.1e} of their range, scores within "
-          f"{found['score']:.1e}, {found['labels']} decisions differ")
+    run, precision = _find_run(args.run), args.precision
+    name = "detector" if precision == "float32" else f"detector-{precision}"
+    out = Path(args.get("out") or (run if run.is_dir() else run.parent)/f"{name}{SUFFIX[args.to]}")
+    found = export_detector(load_detector(run, "cpu"), out, args.to, precision, _category_at_hand(run), args.force)
+    faults = "; ".join(found.pop("faults"))
+    print(f"exported: {out}\n{f'not faithful: {faults}' if faults else 'faithful'}")
+    for what, value in found.items(): print(f"  {what}: {_short(value)}")
+
+def _short(value: Any) -> str:
+    return " → ".join(map(_short, value)) if isinstance(value, list) else f"{value:.4g}"
 
 # %% ../nbs/11_cli.ipynb #28c7d822
 def _watch_parser() -> Parser:

@@ -416,12 +416,19 @@ def run_teachers(args: Namespace) -> None:
 def _bench_parser() -> Parser:
     parser = _job_parser("Measure how fast a part is, as ratios within one run; the record goes to OUT/bench_WHAT.json.")
     parser.add_argument("what", choices=["distill", "train", "infer", "data", "metrics"],
-                        help="distill, train: steps of a stage; infer: images to scores; data: reading and feeding images; "
-                        "these four of a configuration. metrics: AU-PRO and the others against other ways to compute them.")
+                        help="distill, train: steps of a stage; infer: images to scores, also in other engines; "
+                        "data: reading and feeding images; these four of a configuration. metrics: AU-PRO and the others against other ways to compute them.")
     parser.add_argument("--rounds", type=PositiveInt,
                         help="Turns that each variant gets; default 7 for stages, else 5, for metrics its own.")
     parser.add_argument("--quick", type=bool, default=False, help="metrics: tiny sets, seconds instead of minutes.")
     return parser
+
+def _bench_engines(c: Config, turns: dict[str, Any]) -> None:
+    "The other engines, where the extra for exporting is installed."
+    from mudenet.pace import bench_engines, engines_table
+    try: record = bench_engines(c, **turns)
+    except ConfigError as e: print(f"engines are not compared: {e}\n")
+    else: print(f"{engines_table(record)}\n\nrecord: {write_json(c.out/'bench_engines.json', record)}\n", flush=True)
 
 def run_bench(args: Namespace) -> None:
     "Benchmark, record, table."
@@ -432,7 +439,9 @@ def run_bench(args: Namespace) -> None:
     else:
         from mudenet.speed import bench_data, bench_infer, bench_steps, speed_table as table
         turns = dict(rounds=args.rounds) if args.get("rounds") else {}
-        if args.what == "infer": record = bench_infer(c, **turns)
+        if args.what == "infer":
+            _bench_engines(c, turns)
+            record = bench_infer(c, **turns)
         elif args.what == "data": record = bench_data(c, **turns)
         else: record = bench_steps(c, args.what, **turns)
     print(f"{table(record)}\n\nrecord: {write_json(c.out/f'bench_{args.what}.json', record)}")

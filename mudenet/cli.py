@@ -417,7 +417,8 @@ def _bench_parser() -> Parser:
     parser = _job_parser("Measure how fast a part is, as ratios within one run; the record goes to OUT/bench_WHAT.json.")
     parser.add_argument("what", choices=["distill", "train", "infer", "data", "metrics"],
                         help="distill, train: steps of a stage; infer: images to scores, also in other engines; "
-                        "data: reading and feeding images; these four of a configuration. metrics: AU-PRO and the others against other ways to compute them.")
+                        "data: reading and feeding images; these four of a configuration. "
+                        "metrics: AU-PRO and the others against other ways to compute them.")
     parser.add_argument("--rounds", type=PositiveInt,
                         help="Turns that each variant gets; default 7 for stages, else 5, for metrics its own.")
     parser.add_argument("--quick", type=bool, default=False, help="metrics: tiny sets, seconds instead of minutes.")

@@ -44,7 +44,8 @@ def main():
     job, _ = _evaluated(args.run, {})
     detector = load_detector(args.run, "cpu")
     detector.config = override(detector.config, {"compute.precision": "float32"})
-    nominal = load_images(job.category.validation, detector.config.data.image_size, interpolation=detector.config.data.interpolation)
+    size, how = detector.config.data.image_size, detector.config.data.interpolation
+    nominal = load_images(job.category.validation, size, interpolation=how)
     squares = nominal.permute(0, 2, 3, 1).contiguous().numpy()
     kernels = sorted(set(detector.config.model.kernels), reverse=True)
     chosen = [(f"{k}×{k} kernels" if k else EVERY, k) for k in (*kernels, None)]
@@ -65,12 +66,12 @@ def main():
 
         for name, kernel, precision in progress(plans, "variants"):
             again = recalibrated(detector, written(detector, precision, kernel, raw=True).run, nominal)
-            for how, own in (("again", again), ("float32", detector)):
+            for source, own in (("again", again), ("float32", detector)):
                 exported = written(own, precision, kernel)
                 found = consequences(detector, exported, job.category)
                 seconds = cpu_seconds(exported.run, squares[:8])
                 base = base or seconds
-                rows.append(dict(variant=name, statistics=how, **found, ratio=seconds/base))
+                rows.append(dict(variant=name, statistics=source, **found, ratio=seconds/base))
                 print(rows[-1], flush=True)
     record = new_record("export_precision", made=dict(date=date.today().isoformat()), config=portable(detector.config),
                         run=args.run.resolve().name, dataset=job.config.dataset, category=job.category.name,

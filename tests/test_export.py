@@ -1,6 +1,7 @@
 """The exported file answers as the detector does, in every engine that is installed, and in an environment without PyTorch."""
 import configparser
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from bare import Bare
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from mudenet import export as ex
 from mudenet.architecture import MuDeNet
+from mudenet.cli import main
 from mudenet.config import Config, override
 from mudenet.core import TrainingError, digest, rng
 from mudenet.data import load_images, open_category
@@ -155,6 +158,87 @@ def test_a_file_that_disagrees_is_refused(detector, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     found = ex.export_detector(detector, tmp_path / "a.onnx", force=True)
     assert found["faults"] and Exported.load(tmp_path / "a.onnx").meta["checked"]["faults"] == found["faults"]
+
+
+# ---------------------------------------------------------------- below float32
+
+
+LOWER = [("onnx", "int8"), ("openvino", "bfloat16"), ("openvino", "int8")]
+
+
+def lower(to, precision):
+    need(to)
+    if (to, precision) == ("openvino", "int8") and find_spec("nncf") is None:
+        pytest.skip("nncf not installed: pip install nncf")
+
+
+@pytest.mark.parametrize("to, precision", LOWER)
+def test_statistics_are_those_of_the_networks_as_they_run(to, precision, detector, line, tmp_path):
+    """On the nominal images the parts lie in 0..1 again and touch both ends; the threshold is the quantile of the new scores."""
+    lower(to, precision)
+    category, path = open_category(line), tmp_path / f"a{ex.SUFFIX[to]}"
+    found = ex.export_detector(detector, path, to, precision, category, force=True)
+    exported = Exported.load(path, threads=1)
+    squares = load_images(category.validation, 64).permute(0, 2, 3, 1).contiguous().numpy()
+    answers = exported.predict(list(squares))
+    parts, scores = np.stack([p.parts for p in answers]), [p.score for p in answers]
+    np.testing.assert_allclose(parts.min((0, 3, 4)), 0, atol=0.02)
+    np.testing.assert_allclose(parts.max((0, 3, 4)), 1, atol=0.02)
+    assert abs(np.quantile(scores, 0.99) - exported.threshold) <= 0.01 * exported.threshold
+    assert exported.meta["precision"] == precision and exported.meta["checked"] == found
+    assert exported.meta["detector"] == digest(detector.state_dict())
+    assert exported.threshold != float(detector.threshold) and 0 < found["moved"] < 0.2
+
+
+def test_only_the_widest_kernels_have_8_bits(detector, line, tmp_path):
+    need("onnx")
+    import onnx
+
+    ex.export_detector(detector, tmp_path / "a.onnx", "onnx", "int8", open_category(line), force=True)
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    made = {o: n for n in graph.node for o in n.output}
+    convolutions = [n for n in graph.node if n.op_type == "Conv"]
+    quantised = [n for n in convolutions if made.get(n.input[1]) and made[n.input[1]].op_type == "DequantizeLinear"]
+    kinds = [next(a.ints for a in n.attribute if a.name == "kernel_shape") for n in quantised]
+    assert len(quantised) == 3 * 4 and all(list(k) == [5, 5] for k in kinds) and len(convolutions) > 40
+
+
+def test_lower_precision_that_is_not_faithful_is_refused(detector, line, tmp_path, monkeypatch):
+    need("onnx")
+    monkeypatch.setattr(ex, "consequences", lambda *a: dict(decisions=0.97, nominal=0.9, auroc=[0.95, 0.9]))
+    with pytest.raises(TrainingError, match=r"AUROC 0.9500 → 0.9000, 3.0% of the decisions on test.*10.0% .* nominal images"):
+        ex.export_detector(detector, tmp_path / "a.onnx", "onnx", "int8", open_category(line))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(ex, "consequences", lambda *a: dict(decisions=0.98, nominal=1.0, auroc=[0.95, 0.945]))
+    assert not ex.export_detector(detector, tmp_path / "a.onnx", "onnx", "int8", open_category(line))["faults"]
+
+
+def test_consequences_are_counted(detector, line):
+    """Against a detector whose answers are known: every third score is halved."""
+    class Halved:
+        def predict(self, images):
+            found = detector.predict(images)
+            halves = [replace(p, score=p.score / 2, label=p.score / 2 > p.threshold) for p in found]
+            return [halves[k] if k % 3 == 0 else p for k, p in enumerate(found)]
+
+    category = open_category(line)
+    found = ex.consequences(detector, Halved(), category)
+    ours = detector.predict([np.array(Image.open(i.image).convert("RGB")) for i in category.test])
+    theirs = Halved().predict([np.array(Image.open(i.image).convert("RGB")) for i in category.test])
+    assert found["decisions"] == np.mean([a.label == b.label for a, b in zip(ours, theirs)]) and found["moved"] == 0
+    labels = [i.label for i in category.test]
+    assert found["auroc"] == pytest.approx([roc_auc_score(labels, [p.score for p in ps]) for ps in (ours, theirs)])
+
+
+def test_by_command_line(detector, tmp_path, capsys):
+    need("onnx")
+    detector.save(tmp_path / "detector.safetensors")
+    assert main(["export", str(tmp_path), "--to", "onnx"]) == 0
+    assert "faithful" in capsys.readouterr().out and (tmp_path / "detector.onnx").is_file()
+    assert main(["export", str(tmp_path), "--to", "onnx", "--precision", "int8"]) == 2
+    assert "nominal images, which are not at hand" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--to", "onnx", "--out", str(tmp_path / "a.xml")]) == 2
+    assert "must end in .onnx" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- without PyTorch

@@ -252,7 +252,7 @@ def test_the_page_in_a_browser(bare, part, tmp_path):
         count = chrome.execute_script(drawn + "let n = 0; for (let i = 0; i < d.length; i += 4) "
                                       "n += d[i] == 255 && d[i + 1] == 0 && d[i + 2] == 255; return [c.width, c.height, n];")
         assert count[:2] == [96, 80] and count[2] > 10  # the outline of what exceeds the threshold
-        assert "Not scored" in drop("broken.png") and "cannot be read" in drop.last
+        assert drop("broken.png") == "Not scored: the body is of no known image format." and not find("found").is_displayed()
         assert "2 scores" in find("count").text and len(chrome.find_elements(By.CSS_SELECTOR, "#history rect")) == 2
         errors = [e for e in chrome.get_log("browser") if e["level"] == "SEVERE" and "400" not in e["message"]]
         assert not errors, errors

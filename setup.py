@@ -11,6 +11,7 @@ root = Path(__file__).parent
 ini = ConfigParser(delimiters=["="])
 ini.read(root / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
+extras = ("dev", "explorer", "ray", "export", "openvino", "int8", "serve")
 
 
 class with_register(build_py):
@@ -39,9 +40,9 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["configs/*.yaml", "weights/*", "py.typed"]},
+    package_data={cfg["lib_path"]: ["configs/*.yaml", "weights/*", "py.typed", "serve.html"]},
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={e: shlex.split(cfg[f"{e}_requirements"]) for e in ("dev", "explorer", "ray")},
+    extras_require={e: shlex.split(cfg[f"{e}_requirements"]) for e in extras},
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         # lets nbdev turn `names in backticks` into links to their documentation

@@ -29,16 +29,17 @@ from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, 
                           read_meta, write_json, write_text)
 
 # %% auto #0
-__all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_data',
-           'run_demo', 'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser',
-           'main']
+__all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_export',
+           'run_watch', 'run_serve', 'run_data', 'run_demo', 'run_teachers', 'run_bench', 'run_assumptions',
+           'run_ablate', 'run_benchmark', 'make_parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
     import numpy as np
 
+    from mudenet.data import Category
     from mudenet.evaluation import Job
-    from mudenet.inference import Prediction
+    from mudenet.images import Prediction
 
 # %% ../nbs/11_cli.ipynb #11-cli-653d62
 log = logging.getLogger("mudenet")
@@ -222,7 +223,7 @@ def _predict_parser() -> Parser:
 
 def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures: bool) -> None:
     from PIL import Image
-    from mudenet.data import read_image
+    from mudenet.images import read_image
     from mudenet.report import heat
     if maps:
         with atomic(out/"maps"/f"{p.name}.tiff") as f: Image.fromarray(p.map).save(f, "TIFF")
@@ -235,7 +236,7 @@ def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures
 
 def _to_score(images: Path, out: Path) -> dict[Path, str]:
     "Image files and what they are called; what an earlier call wrote to `out` is left out. Raises `DataError` if there is none."
-    from mudenet.data import find_images
+    from mudenet.images import find_images
     if not images.exists(): raise DataError(f"{images}: there is no such file or folder.")
     if not images.is_dir(): return {images: images.name}
     written = [(out/part).resolve() for part in ("maps", "pictures")]
@@ -245,7 +246,7 @@ def _to_score(images: Path, out: Path) -> dict[Path, str]:
 
 def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]) -> Iterator[np.ndarray]:
     "The pixels of each file in turn, noted in `read`; a file that cannot be read is noted in `bad`, with the reason."
-    from mudenet.data import read_image
+    from mudenet.images import read_image
     for f in files:
         try: pixels = read_image(f)
         except DataError as e: bad[f] = str(e)
@@ -273,6 +274,65 @@ def run_predict(args: Namespace) -> None:
               f"{write_text(out/'predictions.csv', text.getvalue())}")
     if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *list(bad.values())[:20],
                                        *["… (all of them are in predictions.csv)"]*(len(bad) > 20)]))
+
+# %% ../nbs/11_cli.ipynb #c0d90491
+def _export_parser() -> Parser:
+    parser = Parser(allow_abbrev=False, description="Write a detector as one file, from pixels to decision, and compare the two.")
+    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    parser.add_argument("--to", choices=["onnx", "openvino", "pt2"], default="onnx",
+                        help="onnx: ONNX Runtime and others; openvino: .xml and .bin; pt2: torch.export.")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"], default="float32",
+                        help="Of the networks; below float32, statistics and threshold are measured again, and the file is refused "
+                             "where image AUROC or decisions change too much.")
+    parser.add_argument("--out", type=str, help="File to write; default: detector.onnx, detector-int8.xml … in the run's folder.")
+    parser.add_argument("--force", action="store_true", help="Write it though it is not faithful; its metadata then say so.")
+    return parser
+
+def _category_at_hand(run: Path) -> Category|None:
+    "The run's own images, as far as its folder can be read here."
+    try: return _evaluated(run, {})[0].category
+    except MudenetError as e:
+        log.info("the run's images are not at hand: %s", str(e).splitlines()[0])
+        return None
+
+def run_export(args: Namespace) -> None:
+    "Trace, write, compare."
+    from mudenet.export import SUFFIX, export_detector
+    from mudenet.inference import load_detector
+    run, precision = _find_run(args.run), args.precision
+    name = "detector" if precision == "float32" else f"detector-{precision}"
+    out = Path(args.get("out") or (run if run.is_dir() else run.parent)/f"{name}{SUFFIX[args.to]}")
+    found = export_detector(load_detector(run, "cpu"), out, args.to, precision, _category_at_hand(run), args.force)
+    faults = "; ".join(found.pop("faults"))
+    print(f"exported: {out}\n{f'not faithful: {faults}' if faults else 'faithful'}")
+    for what, value in found.items(): print(f"  {what}: {_short(value)}")
+
+def _short(value: Any) -> str:
+    return " → ".join(map(_short, value)) if isinstance(value, list) else f"{value:.4g}"
+
+# %% ../nbs/11_cli.ipynb #28c7d822
+def _watch_parser() -> Parser:
+    from mudenet.watch import watch_arguments
+    parser = Parser(allow_abbrev=False, description="Score every image that appears in a folder, once, until interrupted.")
+    watch_arguments(parser)
+    return parser
+
+def _serve_parser() -> Parser:
+    from mudenet.serve import serve_arguments
+    parser = Parser(allow_abbrev=False, description="Answer over HTTP: an image in, score and decision out; a page at /.")
+    serve_arguments(parser)
+    return parser
+
+def run_watch(args: Namespace) -> None:
+    "See `watch`."
+    from mudenet.watch import run_watch as run
+    args.detector = str(_find_run(args.detector))
+    run(args)
+
+def run_serve(args: Namespace) -> None:
+    "See `serve`."
+    from mudenet.serve import run_serve as run
+    run(args)
 
 # %% ../nbs/11_cli.ipynb #11-cli-14
 def _data_parser() -> Parser:
@@ -367,12 +427,20 @@ def run_teachers(args: Namespace) -> None:
 def _bench_parser() -> Parser:
     parser = _job_parser("Measure how fast a part is, as ratios within one run; the record goes to OUT/bench_WHAT.json.")
     parser.add_argument("what", choices=["distill", "train", "infer", "data", "metrics"],
-                        help="distill, train: steps of a stage; infer: images to scores; data: reading and feeding images; "
-                        "these four of a configuration. metrics: AU-PRO and the others against other ways to compute them.")
+                        help="distill, train: steps of a stage; infer: images to scores, also in other engines; "
+                        "data: reading and feeding images; these four of a configuration. "
+                        "metrics: AU-PRO and the others against other ways to compute them.")
     parser.add_argument("--rounds", type=PositiveInt,
                         help="Turns that each variant gets; default 7 for stages, else 5, for metrics its own.")
     parser.add_argument("--quick", type=bool, default=False, help="metrics: tiny sets, seconds instead of minutes.")
     return parser
+
+def _bench_engines(c: Config, turns: dict[str, Any]) -> None:
+    "The other engines, where the extra for exporting is installed."
+    from mudenet.pace import bench_engines, engines_table
+    try: record = bench_engines(c, **turns)
+    except ConfigError as e: print(f"engines are not compared: {e}\n")
+    else: print(f"{engines_table(record)}\n\nrecord: {write_json(c.out/'bench_engines.json', record)}\n", flush=True)
 
 def run_bench(args: Namespace) -> None:
     "Benchmark, record, table."
@@ -383,7 +451,9 @@ def run_bench(args: Namespace) -> None:
     else:
         from mudenet.speed import bench_data, bench_infer, bench_steps, speed_table as table
         turns = dict(rounds=args.rounds) if args.get("rounds") else {}
-        if args.what == "infer": record = bench_infer(c, **turns)
+        if args.what == "infer":
+            _bench_engines(c, turns)
+            record = bench_infer(c, **turns)
         elif args.what == "data": record = bench_data(c, **turns)
         else: record = bench_steps(c, args.what, **turns)
     print(f"{table(record)}\n\nrecord: {write_json(c.out/f'bench_{args.what}.json', record)}")
@@ -514,6 +584,9 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     teachers=("teachers by name: list, show one, check all, add one", _teachers_parser, run_teachers),
     evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
     predict=("score images with a detector", _predict_parser, run_predict),
+    export=("write a detector as one file for a process without PyTorch", _export_parser, run_export),
+    watch=("score every image that appears in a folder", _watch_parser, run_watch),
+    serve=("answer over HTTP, with a page to drop images on", _serve_parser, run_serve),
     data=("look at a data set, check it, or draw the product line", _data_parser, run_data),
     assumptions=("what the paper leaves open: list, show an entry, check the register", _assumptions_parser, run_assumptions),
     benchmark=("all categories with several seeds, and the table", _benchmark_parser, run_benchmark),
@@ -547,7 +620,7 @@ def main(
     there = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if there else None  # as Ctrl-C: what is half-written is removed
     try:
-        args = make_parser(chosen).parse_args(argv, defaults=chosen in ("predict", "data"))
+        args = make_parser(chosen).parse_args(argv, defaults=chosen in ("predict", "export", "watch", "serve", "data"))
         COMMANDS[args.command][2](args[args.command])
     except MudenetError as e:
         print(f"mudenet: error: {e}", file=sys.stderr)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
@@ -31,6 +30,7 @@ __all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'We
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
     import torch
+    from tqdm.auto import tqdm
 
 # %% ../nbs/00_core.ipynb #00-core-06
 class MudenetError(Exception):
@@ -307,5 +307,6 @@ def progress(
     unit: str = "it",          # What one item is
 ) -> tqdm:
     "Go through `items` with a progress bar, where somebody can be watching."
+    from tqdm.auto import tqdm
     watched = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("IN_TEST"))
     return tqdm(items, desc=text, total=total, unit=unit, dynamic_ncols=True, disable=not watched, leave=False)

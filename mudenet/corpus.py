@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .config import FOLDER_AUGMENT, ComputeConfig, Config
 from .core import DataError, rng
-from .data import SUFFIXES, ignored, read_image, resize_image
+from .images import SUFFIXES, ignored, read_image, resize_image
 from .loop import Feed
 
 # %% auto #0

@@ -5,15 +5,13 @@
 # %% ../nbs/02_data.ipynb #02-data-02
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import json
 import math
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +20,17 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from .core import ConfigError, DataError, did_you_mean, progress, rng
+from .images import (SUFFIXES, _decode, _reading, _rgb_values, _subfolders, image_files, image_size, natural_key,
+                            read_image, resize_image)
 
 # %% auto #0
-__all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'SUFFIXES', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category',
-           'natural_key', 'ignored', 'image_files', 'find_images', 'list_categories', 'recognise',
-           'read_defects_config', 'hold_out', 'open_category', 'summary', 'read_image', 'to_rgb', 'image_size',
-           'read_mask_channels', 'read_mask', 'resize_image', 'load_images', 'resize_mask', 'load_masks',
-           'find_problems', 'find_empty_masks', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
+__all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category', 'list_categories',
+           'recognise', 'read_defects_config', 'hold_out', 'open_category', 'summary', 'read_mask_channels',
+           'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_empty_masks', 'normalize',
+           'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
 
 # %% ../nbs/02_data.ipynb #02-data-05
 @dataclass(frozen=True, kw_only=True)
@@ -73,51 +72,6 @@ MVTEC_AD = ("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather
 MVTEC_LOCO = ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors")
 VISA = ("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2", "pcb1", "pcb2", "pcb3", "pcb4",
         "pipe_fryum")
-
-# %% ../nbs/02_data.ipynb #02-data-12
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_IGNORED = {"thumbs", "thumbnails", "__macosx", "__pycache__"}
-
-def natural_key(
-    name: str,  # A file or folder name
-) -> tuple:     # To sort by
-    "Sort key in which numbers count as numbers; equal for no two names."
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
-
-def ignored(
-    name: str,  # A file or folder name
-) -> bool:
-    "Whether it is hidden, or holds previews or a program's own files."
-    return name.startswith(".") or name.casefold() in _IGNORED
-
-def _entries(folder: Path) -> list[Path]:
-    "What lies in a folder, in natural order, without hidden entries and previews."
-    try: names = os.listdir(folder)
-    except OSError as e:
-        raise DataError(f"{folder} cannot be read as a folder ({e.strerror}); give a folder that is there.") from None
-    return [folder/n for n in sorted(names, key=natural_key) if not ignored(n)]
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [p for p in _entries(folder) if p.is_dir()]
-
-def image_files(
-    folder: str|Path,      # Where to look; folders below it are not read
-) -> tuple[Path, ...]:     # In natural order
-    "The image files that lie directly in a folder."
-    return tuple(p for p in _entries(Path(folder)) if p.suffix.lower() in SUFFIXES and p.is_file())
-
-def find_images(
-    folder: str|Path,              # Where to look, at any depth
-    without: str|Path|None = None, # A folder that is left out, such as one for results; it need not exist
-) -> tuple[Path, ...]:             # In natural order of their paths; hidden files are left out
-    "All image files below a folder. Raises `DataError` where there is none."
-    if not Path(folder).is_dir(): raise DataError(f"{folder}: there is no such folder.")
-    inside = [f for f in Path(folder).rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
-    if without is not None: inside = [f for f in inside if not f.parent.resolve().is_relative_to(Path(without).resolve())]
-    if not inside:
-        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}){'' if without is None else f' outside of {without}'}.")
-    return tuple(sorted(inside, key=lambda f: natural_key(f.as_posix())))
 
 # %% ../nbs/02_data.ipynb #02-data-17
 _LOSSY = (".jpg", ".jpeg", ".webp")
@@ -426,61 +380,6 @@ def summary(
     return dict(name=category.name, layout=category.layout, train=len(category.train), validation=len(category.validation),
                 test=dict(Counter(i.defect for i in category.test)), masks=category.has_masks)
 
-# %% ../nbs/02_data.ipynb #02-data-59
-@contextlib.contextmanager
-def _reading(path: str|Path) -> Iterator[None]:
-    "Turn whatever goes wrong with reading an image into a `DataError` that names it."
-    try: yield
-    except (DataError, MemoryError): raise
-    except FileNotFoundError: raise DataError(f"{path}: there is no such file.") from None
-    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error …
-        why = "no known image format" if isinstance(e, UnidentifiedImageError) else str(e)
-        raise DataError(f"{path} cannot be read as an image ({why}). It may be truncated or of another type than its "
-                        "name says: copy or save it again, or take it out of the data set.") from None
-
-def _decode(path: Path) -> Image.Image:
-    "Decode the whole file and turn the image upright."
-    with Image.open(path) as f:
-        f.load()
-        return ImageOps.exif_transpose(f)
-
-def _rgb_values(image: Image.Image, path: str|Path) -> np.ndarray:
-    "8-bit RGB (H, W, 3) by fixed rules."
-    if image.mode == "F":
-        raise DataError(f"{path} holds floating-point values without a known white; save it with 8 or 16 bits.")
-    if not image.mode.startswith("I"):
-        if image.mode in ("P", "PA"): image = image.convert("RGBA")  # a palette may hold transparency
-        return np.array(image.convert("RGB"))
-    wide = np.asarray(image).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise DataError(f"{path} holds values from {wide.min()} to {wide.max()}; integers must fit 16 bits, 0 to 65535.")
-    return np.repeat(((wide + 128)//257).astype(np.uint8)[..., None], 3, axis=2)
-
-def read_image(
-    path: str|Path,  # An image file
-) -> np.ndarray:     # uint8 (H, W, 3), RGB
-    "One image, upright, as 8-bit RGB. Raises `DataError` naming the file."
-    path = Path(path)
-    with _reading(path): return _rgb_values(_decode(path), path)
-
-def to_rgb(
-    image: Image.Image,  # Made, or opened from a file
-    name: str,           # What an error calls it
-) -> np.ndarray:         # uint8 (H, W, 3), RGB
-    "A Pillow image as `read_image` would give it. Raises `DataError` with the name."
-    with _reading(name): return _rgb_values(ImageOps.exif_transpose(image), name)
-
-# %% ../nbs/02_data.ipynb #02-data-64
-def image_size(
-    path: str|Path,      # An image file
-) -> tuple[int, int]:    # H, W as `read_image` would give them
-    "Height and width of the upright image, as far as possible without decoding it."
-    path = Path(path)
-    with _reading(path), Image.open(path) as f:
-        turned = f.getexif().get(0x0112, 1) >= 5
-        width, height = _decode(path).size if turned else f.size
-    return height, width
-
 # %% ../nbs/02_data.ipynb #02-data-70
 def _mask_values(path: Path) -> np.ndarray:
     "Raw values of a mask file, uint8 or int32 (H, W)."
@@ -522,14 +421,6 @@ def _each(work: Callable[[_T], _R], items: Sequence[_T], text: str) -> list[_R]:
     pool = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 1))
     try: return list(progress(pool.map(work, items), text, total=len(items), unit="image"))
     finally: pool.shutdown(cancel_futures=True)
-
-def resize_image(
-    image: np.ndarray,                # uint8 (H, W, 3)
-    size: int,                        # S, pixels
-    interpolation: str = "bilinear",  # "bilinear", "bicubic", "box", "nearest" (A-031)
-) -> np.ndarray:                      # uint8 (S, S, 3)
-    "An image squeezed to a square; every filter but nearest widens as the image shrinks (antialiasing)."
-    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling[interpolation.upper()]))
 
 def load_images(
     items: Sequence[Item|Path],       # Items, or image files

@@ -23,9 +23,9 @@ from .config import Config, InferenceConfig, from_saved, override, read_yaml
 from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .evaluation import open_job
+from .images import BRANCHES
 from .inference import Detector, clamp_parts, fuse, image_scores, load_detector, normalise
 from .intervals import share
-from .objective import BRANCHES
 from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, tiles
 
 # %% auto #0

@@ -5,29 +5,27 @@
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from .architecture import MuDeNet
 from .config import Config, InferenceConfig, override, portable
 from .core import DataError, load_tensors, pick_device, progress, save_tensors
-from .data import find_images, normalize, read_image, resize_image, to_rgb
+from .data import normalize
 from .distillation import fill, made_with
 from .engine import autocast, fold, keep_memory
-from .objective import BRANCHES, raw_scores
+from .images import Inputs, Prediction, named_images, resize_image
+from .objective import raw_scores
 
 # %% auto #0
-__all__ = ['Inputs', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores',
-           'Output', 'Detector', 'calibrate', 'save_detector', 'load_detector', 'loudest', 'Prediction', 'stream',
-           'predict']
+__all__ = ['Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores', 'Output',
+           'Detector', 'calibrate', 'save_detector', 'load_detector', 'stream', 'predict']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):
@@ -238,48 +236,6 @@ def load_detector(
     fill(detector, tensors, path)
     return detector.to(pick_device(device))
 
-# %% ../nbs/07_inference.ipynb #07-inference-25
-def loudest(
-    parts: np.ndarray,    # (2, L, h, w)
-) -> tuple[str, int]:     # e.g. ("logical", 3)
-    "Branch and level (from 1) with the highest part."
-    branch, level = np.unravel_index(parts.max((2, 3)).argmax(), parts.shape[:2])
-    return BRANCHES[branch], int(level) + 1
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    "What a detector says about one image."
-    name: str          # File name, or its number where there is none
-    score: float       # Larger is more anomalous
-    label: bool        # score > threshold
-    threshold: float   # The detector's
-    map: np.ndarray    # (H, W) float32 at the image's own size
-    parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
-
-    def loudest(self) -> tuple[str, int]:
-        "Branch and level (from 1) with the highest part: which one spoke."
-        return loudest(self.parts)
-
-Inputs = str|Path|np.ndarray|Image.Image|Iterable[Any]
-
-def _named_images(inputs: Inputs, without: str|Path|None, name: str = "0") -> Iterator[tuple[str, np.ndarray]]:
-    "Name and uint8 RGB pixels of every input; each is read when it is asked for."
-    if isinstance(inputs, (str, Path)):
-        path = Path(inputs)
-        if not path.exists(): raise DataError(f"{path}: there is no such file or folder.")
-        for f in find_images(path, without) if path.is_dir() else [path]:
-            yield (f.relative_to(path).as_posix() if path.is_dir() else f.name), read_image(f)
-    elif isinstance(inputs, Image.Image): yield name, to_rgb(inputs, f"input {name}")
-    elif isinstance(inputs, np.ndarray):
-        if inputs.dtype != np.uint8 or inputs.ndim != 3 or inputs.shape[2] != 3:
-            raise DataError(f"input {name}: an array must be uint8 (H, W, 3), got {inputs.dtype} {inputs.shape}.")
-        yield name, inputs
-    elif isinstance(inputs, Iterable) and not isinstance(inputs, Tensor):
-        for i, one in enumerate(inputs): yield from _named_images(one, without, str(i))
-    else:
-        raise DataError(f"input {name} is of type {type(inputs).__name__}; give a file, a folder, a Pillow image, a uint8 array "
-                        "(H, W, 3), or a list of them. For normalised tensors call the detector itself.")
-
 # %% ../nbs/07_inference.ipynb #07-inference-26
 @torch.inference_mode()
 def stream(
@@ -299,7 +255,7 @@ def stream(
             full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
             yield Prediction(name=name, score=float(s), label=float(s) > limit, threshold=limit, map=full.numpy(),
                              parts=p.numpy())
-    for one in _named_images(inputs, without):
+    for one in named_images(inputs, without):
         batch.append(one)
         if len(batch) == detector.config.inference.batch_size:
             yield from flush()

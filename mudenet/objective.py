@@ -16,7 +16,7 @@ from .architecture import Embeddings
 from .config import DistillConfig, TrainConfig
 
 # %% auto #0
-__all__ = ['BRANCHES', 'distance', 'mean_distance', 'level_loss', 'over_levels', 'training_losses', 'raw_scores', 'match_grid',
+__all__ = ['distance', 'mean_distance', 'level_loss', 'over_levels', 'training_losses', 'raw_scores', 'match_grid',
            'distillation_loss']
 
 # %% ../nbs/04c_objective.ipynb #05-distillation-23
@@ -84,8 +84,6 @@ def training_losses(
                 logical=w2*over_levels(goal, maps.logical, config.loss_reduction))
 
 # %% ../nbs/04c_objective.ipynb #07-inference-05
-BRANCHES = ("structural", "logical")
-
 def raw_scores(
     e: Embeddings,   # The four networks' maps
 ) -> Tensor:         # (B, 2, L, h, w), at least 0

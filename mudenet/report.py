@@ -22,11 +22,10 @@ from scipy import ndimage
 
 from .config import from_saved
 from .core import DataError, markdown_table, progress
-from .data import Item, read_image
-from .inference import loudest
+from .data import Item
+from .images import BRANCHES, loudest, read_image
 from .intervals import share, shown_intervals
 from .metrics import KINDS
-from .objective import BRANCHES
 
 # %% auto #0
 __all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'image_mean',

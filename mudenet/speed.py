@@ -30,9 +30,10 @@ from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, from_dict, portable, to_dict
 from .core import (ConfigError, MudenetError, TrainingError, device_name, generator, markdown_table, new_record,
                           pick_device, progress, rng)
-from .data import AUGMENTATIONS, augment, find_images, load_images, normalize, read_image, resize_image
+from .data import AUGMENTATIONS, augment, load_images, normalize
 from .distillation import stage1
 from .engine import precision
+from .images import find_images, read_image, resize_image
 from .inference import Detector
 from .loop import Batches, Losses, fit
 from .metrics import VERSIONS, _workers, au_pro, pixel_metrics

@@ -67,13 +67,14 @@ def test_inline_commands(my_parts):
     """Those within a sentence: run at toy size, or read by the parser where they would want a cluster or a file."""
     assert set(re.findall(r"`(mudenet [a-zA-Z][^`]*)`", README)) == {
         "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH",
-        "mudenet teachers"}
+        "mudenet teachers", "mudenet export RUN --to onnx"}
     assert shell("mudenet teachers", my_parts).startswith("general")
     shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
     shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
     assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))
     assert "| mvtec_ad | cable | 1 |" in shell(f"mudenet benchmark --root mvtec --seeds 1 --out table {TINY}", my_parts)
     assert "--train.epochs" in shell("mudenet train --help", my_parts)
+    make_parser("export").parse_args(["export", "RUN", "--to", "onnx"], defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
     assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none"}
     for option in options:
@@ -84,7 +85,7 @@ def test_inline_commands(my_parts):
 def test_extras_exist():
     extras = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", README))
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
-    assert extras == {"dev", "explorer", "ray"} and all(f"\n{e}_requirements = " in settings for e in extras)
+    assert extras == {"dev", "explorer", "export", "ray"} and all(f"\n{e}_requirements = " in settings for e in extras)
     assert "'mudenet[" not in README  # it is not published
 
 

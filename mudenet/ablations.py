@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from .assumptions import beside, find_register, nearest_id, read_register, read_value
-from .config import Config, absolute, differences, override, portable, to_dict
+from .config import (Config, absolute, differences, from_saved, identity, override, portable,
+                            stage1_augmentation, to_dict)
 from .core import (ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint,
                           markdown_table, new_record, write_json)
 from .data import Category, load_masks, normalize
-from .distillation import Target, make_target, stage1_augmentation, teacher_identity
+from .distillation import Target, make_target, teacher_identity
 from .evaluation import (SHOWN, Case, Job, calibrate_on, ensure_detector, images_of, measure, open_job,
                                 setting_key)
 from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
@@ -125,13 +126,13 @@ class Comparison(Run):
 
 def _judge(baseline: Config) -> dict[str, Any]:
     "The fields of the baseline that decide losses on nominal images, the target E among them."
-    return {k: portable(baseline)[k] for k in ("data", "backbone", "model", "distill", "train")}
+    return identity(baseline, "detector")
 
 def _identity(run: Comparison, job: Job) -> dict[str, Any]:
     "What must be the same for a measurement to be used again."
     detector = fingerprint([job.folder/"detector.safetensors"], job.folder)
     data = fingerprint(job.category.files, job.category.root)
-    return dict(config=portable(job.config), baseline=_judge(run.baseline), data=data, versions=VERSIONS,
+    return dict(config=identity(job.config, "rounding"), baseline=_judge(run.baseline), data=data, versions=VERSIONS,
                 resamples=run.resamples, detector=detector)
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-106147
@@ -416,7 +417,8 @@ def record_path(
     if not (path := config.out/f"ablation-{assumption}-{c.category}.json").exists(): return path
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-        diff = differences({**there["config"], "seed": c.seed}, portable(c))
+        made = replace(from_saved(there["config"]), seed=c.seed)
+        diff = differences(identity(made, "rounding"), identity(c, "rounding"))
         more = [v for v in there["variants"] if v not in choices]
         more += [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
     except (ValueError, KeyError, TypeError):

@@ -350,12 +350,11 @@ def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
 
 def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
     "Whether an evaluation was trained with the paper's configuration and has the chosen values."
-    from mudenet.config import differences, from_saved, load_config, portable, shipped
-    own, name = portable(from_saved(record["config"])), record["dataset"]
-    paper = portable(load_config(name if name in shipped() else None))
-    parts = ("data.", "backbone.", "model.", "distill.", "train.")
-    other = [d for d in differences(paper, own) if d.startswith(parts) and ".save_minutes:" not in d]
-    return not other and not disagreements([e], from_saved(record["config"]))
+    from mudenet.config import from_saved, identity, load_config, override, shipped
+    own, name = from_saved(record["config"]), record["dataset"]
+    paper = load_config(name if name in shipped() else None)
+    asked = override(paper, dict(category=own.category, seed=own.seed))
+    return identity(own, "detector") == identity(asked, "detector") and not disagreements([e], own)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a05
 def _status_faults(e: Assumption, root: Path) -> Iterable[str]:

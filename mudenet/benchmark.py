@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .config import Config, differences, portable
+from .config import Config, differences, identity, portable
 from .core import ConfigError, did_you_mean, markdown_table, new_record, write_json, write_text
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, list_categories
 from .evaluation import METRICS, metric_values
-from .experiments import (Here, OnRay, Run, Variants, clock, cost_text, deciding, departures,
+from .experiments import (Here, OnRay, Run, Variants, clock, cost_text, departures,
                                  every_run, expected, measure_all, plan_runs, reason)
 from .loop import log
 from .metrics import VERSIONS
@@ -82,7 +82,7 @@ def choose_categories(
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-4dfc80
 def _same_folder(a: Run, b: Run) -> str:
     "Why two runs cannot stand in one benchmark."
-    diff = differences(deciding(portable(a.config)), deciding(portable(b.config)))
+    diff = differences(identity(a.config, "measures"), identity(b.config, "measures"))
     where = "; ".join(diff) or "nothing"
     return (f"{a.name} and {b.name} would train the same networks (they differ in: {where}). Leave one out: "
             "`mudenet ablate` compares settings that act after training.")

@@ -23,7 +23,7 @@ from jsonargparse.typing import PositiveInt
 
 from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
-                            from_dict, from_saved, load_config, merge, nest, read_yaml, shipped,
+                            from_dict, from_saved, identity, load_config, merge, nest, read_yaml, shipped,
                             to_dict)
 from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, pick_device, progress,
                           read_meta, write_json, write_text)
@@ -182,10 +182,9 @@ def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     from mudenet.evaluation import open_job
     if given.get("root") and "category" not in given and len(list_categories(given["root"])) == 1:
         given["category"] = None  # one category's folder, whatever it is called
-    own = to_dict(_run_config(run))
-    job = open_job(from_dict(merge(own, given, dict(teacher=None))))  # the teacher has done its work, and may be gone
-    now = to_dict(job.config)
-    own["evaluation"]["pictures"] = now["evaluation"]["pictures"]      # moves no number
+    config = _run_config(run)
+    job = open_job(from_dict(merge(to_dict(config), given, dict(teacher=None))))  # it has done its work, and may be gone
+    own, now = (identity(c, "measures") for c in (config, job.config))
     return job, [d for k in ("inference", "evaluation") for d in differences(own[k], now[k], f"{k}.")]
 
 def run_evaluate(args: Namespace) -> None:
@@ -197,14 +196,15 @@ def run_evaluate(args: Namespace) -> None:
     detector = load_detector(run, args.get("device", "auto"), given.get("inference"))
     (job, changed), folder = _evaluated(run, given), run if run.is_dir() else run.parent
     other = job.data_fingerprint != detector.about.get("data")
-    if given.get("inference") and other:
+    anew = any(d.startswith("inference.") for d in changed)
+    if anew and other:
         raise DataError(f"--inference.* calibrates the detector anew on held-out images, and {job.category.root} does not hold "
                         f"those that {run} was made from: some may have been trained on. Evaluate without it, or train on these "
                         "images.")
     if not args.get("out") and (changed or other and ("root" in given or "category" in given)):
         raise ConfigError(f"{folder/'record.json'} is for the run's own images and settings, and these are others "
                           f"({'; '.join(changed) or job.category.root}). Give the new record a place: --out FOLDER.")
-    if given.get("inference"): calibrate_on(detector, job)
+    if anew: calibrate_on(detector, job)
     out, name = Path(args.get("out") or folder), folder.resolve().name
     record = evaluate(detector, replace(job, folder=out), run=setting_name(name, job.config) if changed else name)
     print(f"{metrics_table(record)}\n\nrecord: {out/'record.json'}\nreport: {out/'report.html'}")

@@ -13,10 +13,10 @@ import math
 import os
 import re
 from argparse import _SubParsersAction
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -24,11 +24,12 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from .core import ConfigError, did_you_mean, write_text
 
 # %% auto #0
-__all__ = ['Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DataConfig', 'BackboneConfig',
-           'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig', 'InferenceConfig', 'EvaluationConfig',
-           'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser', 'to_dict', 'from_dict', 'merge',
-           'from_saved', 'nest', 'override', 'shipped', 'read_yaml', 'load_config', 'save_config', 'portable',
-           'absolute', 'image_treatment', 'stage1_fields', 'run_key', 'run_folder', 'differences']
+__all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES', 'decides',
+           'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig',
+           'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser',
+           'to_dict', 'from_dict', 'merge', 'from_saved', 'nest', 'override', 'shipped', 'read_yaml', 'load_config',
+           'save_config', 'portable', 'absolute', 'stage1_augmentation', 'deciding', 'image_treatment', 'identity',
+           'short_key', 'run_key', 'run_folder', 'differences']
 
 # %% ../nbs/01_config.ipynb #01-config-04
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its help text
@@ -43,6 +44,20 @@ def _positive(prefix: str, obj: Any, *names: str) -> None:
         v = getattr(obj, n)
         _require(v is None or (math.isfinite(v) and v > 0), f"{prefix}.{n}", v, "must be above 0.")
 
+# %% ../nbs/01_config.ipynb #e9245401
+Level = Literal["images", "teacher", "detector", "scores", "measures", "rounding"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+def decides(
+    what: Level|Literal["stage", "nothing"],   # The first thing that is not the same where the field has another value
+    default: Any = MISSING,
+    *,
+    factory: Any = MISSING,                    # Makes the default
+    place: Literal["", "here", "name"] = "",   # Names a place: this machine's own business, or only its last part matters
+) -> Any:
+    "A field of the configuration."
+    return field(default=default, default_factory=factory, metadata=dict(decides=what, place=place))
+
 # %% ../nbs/01_config.ipynb #01-config-08
 Augmentation = Literal["hflip", "vflip", "rotate", "jitter"]
 AUGMENT_SETS: dict[str, tuple[Augmentation, ...]] = dict(none=(), flips=("hflip", "vflip"),
@@ -51,29 +66,29 @@ AUGMENT_SETS: dict[str, tuple[Augmentation, ...]] = dict(none=(), flips=("hflip"
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     "What the networks see."
-    image_size: int = 256
+    image_size: int = decides("images", 256)
     "Side of the square that images are resized to, in pixels: a multiple of 32, at least 64."
-    holdout: float = 0.1
+    holdout: float = decides("images", 0.1)
     "Share of the nominal training images kept for statistics where the publisher has no validation split; in (0, 1)."
-    holdout_seed: int = 0
+    holdout_seed: int = decides("images", 0)
     "Which images these are: not drawn by the run's own `seed`, so that they are the same for every seed and stage (A-034)."
-    augment: tuple[Augmentation, ...] = ()
+    augment: tuple[Augmentation, ...] = decides("images", ())
     "Augmentations of a category that `augment_by_category` does not name: any of hflip, vflip, rotate, jitter."
-    augment_by_category: dict[str, tuple[Augmentation, ...]] = field(default_factory=dict)
+    augment_by_category: dict[str, tuple[Augmentation, ...]] = decides("images", factory=dict)
     "Augmentations of each category (the paper's tables A.16 to A.18)."
-    augment_set: Literal["table", "none", "flips", "all"] = "table"
+    augment_set: Literal["table", "none", "flips", "all"] = decides("images", "table")
     "The two fields above, or for every category alike: no augmentation, both flips, all four (A-035)."
-    interpolation: Literal["bilinear", "bicubic", "box", "nearest"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic", "box", "nearest"] = decides("images", "bilinear")
     "How images are resized; all but nearest count every pixel (A-031)."
-    rotate_degrees: float = 90.0
+    rotate_degrees: float = decides("images", 90.0)
     "`rotate` turns by an angle between minus and plus this many degrees."
-    rotate_angles: Literal["uniform", "quarter"] = "uniform"
+    rotate_angles: Literal["uniform", "quarter"] = decides("images", "uniform")
     "Any angle in that range, or quarter turns only (A-021)."
-    rotate_fill: Literal["reflection", "border", "black", "mean"] = "reflection"
+    rotate_fill: Literal["reflection", "border", "black", "mean"] = decides("images", "reflection")
     "What a turned image shows where it was empty: its mirror image, its border, black, ImageNet's mean colour (A-021)."
-    jitter_strength: float = 0.1
+    jitter_strength: float = decides("images", 0.1)
     "`jitter` scales each property by a factor within 1 ± this; hue is shifted by up to this share of a turn (A-022)."
-    jitter_properties: Literal["no_hue", "brightness", "all"] = "no_hue"
+    jitter_properties: Literal["no_hue", "brightness", "all"] = decides("images", "no_hue")
     "What `jitter` changes: brightness, contrast and saturation; brightness alone; these three and hue (A-022)."
 
     def __post_init__(self):
@@ -98,50 +113,50 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     "The pretrained network that the teacher is distilled from."
-    name: str = "wide_resnet50_2"
+    name: str = decides("teacher", "wide_resnet50_2")
     "Any torchvision ResNet: wide_resnet50_2 (the paper's), resnet18, resnet50, …"
-    weights: str = "IMAGENET1K_V1"
+    weights: str = decides("teacher", "IMAGENET1K_V1", place="name")
     "A torchvision weights name, a local .pth or .safetensors file, or 'random' for fixed random weights (A-025)."
-    channel_seed: int = 0
+    channel_seed: int = decides("teacher", 0)
     "Seed of the draw of C channels from the backbone's features, equation 15 (A-026)."
-    zscore: Literal["sample", "dataset", "none"] = "sample"
+    zscore: Literal["sample", "dataset", "none"] = decides("teacher", "sample")
     "Statistics that standardise each channel of the target: each sample's own, the training set's, none (A-011)."
 
 # %% ../nbs/01_config.ipynb #01-config-11
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     "The architecture of T, S1, S2 (figure 2) and A (figure 3)."
-    channels: int = 128
+    channels: int = decides("teacher", 128)
     "C, channels of every embedding map."
-    latent: int = 32
+    latent: int = decides("detector", 32)
     "Z, numbers that the autoencoder squeezes an image into."
-    width: int = 64
+    width: int = decides("teacher", 64)
     "Channels of the descriptor network's trunk."
-    depths: tuple[int, ...] = (1, 2, 2)
+    depths: tuple[int, ...] = decides("teacher", (1, 2, 2))
     "Residual blocks of each level; their number is L."
-    kernels: tuple[int, ...] = (3, 3, 5)
+    kernels: tuple[int, ...] = decides("teacher", (3, 3, 5))
     "Kernel size of each level's blocks, odd."
-    encoder_widths: tuple[int, int] = (32, 64)
+    encoder_widths: tuple[int, int] = decides("detector", (32, 64))
     "Channels of the encoder's first two convolutions."
-    stem: Literal["relu", "bare", "bn_relu"] = "relu"
+    stem: Literal["relu", "bare", "bn_relu"] = decides("teacher", "relu")
     "What stands between the 7x7 convolution and the pool (A-005)."
-    stem_pool: Literal["avg", "max"] = "avg"
+    stem_pool: Literal["avg", "max"] = decides("teacher", "avg")
     "The stem's 2x2 pool (A-002)."
-    block: Literal["post", "pre", "no_bn", "no_last_relu"] = "post"
+    block: Literal["post", "pre", "no_bn", "no_last_relu"] = decides("teacher", "post")
     "Order of convolution, BatchNorm and ReLU in a residual block (A-003)."
-    projection: Literal["bare", "bn", "bn_relu"] = "bare"
+    projection: Literal["bare", "bn", "bn_relu"] = decides("teacher", "bare")
     "What follows the 1x1 convolution that gives a level's map (A-004)."
-    padding: Literal["zeros", "reflect", "replicate"] = "zeros"
+    padding: Literal["zeros", "reflect", "replicate"] = decides("teacher", "zeros")
     "What the descriptor networks' convolutions see beyond the border (A-040)."
-    encoder_padding: Literal["both", "after"] = "both"
+    encoder_padding: Literal["both", "after"] = decides("detector", "both")
     "The encoder's stride-2 convolutions are padded on both sides, or to the right and below only (A-007)."
-    autoencoder_norm: Literal["none", "batch"] = "none"
+    autoencoder_norm: Literal["none", "batch"] = decides("detector", "none")
     "BatchNorm between the convolutions of A (A-033)."
-    autoencoder_size: Literal["image", "figure"] = "image"
+    autoencoder_size: Literal["image", "figure"] = decides("detector", "image")
     "A adapts to the image size, or stays figure 3's network for 256 pixels and its input and maps are resized (A-028)."
-    decoder_last_relu: bool = False
+    decoder_last_relu: bool = decides("detector", False)
     "Whether the decoders end in a ReLU (A-012)."
-    centre: Literal["none", "place"] = "none"
+    centre: Literal["none", "place"] = decides("detector", "none")
     "What S1, A and S2 add their maps to: nothing, or T's mean map over the nominal images, place by place (A-048)."
 
     def __post_init__(self):
@@ -161,21 +176,21 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     "How long and how fast a stage learns."
-    epochs: int = 500
+    epochs: int = decides("stage", 500)
     "Times through the training images (in stage 1: A-013)."
-    steps: int|None = None
+    steps: int|None = decides("stage", None)
     "End after this many steps, whatever `epochs` says."
-    batch_size: int = 8
+    batch_size: int = decides("stage", 8)
     "Images a step; the last batch of an epoch may be smaller, but never a single image (in stage 1: A-013)."
-    lr: float = 1e-3
+    lr: float = decides("stage", 1e-3)
     "Adam's learning rate (in stage 1: A-013)."
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = decides("stage", "constant")
     "The learning rate stays, or falls to 0 along half a cosine (A-036)."
-    weight_decay: float = 0.0
+    weight_decay: float = decides("stage", 0.0)
     "Adam's L2 penalty on the weights (A-037)."
-    loss_reduction: Literal["sum", "mean", "norm"] = "sum"
+    loss_reduction: Literal["sum", "mean", "norm"] = decides("stage", "sum")
     "Over channels: sum, or mean; norm: sum over channels and positions, the squared norm as it is written (A-017)."
-    save_minutes: float = 10.0
+    save_minutes: float = decides("nothing", 10.0)
     "Minutes between two saves of the state that an interrupted run resumes from."
 
     def __post_init__(self):
@@ -194,23 +209,23 @@ FOLDER_FIELDS = ("folder_crop", "folder_augment", "folder_holdout")  # of `disti
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(StageConfig):
     "Stage 1: the teacher T learns to imitate the backbone (A-013 for its schedule)."
-    images: Literal["category", "dataset", "folder"] = "category"
+    images: Literal["category", "dataset", "folder"] = decides("teacher", "category")
     "Nominal training images that T learns on: the category's, those of all categories of the data set, `folder` (A-023)."
-    folder: Path|None = None
+    folder: Path|None = decides("teacher", None, place="name")
     "Where `images` is folder: any images, searched recursively, e.g. ImageNet; they are read while T learns."
-    folder_crop: float = 0.1
+    folder_crop: float = decides("teacher", 0.1)
     "Least share of a photograph's area that a random crop of it shows; the most is 1; 1: the whole photograph (A-046)."
-    folder_augment: Literal["light", "none", "all"] = "light"
+    folder_augment: Literal["light", "none", "all"] = decides("teacher", "light")
     "Augmentation of these crops: horizontal flips and jitter, none, or flips, rotation and jitter (A-047)."
-    folder_holdout: int = 50
+    folder_holdout: int = decides("teacher", 50)
     "Photographs that T never learns from, and on which it is measured; at most a tenth of the folder."
-    batchnorm: Literal["running", "category", "fixed"] = "running"
+    batchnorm: Literal["running", "category", "fixed"] = decides("teacher", "running")
     "T's BatchNorm: running statistics of stage 1; measured anew on the category's images; fixed, mean 0 variance 1 (A-027)."
-    augment: bool = True
+    augment: bool = decides("teacher", True)
     "Whether the category's augmentation applies in this stage too (A-024)."
-    match: Literal["upsample", "pool"] = "upsample"
+    match: Literal["upsample", "pool"] = decides("teacher", "upsample")
     "Bring the target E up to the teacher's grid, or average the teacher's maps down to E's (A-009)."
-    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    interpolation: Literal["bilinear", "nearest"] = decides("teacher", "bilinear")
     "How E is brought up (A-009)."
 
     def __post_init__(self):
@@ -229,11 +244,11 @@ class DistillConfig(StageConfig):
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(StageConfig):
     "Stage 2: S1, A and S2 learn together, T is frozen (equations 3 to 8)."
-    detach_autoencoder: bool = True
+    detach_autoencoder: bool = decides("detector", True)
     "Whether L2 teaches S2 only (true) or reaches back into A (A-014)."
-    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    loss_weights: tuple[float, float, float] = decides("detector", (1.0, 1.0, 1.0))
     "Weights of L1, LA and L2 in equation 8 (A-032)."
-    whiten: bool = False
+    whiten: bool = decides("detector", False)
     "Whether T's maps are whitened over the nominal images, so that equations 3 to 10 measure Mahalanobis distances (A-049)."
 
     def __post_init__(self):
@@ -245,25 +260,25 @@ class TrainConfig(StageConfig):
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
     "From embedding maps to one anomaly map (equations 9 to 12)."
-    normalization: Literal["minmax", "zscore", "robust", "none"] = "minmax"
+    normalization: Literal["minmax", "zscore", "robust", "none"] = decides("scores", "minmax")
     "Statistics of nominal images that bring the score maps to one scale, equation 11 (A-018)."
-    statistics_images: Literal["validation", "train"] = "validation"
+    statistics_images: Literal["validation", "train"] = decides("scores", "validation")
     "Which nominal images give them; the threshold always comes from the validation images (A-034)."
-    statistics_per: Literal["level", "branch"] = "level"
+    statistics_per: Literal["level", "branch"] = decides("scores", "level")
     "One set of statistics for each branch and level, or for each branch (A-038)."
-    clamp: Literal["none", "zero_one", "zero"] = "none"
+    clamp: Literal["none", "zero_one", "zero"] = decides("scores", "none")
     "Limit the normalised scores before they are added: not at all, to 0..1, or from below to 0 (A-019)."
-    upsampling: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    upsampling: Literal["bilinear", "bicubic", "nearest"] = decides("scores", "bilinear")
     "How the fused map is brought to the input's size (A-039)."
-    smoothing: float = 4.0
+    smoothing: float = decides("scores", 4.0)
     "Standard deviation of the Gaussian over the fused map, in pixels of the network's input; 0 is off (A-016)."
-    image_score: Literal["max", "top_mean"] = "max"
+    image_score: Literal["max", "top_mean"] = decides("scores", "max")
     "An image's score: the maximum of its map, or the mean of its highest pixels (A-020)."
-    top_fraction: float = 0.001
+    top_fraction: float = decides("scores", 0.001)
     "Share of the pixels that `top_mean` takes."
-    threshold_quantile: float = 0.99
+    threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
-    batch_size: int = 8
+    batch_size: int = decides("nothing", 8)
     "Images at a time."
 
     def __post_init__(self):
@@ -280,11 +295,11 @@ class InferenceConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     "What is measured, and what is drawn."
-    resolution: Literal["network", "image"] = "network"
+    resolution: Literal["network", "image"] = decides("measures", "network")
     "Grid on which masks are scored: the network's input, or each image's own pixels (A-030)."
-    pro_limit: float = 0.3
+    pro_limit: float = decides("measures", 0.3)
     "AU-PRO integrates the PRO curve up to this false positive rate (A-044)."
-    pictures: int|None = None
+    pictures: int|None = decides("nothing", None)
     "Draw so many test images of each defect type; none given: all of them; 0: no picture."
 
     def __post_init__(self):
@@ -295,25 +310,25 @@ class EvaluationConfig:
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     "How the arithmetic is done; what is computed stays the same up to rounding."
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = decides("rounding", "auto")
     "Arithmetic of the networks; auto takes bfloat16 on a GPU that has it. Losses, statistics and weights stay float32."
-    channels_last: bool = True
+    channels_last: bool = decides("rounding", True)
     "Keep the channels of a pixel side by side in memory; off: PyTorch's default layout."
-    fold: bool = True
+    fold: bool = decides("rounding", True)
     "Merge the BatchNorm of frozen networks (backbone, T in stage 2, all four at inference) into their convolutions."
-    fused_distance: bool = True
+    fused_distance: bool = decides("rounding", True)
     "Without effect: a loss and its gradient always come from one difference map. Kept for configurations on file."
-    fused_adam: bool = True
+    fused_adam: bool = decides("rounding", True)
     "PyTorch's fused Adam; a loss that is not finite then skips the step on the device itself."
-    keep_memory: bool = True
+    keep_memory: bool = decides("rounding", True)
     "On a CPU with glibc: reuse freed tensors' memory instead of asking the system for new pages each time."
-    compile: Literal["no", "default", "reduce-overhead"] = "no"
+    compile: Literal["no", "default", "reduce-overhead"] = decides("rounding", "no")
     "torch.compile for the losses; reduce-overhead also records CUDA graphs."
-    cache: Literal["auto", "device", "host"] = "auto"
+    cache: Literal["auto", "device", "host"] = decides("rounding", "auto")
     "Where a category's uint8 images wait: on the device, on the host, or there if a quarter of its free memory does."
-    workers: int|None = None
+    workers: int|None = decides("nothing", None, place="here")
     "Processes that read photographs ahead in stage 1 from a folder; none given: a core less than there are, at most 8; 0: none."
-    cache_mb: int = 512
+    cache_mb: int = decides("nothing", 512, place="here")
     "Megabytes of decoded photographs that these processes keep together."
 
     def __post_init__(self):
@@ -326,21 +341,21 @@ Dataset = Literal["auto", "mvtec_ad", "mvtec_loco", "visa", "folder", "synthetic
 @dataclass(frozen=True, kw_only=True)
 class Config:
     "One run: which images, which networks, how they learn, how they are judged."
-    dataset: Dataset = "auto"
+    dataset: Dataset = decides("measures", "auto")
     "Which benchmark the images belong to; auto recognises it from the folder."
-    root: Path|None = None
+    root: Path|None = decides("images", None, place="here")
     "Folder of the data set, or of one category of it."
-    category: str|None = None
+    category: str|None = decides("measures", None)
     "Category, e.g. cable; may be left out where `root` is one category's folder."
-    out: Path = Path("runs")
+    out: Path = decides("nothing", Path("runs"), place="here")
     "Where runs are written: OUT/DATASET/CATEGORY/KEY-sSEED/."
-    seed: int = 0
+    seed: int = decides("teacher", 0)
     "Decides every random choice but the channel draw: weights, order of images, augmentation, held-out images."
-    device: str = "auto"
+    device: str = decides("nothing", "auto", place="here")
     "auto, cpu, cuda, cuda:1, mps."
-    teacher: str|None = None
+    teacher: str|None = decides("teacher", None, place="here")
     "Used instead of stage 1: general, small, another name of `mudenet teachers list`, auto (one that fits), a file; none: distil."
-    preset: Literal["paper", "fast"] = "paper"
+    preset: Literal["paper", "fast"] = decides("nothing", "paper")
     "What the fields below begin with: the paper's setting, or one that trains within minutes on a CPU."
     data: DataConfig = field(default_factory=DataConfig)
     "What the networks see."
@@ -368,18 +383,35 @@ class Config:
         _require(self.train.steps != 0 or m.centre == "place", "train.steps", 0,
                  "leaves students that know nothing, but for model.centre='place'.")
 
+# %% ../nbs/01_config.ipynb #611de7fc
+def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    "Every field below a configuration class, with its dotted name."
+    for f in dataclasses.fields(cls):
+        part: Any = f.default_factory
+        if dataclasses.is_dataclass(part): yield from _leaves(part, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+        else: yield prefix + f.name, f
+
+def _declared(cls: type) -> dict[str, str]:
+    "What each field decides, by dotted name. Raises `TypeError` for one that does not say."
+    found = {}
+    for name, f in _leaves(cls):
+        what = f.metadata.get("decides")
+        if what == "stage": what = "teacher" if name.startswith("distill.") else "detector"
+        if what not in (*LEVELS, "nothing"):
+            raise TypeError(f"{name} does not say what it decides: write decides(WHAT, DEFAULT), WHAT being one of "
+                            f"{', '.join(LEVELS)}, stage, nothing.")
+        found[name] = what
+    return found
+
+DECIDES = _declared(Config)  # Dotted name → a level, or "nothing"
+
 # %% ../nbs/01_config.ipynb #01-config-23
 def field_names(
     cls: type = Config,  # A configuration class
     prefix: str = "",    # Put in front
 ) -> list[str]:          # e.g. ["dataset", …, "train.lr", …]
     "Dotted names of all fields below a class."
-    out = []
-    for f in dataclasses.fields(cls):
-        sub: Any = f.default_factory
-        if dataclasses.is_dataclass(sub): out += field_names(sub, f"{prefix}{f.name}.")  # type: ignore[arg-type]
-        else: out.append(prefix + f.name)
-    return out
+    return [name for name, _ in _leaves(cls, prefix)]
 
 class Parser(ArgumentParser):
     "An argument parser whose errors are `ConfigError`s that name the field and its neighbours."
@@ -538,13 +570,14 @@ def save_config(
 def portable(
     config: Config,     # A configuration
 ) -> dict[str, Any]:    # Plain values
-    "The tree without what belongs to one machine: root, out, device, teacher, readers, the places of weights and photographs."
-    here = {k: getattr(Config(), k) for k in ("root", "out", "device", "teacher")}
-    weights = dataclasses.replace(config.backbone, weights=Path(config.backbone.weights).name)
-    folder = config.distill.folder and Path(config.distill.folder.name)
-    distill = dataclasses.replace(config.distill, folder=folder)
-    compute = dataclasses.replace(config.compute, workers=None, cache_mb=ComputeConfig().cache_mb)
-    return to_dict(dataclasses.replace(config, backbone=weights, distill=distill, compute=compute, **here))
+    "The tree without what belongs to one machine: of a place its last part, or the field's default."
+    tree = to_dict(config)
+    for name, f in _leaves(Config):
+        section, _, leaf = name.rpartition(".")
+        part = tree[section] if section else tree
+        if f.metadata["place"] == "here": part[leaf] = _plain(f.default)
+        elif f.metadata["place"] == "name" and part[leaf]: part[leaf] = Path(part[leaf]).name
+    return tree
 
 # %% ../nbs/01_config.ipynb #01-config-ab501e
 def absolute(
@@ -561,32 +594,60 @@ def absolute(
                                distill=distill)
 
 # %% ../nbs/01_config.ipynb #01-config-42
-_NOT_IN_KEY = ("dataset", "root", "category", "out", "seed", "device", "teacher", "preset", "inference", "evaluation", "compute")
+def stage1_augmentation(
+    config: Config,              # A-023, A-024
+    category: str|None = None,   # Default: the configuration's
+) -> tuple[Augmentation, ...]:
+    "What is applied in stage 1: the category's augmentation to its own images, the common one to others."
+    if not config.distill.augment: return ()
+    return config.data.augmentation((category or config.category) if config.distill.images == "category" else None)
+
+def deciding(
+    part: Any,             # One part of a configuration, e.g. `config.train`
+    cls: type|None = None, # Only the fields of this class of its bases
+) -> dict[str, Any]:
+    "The fields of a part that decide something, if only rounding."
+    return {f.name: getattr(part, f.name) for f in dataclasses.fields(cls or part) if f.metadata["decides"] != "nothing"}
 
 def image_treatment(
-    config: Config,                        # A configuration
-    augmentation: Iterable[Augmentation],  # What is applied to these images
-) -> dict[str, Any]:                       # Plain values
-    "How images reach a network: section `data`, with the augmentation that applies in place of table and set."
-    tree = {k: v for k, v in to_dict(config)["data"].items() if k not in ("augment_by_category", "augment_set")}
-    return {**tree, "augment": list(augmentation)}
+    data: DataConfig,             # A configuration's
+    augmentation: Iterable[str],  # What is applied to these images
+) -> dict[str, Any]:              # Plain values
+    "How images reach a network: the augmentation that applies stands in place of table and set."
+    tree = {k: v for k, v in deciding(data).items() if not k.startswith("augment_")}
+    return {**_plain(tree), "augment": list(augmentation)}
 
-def stage1_fields(
-    config: Config,      # A configuration
-) -> dict[str, Any]:     # Plain values
-    "The fields of `distill` that decide what stage 1 makes."
-    idle = () if config.distill.images == "folder" else FOLDER_FIELDS
-    return {k: v for k, v in portable(config)["distill"].items() if k not in ("save_minutes", *idle)}
+def identity(
+    config: Config,              # A configuration
+    upto: Level,                 # What is compared, e.g. "teacher"
+    category: str|None = None,   # Whose augmentation applies; default: the configuration's
+) -> dict[str, Any]:             # Plain values, nested
+    "The fields that decide something. What lies in a place, such as images or a given teacher, a fingerprint must tell."
+    levels = LEVELS[:LEVELS.index(upto) + 1]
+    idle = () if config.distill.images == "folder" else tuple(f"distill.{k}" for k in FOLDER_FIELDS)
+    tree: dict[str, Any] = portable(config)
+    kept: dict[str, Any] = {}
+    for name, f in _leaves(Config):
+        if DECIDES[name] not in levels or f.metadata["place"] == "here" or name in idle: continue
+        section, _, leaf = name.rpartition(".")
+        if section: kept.setdefault(section, {})[leaf] = tree[section][leaf]
+        else: kept[leaf] = tree[leaf]
+    if upto == "teacher": used = stage1_augmentation(config, category)
+    else: used = config.data.augmentation(category or config.category)
+    return dict(kept, data=image_treatment(config.data, used))
+
+# %% ../nbs/01_config.ipynb #03db9a9f
+def short_key(
+    *values: Any,  # Plain values
+) -> str:          # 8 hex digits
+    "A short stable name of them."
+    return hashlib.sha256(json.dumps(values[0] if len(values) == 1 else values, sort_keys=True).encode()).hexdigest()[:8]
 
 def run_key(
     config: Config,  # A configuration
 ) -> str:            # 8 hex digits
     "A short stable name of everything that decides the trained networks, apart from the images and the seed."
-    tree = {k: v for k, v in portable(config).items() if k not in _NOT_IN_KEY}
-    tree["data"] = image_treatment(config, config.data.augmentation(config.category))
-    tree["distill"] = stage1_fields(config)
-    tree["train"] = {k: v for k, v in tree["train"].items() if k != "save_minutes"}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+    return short_key({k: v for k, v in identity(config, "detector").items() if k != "seed"})
 
 def run_folder(
     config: Config,         # A configuration

@@ -20,8 +20,8 @@ from torch.optim.swa_utils import update_bn
 from torchvision import models
 
 from .architecture import DescriptorNetwork, seeded
-from .config import (Augmentation, BackboneConfig, Config, DistillConfig, differences, from_saved, image_treatment,
-                            portable, stage1_fields, to_dict)
+from .config import (BackboneConfig, Config, DistillConfig, differences, from_saved, identity,
+                            portable, stage1_augmentation)
 from .core import (CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator, load_tensors,
                    progress, save_tensors)
 from .corpus import Corpus, CorpusFeed
@@ -31,9 +31,9 @@ from .loop import Batches, Feed, Losses, batches, fit, log
 from .objective import distillation_loss, match_grid
 
 # %% auto #0
-__all__ = ['backbone_names', 'Backbone', 'Target', 'make_target', 'stage1_augmentation', 'stage1', 'distill', 'architecture_of_t',
-           'weights_fingerprint', 'teacher_identity', 'save_teacher', 'made_with', 'fill', 'teacher_weights',
-           'load_teacher', 'explained', 'map_statistics']
+__all__ = ['backbone_names', 'Backbone', 'Target', 'make_target', 'stage1', 'distill', 'architecture_of_t', 'weights_fingerprint',
+           'teacher_identity', 'save_teacher', 'made_with', 'fill', 'teacher_weights', 'load_teacher', 'explained',
+           'map_statistics']
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-05
 _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -198,14 +198,6 @@ def make_target(
     if b.zscore == "dataset": target.measure(_sample(images, config))
     return target.to(memory_format=torch.channels_last) if config.compute.channels_last else target
 
-def stage1_augmentation(
-    config: Config,
-    category: str|None = None,   # Default: the configuration's
-) -> tuple[Augmentation, ...]:
-    "What is applied in stage 1: the category's augmentation to its own images, the common one to others."
-    if not config.distill.augment: return ()
-    return config.data.augmentation((category or config.category) if config.distill.images == "category" else None)
-
 def stage1(
     config: Config,                     # What to build
     images: Tensor|Corpus,              # uint8, (N, 3, S, S), what T learns on, or a folder of it
@@ -244,14 +236,13 @@ def distill(
     return teacher.eval()
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-32
-_T_FIELDS = ("channels", "width", "depths", "kernels", "stem", "stem_pool", "block", "projection", "padding")
 _CORPUS = "corpus."  # in front of the names of tensors that are no weights of T
 
 def architecture_of_t(
     config: Config,      # A configuration
 ) -> dict[str, Any]:     # Plain values, below `model`
     "The fields that decide which tensors T has and what they do with an image. The image size is none of them: T is convolutional."
-    return dict(model={k: v for k, v in to_dict(config)["model"].items() if k in _T_FIELDS})
+    return dict(model=identity(config, "teacher")["model"])
 
 @functools.lru_cache
 def _content(path: Path, size: int, changed: int) -> str: return fingerprint([path], path.parent)
@@ -269,11 +260,9 @@ def teacher_identity(
     category: str|None = None,   # Default: the configuration's
 ) -> dict[str, Any]:             # Plain values
     "Everything that decides what stage 1 makes, apart from the images."
-    tree = portable(config)
-    content = "".join(f" ({v})" for v in weights_fingerprint(config).values())
-    backbone = dict(tree["backbone"], weights=tree["backbone"]["weights"] + content)
-    return dict(architecture_of_t(config), data=image_treatment(config, stage1_augmentation(config, category)),
-                backbone=backbone, distill=stage1_fields(config), seed=config.seed)
+    made = identity(config, "teacher", category)
+    made["backbone"]["weights"] += "".join(f" ({v})" for v in weights_fingerprint(config).values())
+    return made
 
 def save_teacher(
     path: str|Path,                # File to write

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import logging
 import os
 import re
@@ -23,8 +21,8 @@ import torch
 
 from . import metrics
 from .architecture import DescriptorNetwork
-from .config import (Config, absolute, differences, from_dict, merge, override, portable, run_folder, save_config,
-                            to_dict)
+from .config import (DECIDES, Config, absolute, differences, from_dict, identity, merge, override, portable,
+                            run_folder, save_config, short_key, to_dict)
 from .core import (CheckpointError, ConfigError, DataError, device_name, did_you_mean, digest, environment, fingerprint,
                           markdown_table, new_record, pick_device, progress, read_meta, read_record, write_json,
                           write_text)
@@ -115,7 +113,8 @@ def with_teacher(
     changed = {k: {n: v for n, v in here[k].items() if v != default[k][n]} for k in ("backbone", "distill")}
     asked = changed if said is None else said
     made = portable(made_with(config.teacher, read_meta(config.teacher, "teacher")))
-    own = {k: {n: v for n, v in made[k].items() if n != "save_minutes" and v != here[k][n]} for k in ("backbone", "distill")}
+    own = {k: {n: v for n, v in made[k].items() if DECIDES[f"{k}.{n}"] == "teacher" and v != here[k][n]}
+           for k in ("backbone", "distill")}
     against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
     if diff := differences(against, {k: {n: here[k][n] for n in against[k]} for k in against}):
         raise CheckpointError(f"the teacher {config.teacher} was made otherwise: {'; '.join(diff)}. Leave these out, the teacher's "
@@ -265,7 +264,8 @@ def ensure_detector(
         _check_sources(path, detector.about, job)
         log.info("already trained: %s", path)
         for stage in ("distill", "train"): _remove_state(job, stage)
-        if from_dict(read_meta(path, "detector")["config"]).inference != c.inference: calibrate_on(detector, job)
+        there = made_with(path, read_meta(path, "detector"))
+        if identity(there, "scores")["inference"] != identity(c, "scores")["inference"]: calibrate_on(detector, job)
         return detector
     images, validation = images_of(job, "train"), images_of(job, "validation")
     _check_test(job.category)
@@ -391,9 +391,8 @@ def setting_key(
     *more: Any,      # What else the numbers depend on, as plain values
 ) -> str:            # 8 hex digits
     "A short stable name of what decides the numbers that a trained detector is given."
-    tree = portable(config)
-    decides = json.dumps([tree["inference"], tree["evaluation"], *more], sort_keys=True)
-    return hashlib.sha256(decides.encode()).hexdigest()[:8]
+    tree = identity(config, "measures")
+    return short_key(tree["inference"], tree["evaluation"], *more)
 
 def setting_name(
     run: str,        # A run's name, KEY-sSEED

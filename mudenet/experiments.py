@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .config import Config, absolute, differences, load_config, override, portable, read_yaml, shipped
+from .config import (DECIDES, Config, absolute, from_saved, identity, load_config, override, portable, read_yaml,
+                            shipped)
 from .core import (CheckpointError, ConfigError, DataError, DeviceError, MudenetError, fingerprint,
                           load_tensors, pick_device, read_meta, rng, save_tensors)
 from .distillation import distill, load_teacher, teacher_identity
@@ -38,10 +39,9 @@ from .speed import _memory
 from .training import train
 
 # %% auto #0
-__all__ = ['Variants', 'R', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'deciding',
-           'shared_teacher', 'take_teacher', 'open_run', 'every_run', 'plan_runs', 'measure_cost', 'measure_all',
-           'expected', 'clock', 'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'Starts', 'share_out', 'OnRay',
-           'departures']
+__all__ = ['Variants', 'R', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'shared_teacher',
+           'take_teacher', 'open_run', 'every_run', 'plan_runs', 'measure_cost', 'measure_all', 'expected', 'clock',
+           'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'Starts', 'share_out', 'OnRay', 'departures']
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a15
 Variants = Mapping[str, Mapping[str, Any]]  # Name → fields to set
@@ -142,19 +142,10 @@ def read_result(
         return None
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2b01
-def deciding(
-    tree: Mapping[str, Any],  # A configuration's plain values
-) -> dict[str, Any]:
-    "The same tree without what decides no number."
-    idle = ("save_minutes", "pictures")
-    def kept(part: Any) -> Any:
-        return {k: v for k, v in part.items() if k not in idle} if isinstance(part, Mapping) else part
-    return json.loads(json.dumps({k: kept(v) for k, v in tree.items() if k != "compute"}))
-
 def _current(record: Mapping[str, Any], job: Job) -> bool:
     "Whether a record is of this configuration, of these images and of today's metrics."
     if record["kind"] != "evaluation": return False
-    if differences(deciding(record["config"]), deciding(portable(job.config))): return False
+    if identity(from_saved(record["config"]), "measures") != identity(job.config, "measures"): return False
     found = dict(record["results"]["all"]["metrics"])
     if "au_spro" in record["results"]: found["au_spro"] = record["results"]["au_spro"]
     if any(m["version"] != VERSIONS[k] for k, m in found.items()): return False
@@ -180,7 +171,7 @@ def _header(job: Job, file: Path) -> dict[str, Any]|None:
     c = job.config
     try:
         made = read_meta(file, "teacher")
-        if made.get("identity") != json.loads(json.dumps(teacher_identity(c))): return None
+        if made.get("identity") != teacher_identity(c): return None
         about = made.get("about", {})
         if not _own_teacher(c):
             about = dict(about, dataset=c.dataset, category=job.category.name, data=job.data_fingerprint)
@@ -330,10 +321,9 @@ def measure_cost(
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a43
 def _pace(config: Config) -> str:
     "What decides how long a step takes: not which images, nor how they are augmented or judged."
-    idle = ("dataset", "category", "seed", "evaluation")
-    tree = {k: v for k, v in deciding(portable(config)).items() if k not in idle}
-    tree["data"] = config.data.image_size
-    return json.dumps([tree, str(config.teacher), config.backbone.weights], sort_keys=True)
+    tree = dict(identity(config, "scores"), data=config.data.image_size, seed=None)
+    more = (config.inference.batch_size, str(config.teacher), config.backbone.weights)
+    return json.dumps([tree, *more], sort_keys=True)
 
 def _measured(run: Run, measure: Callable[[Config], dict[str, Any]]) -> dict[str, Any]:
     "What a run's configuration costs. Empty where measuring broke, and its runs will say why."
@@ -614,11 +604,13 @@ def departures(
     dataset: str,             # Its data set
 ) -> list[str]:               # e.g. ["`train.steps` 3 instead of unset"]
     "Where a configuration is not the paper's. A field that came later had its present default."
-    paper = deciding(portable(load_config(dataset if dataset in shipped() else None)))
-    own = {s: part for s, part in deciding(tree).items() if isinstance(part, Mapping)}
+    paper = portable(load_config(dataset if dataset in shipped() else None))
     def told(value: Any) -> str: return "unset" if value is None else str(value)
-    def said(field: str, value: Any, papers: Any) -> str:
-        both = f"{told(value)} instead of {told(papers)}"
-        return f"`{field}` {'differs' if isinstance(value, Mapping) else both}"
-    return [said(f"{s}.{k}", v, paper[s][k]) for s, part in own.items() for k, v in part.items()
-            if k in paper.get(s, {}) and v != paper[s][k]]
+    found = []
+    for name, what in DECIDES.items():
+        section, _, leaf = name.rpartition(".")
+        if not section or what in ("rounding", "nothing") or leaf not in tree.get(section, {}): continue
+        own, papers = tree[section][leaf], paper[section][leaf]
+        how = "differs" if isinstance(own, Mapping) else f"{told(own)} instead of {told(papers)}"
+        if own != papers: found.append(f"`{name}` {how}")
+    return found

@@ -15,14 +15,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import ComputeConfig, DataConfig, StageConfig, differences, merge
+from .config import ComputeConfig, DataConfig, StageConfig, deciding, differences, image_treatment, merge
 from .core import (CheckpointError, DataError, TrainingError, digest, generator, load_tensors, progress, save_tensors,
                           write_text)
 from .data import augment, normalize
@@ -188,11 +188,8 @@ def belonging(
     compute: ComputeConfig,       # How it is computed
 ) -> dict[str, Any]:              # Plain values
     "What a state belongs to: the configuration, the images' bytes, and everything else that decides what a step does."
-    schedule = {f.name: getattr(stage, f.name) for f in fields(StageConfig) if f.name != "save_minutes"}
-    treatment = {k: v for k, v in vars(data.data).items() if not k.startswith("augment_")}
-    return merge(identity, {"data": dict(treatment, augment=list(data.augmentation)), "seed": data.seed, data.name: schedule,
-                            "compute": {k: v for k, v in vars(compute).items() if k not in ("workers", "cache_mb")},
-                            "images": data.content})
+    return merge(identity, {"data": image_treatment(data.data, data.augmentation), "seed": data.seed,
+                            data.name: deciding(stage, StageConfig), "compute": deciding(compute), "images": data.content})
 
 def _advice(state: Path|None) -> str:
     "What is left of a run that went wrong, and what to do."

@@ -69,6 +69,7 @@ def whitened(
     "T with W and shift multiplied into its last layers."
     out = copy.deepcopy(teacher)
     for layer, W, b in zip(out.projections, weights.to(shift.device), shift):
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
         kernel = layer.weight[:, :, 0, 0].double()
         layer.weight.copy_((W @ kernel)[:, :, None, None])
         layer.bias.copy_(W @ (layer.bias - b).double())
@@ -79,7 +80,7 @@ def last_layers(
     model: MuDeNet,     # With bare projections
 ) -> list[nn.Module]:   # Convolutions
     "The layers that give the maps of S1, A and S2."
-    decoders = [decoder[-1] for decoder in model.autoencoder.decoders]
+    decoders = [list(decoder.children())[-1] for decoder in model.autoencoder.decoders]
     return [*model.structural.projections, *decoders, *model.logical.projections]
 
 @torch.no_grad()

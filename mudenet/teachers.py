@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .config import Config, differences, override
+from .config import Config, differences, override, short_key
 from .core import (CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, pick_device, read_meta, read_record,
                           write_json)
 from .corpus import Corpus, CorpusFeed
@@ -127,8 +126,7 @@ def corpus_folder(
     config: Config,   # `distill.images` is folder
 ) -> Path:            # OUT/teachers/KEY-sSEED
     "Where a general teacher goes."
-    tree = {k: v for k, v in teacher_identity(config).items() if k != "seed"}
-    key = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+    key = short_key({k: v for k, v in teacher_identity(config).items() if k != "seed"})
     return config.out/"teachers"/f"{key}-s{config.seed}"
 
 def distill_corpus(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .architecture import DescriptorNetwork, MuDeNet
-from .config import ComputeConfig, Config, image_treatment, to_dict
+from .config import ComputeConfig, Config, identity
 from .core import digest
 from .engine import fold, prepared
 from .loop import Batches, Losses, fit
@@ -40,10 +40,9 @@ def train_identity(
     category: str|None = None,  # Default: the configuration's
 ) -> dict[str, Any]:            # Plain values
     "Everything that decides what stage 2 makes, apart from the images."
-    tree = to_dict(config)
-    schedule = {k: v for k, v in tree["train"].items() if k != "save_minutes"}
-    treatment = image_treatment(config, config.data.augmentation(category or config.category))
-    return dict(model=tree["model"], data=treatment, train=schedule, seed=config.seed, teacher=digest(teacher.state_dict()))
+    made = identity(config, "detector", category)
+    del made["backbone"], made["distill"]  # they made T, and its weights stand for them
+    return dict(made, teacher=digest(teacher.state_dict()))
 
 def stage2(
     config: Config,                     # What to build

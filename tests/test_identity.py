@@ -1,0 +1,178 @@
+"""What a configuration is compared by: every projection answers as it did before the fields said what they decide."""
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mudenet.config import LEVELS, field_names, from_saved, identity, load_config, nest, portable, run_key
+from mudenet.distillation import architecture_of_t, teacher_identity
+from mudenet.evaluation import setting_key
+from mudenet.loop import belonging
+from mudenet.teachers import corpus_folder
+from mudenet.training import train_identity
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "data" / "identity.json"
+
+# One field at a time, on top of the paper's configuration for cable; every field is turned, and combinations that matter.
+TABLE = {
+    "paper": {},
+    "loco": {"dataset": "mvtec_loco", "category": "breakfast_box"},
+    "image_size": {"data.image_size": 128},
+    "holdout": {"data.holdout": 0.2},
+    "holdout_seed": {"data.holdout_seed": 1},
+    "augment": {"data.augment": ["rotate"]},
+    "augment, no table": {"data.augment": ["rotate"], "category": "my_part"},
+    "augment_by_category": {"data.augment_by_category": {"cable": ["vflip"]}},
+    "augment_by_category, another": {"data.augment_by_category": {"nut": ["vflip"]}},
+    "augment_set": {"data.augment_set": "flips"},
+    "data.interpolation": {"data.interpolation": "box"},
+    "rotate_degrees": {"data.rotate_degrees": 100.0},
+    "rotate_angles": {"data.rotate_angles": "quarter"},
+    "rotate_fill": {"data.rotate_fill": "mean"},
+    "jitter_strength": {"data.jitter_strength": 0.2},
+    "jitter_properties": {"data.jitter_properties": "brightness"},
+    "backbone.name": {"backbone.name": "resnet18"},
+    "weights, a file": {"backbone.weights": "some/where/r18.pth"},
+    "weights, random": {"backbone.weights": "random"},
+    "channel_seed": {"backbone.channel_seed": 1},
+    "zscore": {"backbone.zscore": "dataset"},
+    "channels": {"model.channels": 64},
+    "latent": {"model.latent": 16},
+    "width": {"model.width": 32},
+    "depths": {"model.depths": [1, 1, 1]},
+    "kernels": {"model.kernels": [3, 3, 3]},
+    "encoder_widths": {"model.encoder_widths": [16, 32]},
+    "stem": {"model.stem": "bare"},
+    "stem_pool": {"model.stem_pool": "max"},
+    "block": {"model.block": "pre"},
+    "projection": {"model.projection": "bn"},
+    "padding": {"model.padding": "reflect"},
+    "encoder_padding": {"model.encoder_padding": "after"},
+    "autoencoder_norm": {"model.autoencoder_norm": "batch"},
+    "autoencoder_size": {"model.autoencoder_size": "figure"},
+    "decoder_last_relu": {"model.decoder_last_relu": True},
+    "distill schedule": {"distill.epochs": 3, "distill.steps": 7, "distill.batch_size": 4, "distill.lr": 0.1,
+                         "distill.schedule": "cosine", "distill.weight_decay": 0.1, "distill.loss_reduction": "mean"},
+    "distill.save_minutes": {"distill.save_minutes": 1.0},
+    "images, dataset": {"distill.images": "dataset"},
+    "images, folder": {"distill.images": "folder", "distill.folder": "some/imagenet"},
+    "images, folder elsewhere": {"distill.images": "folder", "distill.folder": "other/imagenet"},
+    "folder, all": {"distill.images": "folder", "distill.folder": "some/imagenet", "distill.folder_crop": 0.5,
+                    "distill.folder_augment": "all", "distill.folder_holdout": 5},
+    "batchnorm": {"distill.batchnorm": "category"},
+    "distill.augment": {"distill.augment": False},
+    "match": {"distill.match": "pool"},
+    "distill.interpolation": {"distill.interpolation": "nearest"},
+    "train schedule": {"train.epochs": 3, "train.steps": 7, "train.batch_size": 4, "train.lr": 0.1,
+                       "train.schedule": "cosine", "train.weight_decay": 0.1, "train.loss_reduction": "mean"},
+    "train.save_minutes": {"train.save_minutes": 1.0},
+    "detach_autoencoder": {"train.detach_autoencoder": False},
+    "loss_weights": {"train.loss_weights": [1.0, 2.0, 3.0]},
+    "inference": {"inference.normalization": "zscore", "inference.statistics_images": "train",
+                  "inference.statistics_per": "branch", "inference.clamp": "zero", "inference.upsampling": "nearest",
+                  "inference.smoothing": 1.0, "inference.image_score": "top_mean", "inference.top_fraction": 0.1,
+                  "inference.threshold_quantile": 0.9},
+    "inference.batch_size": {"inference.batch_size": 1},
+    "resolution": {"evaluation.resolution": "image"},
+    "pro_limit": {"evaluation.pro_limit": 0.1},
+    "pictures": {"evaluation.pictures": 0},
+    "compute": {"compute.precision": "float32", "compute.channels_last": False, "compute.fold": False,
+                "compute.fused_adam": False, "compute.keep_memory": False, "compute.compile": "default",
+                "compute.cache": "host"},
+    "readers": {"compute.workers": 3, "compute.cache_mb": 5},
+    "place": {"root": "x", "out": "y", "device": "cuda", "teacher": "t.safetensors"},
+    "seed": {"seed": 3},
+}
+LATER = {"model.centre": "place", "train.whiten": True, "preset": "fast"}  # fields that came after the golden values
+
+
+def without_later(value):
+    "The same nested values without the fields of `LATER`."
+    if not isinstance(value, dict): return value
+    names = {name.rpartition(".")[2] for name in LATER}
+    return {k: without_later(v) for k, v in value.items() if k not in names}
+
+
+def config_of(fields):
+    "A row's configuration."
+    tree = nest({"dataset": "mvtec_ad", "category": "cable", **fields})
+    return load_config(tree["dataset"], tree=tree)
+
+
+def projections(config):
+    "Everything that a configuration is written or looked up as."
+    teacher = torch.nn.Linear(1, 1)
+    for p in teacher.parameters(): torch.nn.init.zeros_(p)
+    feed = SimpleNamespace(data=config.data, augmentation=config.data.augmentation(config.category), seed=config.seed,
+                           name="train", content="0"*16)
+    trained = train_identity(config, teacher)
+    key = short_key({k: v for k, v in without_later(identity(config, "detector")).items() if k != "seed"})
+    found = dict(portable=portable(config), run_key=key, teacher=teacher_identity(config),
+                 other_teacher=teacher_identity(config, "bottle"), trained=trained,
+                 state=belonging(trained, feed, config.train, config.compute), t=architecture_of_t(config))
+    if config.distill.images == "folder": found["corpus_folder"] = corpus_folder(config).name
+    return found
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_projections_are_those_of_before(row):
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert {k: digest(without_later(v)) for k, v in projections(config_of(TABLE[row])).items()} == golden[row]
+
+
+def test_every_field_has_a_row():
+    assert {k for fields in TABLE.values() for k in fields} == set(field_names()) - {"compute.fused_distance", *LATER}  # the first: without effect
+
+
+def test_later_fields_name_another_run():
+    plain = config_of({})
+    for name in ("model.centre", "train.whiten"):
+        assert run_key(config_of({name: LATER[name]})) != run_key(plain), name
+    assert teacher_identity(config_of(LATER | {"preset": "paper"})) == teacher_identity(plain)
+
+
+# Rows that are the same run as the paper's, and from which level on they are not; the others differ in all that trains.
+NEVER = {"paper", "distill.save_minutes", "train.save_minutes", "inference.batch_size", "pictures", "readers", "place",
+         "augment", "augment_by_category, another"}  # the category's own list is what counts
+LATE = {"inference": "scores", "resolution": "measures", "pro_limit": "measures", "compute": "rounding"}
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_a_row_differs_from_its_level_on(row):
+    paper, config = config_of({}), config_of(TABLE[row])
+    same = [level for level in LEVELS if identity(config, level) == identity(paper, level)]
+    if row in NEVER: assert same == list(LEVELS)
+    elif row in LATE: assert same == list(LEVELS[:LEVELS.index(LATE[row])])
+    else: assert not {"detector", "scores", "measures", "rounding"} & set(same)
+
+
+def test_settings_have_a_key_of_their_own():
+    paper = setting_key(config_of({}))
+    assert {row for row in TABLE if setting_key(config_of(TABLE[row])) != paper} == {"inference", "resolution", "pro_limit"}
+
+
+@pytest.mark.parametrize("record", sorted((HERE.parent / "nbs" / "results").glob("demo-s*.json")), ids=lambda p: p.stem)
+def test_a_record_on_file_has_its_key(record):
+    found = json.loads(record.read_text(encoding="utf-8"))
+    config = from_saved(found["config"])
+    assert found["run"].startswith(run_key(config)) and found["run"].endswith(f"-s{config.seed}")
+
+
+def test_a_field_that_does_not_say_what_it_decides_stops_the_import(tmp_path):
+    source = (HERE.parent / "mudenet" / "config.py").read_text(encoding="utf-8")
+    place = "class DataConfig:\n    \"What the networks see.\"\n"
+    assert place in source
+    code = source.replace(place, f"{place}    fresh: int = 3\n").replace("from .core", "from mudenet.core")
+    (tmp_path / "careless.py").write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", "import careless"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "data.fresh does not say what it decides" in done.stderr

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config import ComputeConfig
 from .loop import Losses, log
@@ -41,9 +41,14 @@ def fold(
 ) -> M:         # Gives the same; shares the weights that did not change; for inference only
     "A copy in which each BatchNorm is merged into the convolution before it."
     if not any(isinstance(m, nn.BatchNorm2d) for m in module.modules()): return module
-    if isinstance(module, nn.Sequential): return fuse(module)  # type: ignore[return-value]
-    out = copy.copy(module)
+    out, before = copy.copy(module), ""
     out._modules = {k: m and fold(m) for k, m in module._modules.items()}
+    for name, m in module._modules.items():  # registered in the order of the layers, in nn.Sequential and torchvision alike
+        conv = out._modules.get(before)
+        if isinstance(m, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+            out._modules[before] = fuse_conv_bn_eval(conv, m)
+            out._modules[name] = nn.Identity()
+        before = name
     return out
 
 # %% ../nbs/04b_engine.ipynb #04b-engine-dd72ea

@@ -19,10 +19,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .core import DataError
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'Inputs', 'BRANCHES', 'natural_key', 'ignored', 'image_files', 'find_images', 'read_image', 'to_rgb',
-           'image_size', 'resize_image', 'named_images', 'loudest', 'Prediction']
+__all__ = ['FORMATS', 'SUFFIXES', 'Inputs', 'BRANCHES', 'natural_key', 'ignored', 'image_files', 'find_images', 'read_image',
+           'to_rgb', 'image_size', 'resize_image', 'named_images', 'loudest', 'Prediction']
 
 # %% ../nbs/01a_images.ipynb #02-data-12
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # what a file may hold: no format that starts another program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _IGNORED = {"thumbs", "thumbnails", "__macosx", "__pycache__"}
 
@@ -81,7 +82,7 @@ def _reading(path: str|Path) -> Iterator[None]:
 
 def _decode(path: Path) -> Image.Image:
     "Decode the whole file and turn the image upright."
-    with Image.open(path) as f:
+    with Image.open(path, formats=FORMATS) as f:
         f.load()
         return ImageOps.exif_transpose(f)
 
@@ -117,7 +118,7 @@ def image_size(
 ) -> tuple[int, int]:    # H, W as `read_image` would give them
     "Height and width of the upright image, as far as possible without decoding it."
     path = Path(path)
-    with _reading(path), Image.open(path) as f:
+    with _reading(path), Image.open(path, formats=FORMATS) as f:
         turned = f.getexif().get(0x0112, 1) >= 5
         width, height = _decode(path).size if turned else f.size
     return height, width

@@ -234,7 +234,9 @@ def load_detector(
     config = override(made_with(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     fill(detector, tensors, path)
-    return detector.to(pick_device(device))
+    detector = detector.to(pick_device(device))
+    detector._network()  # folded here, not by the first of several threads that predict
+    return detector
 
 # %% ../nbs/07_inference.ipynb #07-inference-26
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import csv
 import io
 import logging
 import math
-import shutil
+import re
 import signal
 import threading
 import time
@@ -206,13 +206,15 @@ def check_finite(
         raise TrainingError(f"after step {step}: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]} …). "
                             f"{_advice(state)}")
 
+_LEFT_OVER = re.compile(r"\.((train|distill)\.(state\.safetensors|csv)|(detector|teacher)\.safetensors|"
+                        r"record\.json|report\.html|config\.yaml)\.[0-9]+\.part")  # names that only `atomic` gives
+
 def remove_parts(
     folder: Path,  # A run's folder
 ) -> None:
-    "Remove what a process that was killed while writing left half-written (.NAME.PID.part)."
+    "Remove what a process that was killed while writing left half-written: .NAME.PID.part of a run's own files; nothing else, and no folder."
     for part in folder.glob(".*.part"):
-        if part.is_dir(): shutil.rmtree(part, ignore_errors=True)
-        else: part.unlink(missing_ok=True)
+        if _LEFT_OVER.fullmatch(part.name) and part.is_file() and not part.is_symlink(): part.unlink(missing_ok=True)
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-18
 def save_state(

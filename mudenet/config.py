@@ -552,7 +552,8 @@ def load_config(
         if name not in shipped(): raise ConfigError(f"no shipped configuration {name!r}. {did_you_mean(name, shipped())}")
         layers.append(read_yaml(_configs() / f"{name}.yaml"))
     asked = merge(*layers, *map(read_yaml, files), tree or {}).get("preset", "paper")
-    if asked in shipped(): layers.append(read_yaml(_configs() / f"{asked}.yaml"))
+    below = any("preset" in layer for layer in layers)     # a shipped file that names its preset changes it
+    if asked in shipped(): layers.insert(0 if below else len(layers), read_yaml(_configs() / f"{asked}.yaml"))
     for f in files:
         layers.append(one := read_yaml(f))
         try: from_dict(one)

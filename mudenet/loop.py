@@ -212,7 +212,7 @@ _LEFT_OVER = re.compile(r"\.((train|distill)\.(state\.safetensors|csv)|(detector
 def remove_parts(
     folder: Path,  # A run's folder
 ) -> None:
-    "Remove what a process that was killed while writing left half-written: .NAME.PID.part of a run's own files; nothing else, and no folder."
+    "Remove what interrupted writes of a run's own files left, .NAME.PID.part; nothing else, and no folder."
     for part in folder.glob(".*.part"):
         if _LEFT_OVER.fullmatch(part.name) and part.is_file() and not part.is_symlink(): part.unlink(missing_ok=True)
 

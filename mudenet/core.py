@@ -24,8 +24,8 @@ import numpy as np
 # %% auto #0
 __all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
            'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
-           'device_name', 'atomic', 'write_text', 'write_json', 'save_tensors', 'read_meta', 'load_tensors', 'digest',
-           'fingerprint', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
+           'device_name', 'atomic', 'write_text', 'write_json', 'digest', 'fingerprint', 'save_tensors', 'read_meta',
+           'load_tensors', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -158,6 +158,32 @@ def write_json(
     "Write a JSON file, atomically and with a stable layout."
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
+# %% ../nbs/00_core.ipynb #00-core-29
+def digest(
+    tensors: Mapping[str, torch.Tensor],  # e.g. a `state_dict`
+) -> str:                                 # 64 hex digits
+    "SHA-256 over names, types, shapes and bytes of tensors."
+    import torch
+    h = hashlib.sha256()
+    for name in sorted(tensors):
+        v = tensors[name].detach().cpu().contiguous()
+        h.update(f"{name}|{v.dtype}|{tuple(v.shape)}|".encode())
+        h.update(v.reshape(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b"")
+    return h.hexdigest()
+
+def fingerprint(
+    files: Iterable[Path],  # Files to name
+    root: Path,             # The names that count are those relative to this folder
+) -> str:                   # 16 hex digits
+    "SHA-256 over relative names and contents of files, whatever their order. Raises `DataError` where one cannot be read."
+    h = hashlib.sha256()
+    for f in sorted(set(files)):
+        h.update(f.relative_to(root).as_posix().encode() + b"\0")
+        try: h.update(hashlib.sha256(f.read_bytes()).digest())
+        except OSError as e:
+            raise DataError(f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?") from None
+    return h.hexdigest()[:16]
+
 # %% ../nbs/00_core.ipynb #00-core-24
 SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
 _NEEDS = dict(teacher=("config",), detector=("config", "about"), state=("step", "log", "identity"))  # in a header of that kind
@@ -170,8 +196,8 @@ def save_tensors(
 ) -> Path:
     "Write tensors and metadata as one safetensors file, atomically."
     from safetensors.torch import save
-    header = json.dumps({**meta, "kind": kind, "schema": SCHEMA}, sort_keys=True, allow_nan=False)
     flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    header = json.dumps({**meta, "kind": kind, "schema": SCHEMA, "digest": digest(flat)}, sort_keys=True, allow_nan=False)
     with atomic(path) as part: part.write_bytes(save(flat, {"mudenet": header}))
     return Path(path)
 
@@ -206,36 +232,15 @@ def load_tensors(
     path: str|Path,  # A file that `save_tensors` wrote
     kind: str,       # What it should be
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors on the CPU, metadata
-    "Read a checkpoint of one kind. Raises `CheckpointError`."
+    "Read a checkpoint of one kind. Raises `CheckpointError`, also where its values are not those that were written."
     from safetensors.torch import load_file
-    meta = read_meta(path, kind)
-    return load_file(path), meta
-
-# %% ../nbs/00_core.ipynb #00-core-29
-def digest(
-    tensors: Mapping[str, torch.Tensor],  # e.g. a `state_dict`
-) -> str:                                 # 64 hex digits
-    "SHA-256 over names, types, shapes and bytes of tensors."
-    import torch
-    h = hashlib.sha256()
-    for name in sorted(tensors):
-        v = tensors[name].detach().cpu().contiguous()
-        h.update(f"{name}|{v.dtype}|{tuple(v.shape)}|".encode())
-        h.update(v.reshape(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b"")
-    return h.hexdigest()
-
-def fingerprint(
-    files: Iterable[Path],  # Files to name
-    root: Path,             # The names that count are those relative to this folder
-) -> str:                   # 16 hex digits
-    "SHA-256 over relative names and contents of files, whatever their order. Raises `DataError` where one cannot be read."
-    h = hashlib.sha256()
-    for f in sorted(set(files)):
-        h.update(f.relative_to(root).as_posix().encode() + b"\0")
-        try: h.update(hashlib.sha256(f.read_bytes()).digest())
-        except OSError as e:
-            raise DataError(f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?") from None
-    return h.hexdigest()[:16]
+    meta, tensors = read_meta(path, kind), load_file(path)
+    if meta.get("digest", written := digest(tensors)) != written:  # files of before have none
+        raise CheckpointError(f"{path} is damaged: its values are not those that were written. Copy it again from where it came, "
+                              "or make it again.")
+    if broken := [k for k, v in tensors.items() if k != "threshold" and v.is_floating_point() and not bool(v.isfinite().all())]:
+        raise CheckpointError(f"{path}: {broken[0]} holds values that are not finite; make the file again.")
+    return tensors, meta
 
 # %% ../nbs/00_core.ipynb #00-core-32
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "safetensors")

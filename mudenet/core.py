@@ -24,8 +24,8 @@ import numpy as np
 # %% auto #0
 __all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
            'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
-           'device_name', 'atomic', 'write_text', 'write_json', 'save_tensors', 'read_meta', 'load_tensors', 'digest',
-           'fingerprint', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
+           'device_name', 'atomic', 'write_text', 'write_json', 'digest', 'fingerprint', 'save_tensors', 'read_meta',
+           'load_tensors', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -158,59 +158,6 @@ def write_json(
     "Write a JSON file, atomically and with a stable layout."
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #00-core-24
-SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
-_NEEDS = dict(teacher=("config",), detector=("config", "about"), state=("step", "log", "identity"))  # in a header of that kind
-
-def save_tensors(
-    path: str|Path,                      # File to write
-    tensors: Mapping[str, torch.Tensor], # What to keep; moved to the CPU
-    kind: str,                           # What the file is: "teacher", "detector", "state"
-    meta: Mapping[str, Any],             # JSON metadata; the same content always gives the same bytes
-) -> Path:
-    "Write tensors and metadata as one safetensors file, atomically."
-    from safetensors.torch import save
-    header = json.dumps({**meta, "kind": kind, "schema": SCHEMA}, sort_keys=True, allow_nan=False)
-    flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with atomic(path) as part: part.write_bytes(save(flat, {"mudenet": header}))
-    return Path(path)
-
-# %% ../nbs/00_core.ipynb #00-core-25
-def read_meta(
-    path: str|Path,  # A file that `save_tensors` wrote
-    kind: str,       # What it should be
-) -> dict[str, Any]: # Its metadata
-    "The metadata of a checkpoint, without its tensors. Raises `CheckpointError` if it is not one of ours."
-    from safetensors import SafetensorError, safe_open
-    path = Path(path)
-    if not path.is_file(): raise CheckpointError(f"{path}: there is no such file; a {kind} checkpoint was expected there.")
-    try:
-        with safe_open(path, framework="pt") as f: header = (f.metadata() or {}).get("mudenet")
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path} is not a checkpoint: {e}. Checkpoints are safetensors files that "
-                              "`mudenet train` or `mudenet distill` wrote.") from None
-    if header is None: raise CheckpointError(f"{path} is a safetensors file but not one that mudenet wrote.")
-    try: meta = json.loads(header)
-    except ValueError: meta = None
-    if not isinstance(meta, dict): raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
-    if meta.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a {meta.get('kind')!r}; here a {kind!r} is needed.")
-    if meta.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} has schema {meta.get('schema')}, this version reads {SCHEMA}; "
-                              "use the mudenet version that wrote it, or train again.")
-    if lacks := [k for k in _NEEDS.get(kind, ()) if k not in meta]:
-        raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; copy or make the file again.")
-    return meta
-
-def load_tensors(
-    path: str|Path,  # A file that `save_tensors` wrote
-    kind: str,       # What it should be
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors on the CPU, metadata
-    "Read a checkpoint of one kind. Raises `CheckpointError`."
-    from safetensors.torch import load_file
-    meta = read_meta(path, kind)
-    return load_file(path), meta
-
 # %% ../nbs/00_core.ipynb #00-core-29
 def digest(
     tensors: Mapping[str, torch.Tensor],  # e.g. a `state_dict`
@@ -236,6 +183,79 @@ def fingerprint(
         except OSError as e:
             raise DataError(f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?") from None
     return h.hexdigest()[:16]
+
+# %% ../nbs/00_core.ipynb #00-core-24
+SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
+_NEEDS = dict(teacher=("config",), detector=("config", "about"), state=("step", "log", "identity"))  # in a header of that kind
+
+def _content(
+    tensors: Mapping[str, torch.Tensor],
+    meta: Mapping[str, Any],  # With or without `sha256`, which does not count
+) -> str:
+    "SHA-256 over tensors and metadata."
+    text = json.dumps({k: v for k, v in meta.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(f"{digest(tensors)}{text}".encode()).hexdigest()
+
+def save_tensors(
+    path: str|Path,                      # File to write
+    tensors: Mapping[str, torch.Tensor], # What to keep; moved to the CPU
+    kind: str,                           # What the file is: "teacher", "detector", "state"
+    meta: Mapping[str, Any],             # JSON metadata; the same content always gives the same bytes
+) -> Path:
+    "Write tensors and metadata as one safetensors file, atomically."
+    from safetensors.torch import save
+    flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    whole = json.loads(json.dumps({**meta, "kind": kind, "schema": SCHEMA}, allow_nan=False))  # as it will be read
+    header = json.dumps({**whole, "sha256": _content(flat, whole)}, sort_keys=True)
+    with atomic(path) as part: part.write_bytes(save(flat, {"mudenet": header}))
+    return Path(path)
+
+# %% ../nbs/00_core.ipynb #00-core-25
+def read_meta(
+    path: str|Path,  # A file that `save_tensors` wrote
+    kind: str,       # What it should be
+) -> dict[str, Any]: # Its metadata
+    "The metadata of a checkpoint, without its tensors. Raises `CheckpointError` if it is not one of ours."
+    from safetensors import SafetensorError, safe_open
+    path = Path(path)
+    if not path.is_file(): raise CheckpointError(f"{path}: there is no such file; a {kind} checkpoint was expected there.")
+    try:
+        with safe_open(path, framework="pt") as f: header = (f.metadata() or {}).get("mudenet")
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path} is not a checkpoint: {e}. Checkpoints are safetensors files that "
+                              "`mudenet train` or `mudenet distill` wrote.") from None
+    if header is None: raise CheckpointError(f"{path} is a safetensors file but not one that mudenet wrote.")
+    try: meta = json.loads(header)
+    except (ValueError, RecursionError): meta = None
+    if not isinstance(meta, dict): raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
+    if meta.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a {meta.get('kind')!r}; here a {kind!r} is needed.")
+    if meta.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} has schema {meta.get('schema')}, this version reads {SCHEMA}; "
+                              "use the mudenet version that wrote it, or train again.")
+    if lacks := [k for k in _NEEDS.get(kind, ()) if k not in meta]:
+        raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; copy or make the file again.")
+    return meta
+
+def _check_content(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    "Raise `CheckpointError` where a file holds something else than was written, or numbers that cannot be computed with."
+    again = "; copy the file again from where it was made, or make it again."
+    if "sha256" in meta and _content(tensors, meta) != meta["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its content does not have the SHA-256 that its header names{again}")
+    for name, v in tensors.items():
+        if not bool(v.isfinite().all()): raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers{again}")
+        if name.endswith("running_var") and bool((v < 0).any()):
+            raise CheckpointError(f"{path}: {name} holds negative variances{again}")
+
+def load_tensors(
+    path: str|Path,  # A file that `save_tensors` wrote
+    kind: str,       # What it should be
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors on the CPU, metadata
+    "Read a checkpoint of one kind and check what it holds. Raises `CheckpointError`."
+    from safetensors.torch import load_file
+    meta, tensors = read_meta(path, kind), load_file(path)
+    _check_content(Path(path), tensors, meta)
+    return tensors, meta
 
 # %% ../nbs/00_core.ipynb #00-core-32
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "safetensors")

@@ -278,6 +278,8 @@ class InferenceConfig:
     "Share of the pixels that `top_mean` takes."
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
+    false_alarms: float|None = decides("scores", None)
+    "Share of good parts that may be called anomalous, promised from held-out images; none given: the quantile above (A-029)."
     batch_size: int = decides("nothing", 8)
     "Images at a time."
 
@@ -286,6 +288,11 @@ class InferenceConfig:
         _require(0 < self.top_fraction <= 1, "inference.top_fraction", self.top_fraction, "must lie in (0, 1].")
         _require(0 < self.threshold_quantile <= 1, "inference.threshold_quantile", self.threshold_quantile,
                  "must lie in (0, 1].")
+        if self.false_alarms is not None:
+            _require(0 < self.false_alarms < 1, "inference.false_alarms", self.false_alarms,
+                     "must lie between 0 and 1: 0.05 is one in twenty.")
+            _require(self.normalization == "none" or self.statistics_images == "train", "inference.false_alarms", self.false_alarms,
+                     "holds where the held-out images give the threshold only: set inference.statistics_images=train.")
         _positive("inference", self, "batch_size")
         if self.normalization == "none":
             for name, default in dict(clamp="none", statistics_images="validation", statistics_per="level").items():

@@ -188,6 +188,14 @@ def fingerprint(
 SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
 _NEEDS = dict(teacher=("config",), detector=("config", "about"), state=("step", "log", "identity"))  # in a header of that kind
 
+def _content(
+    tensors: Mapping[str, torch.Tensor],
+    meta: Mapping[str, Any],  # With or without `sha256`, which does not count
+) -> str:
+    "SHA-256 over tensors and metadata."
+    text = json.dumps({k: v for k, v in meta.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(f"{digest(tensors)}{text}".encode()).hexdigest()
+
 def save_tensors(
     path: str|Path,                      # File to write
     tensors: Mapping[str, torch.Tensor], # What to keep; moved to the CPU
@@ -197,7 +205,8 @@ def save_tensors(
     "Write tensors and metadata as one safetensors file, atomically."
     from safetensors.torch import save
     flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = json.dumps({**meta, "kind": kind, "schema": SCHEMA, "digest": digest(flat)}, sort_keys=True, allow_nan=False)
+    whole = json.loads(json.dumps({**meta, "kind": kind, "schema": SCHEMA}, allow_nan=False))  # as it will be read
+    header = json.dumps({**whole, "sha256": _content(flat, whole)}, sort_keys=True)
     with atomic(path) as part: part.write_bytes(save(flat, {"mudenet": header}))
     return Path(path)
 
@@ -217,7 +226,7 @@ def read_meta(
                               "`mudenet train` or `mudenet distill` wrote.") from None
     if header is None: raise CheckpointError(f"{path} is a safetensors file but not one that mudenet wrote.")
     try: meta = json.loads(header)
-    except ValueError: meta = None
+    except (ValueError, RecursionError): meta = None
     if not isinstance(meta, dict): raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
     if meta.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {meta.get('kind')!r}; here a {kind!r} is needed.")
@@ -228,18 +237,25 @@ def read_meta(
         raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; copy or make the file again.")
     return meta
 
+def _check_content(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    "Raise `CheckpointError` where a file holds something else than was written, or numbers that cannot be computed with."
+    again = "; copy the file again from where it was made, or make it again."
+    if "sha256" in meta and _content(tensors, meta) != meta["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its content does not have the SHA-256 that its header names{again}")
+    for name, v in tensors.items():
+        not_yet = name == "threshold" and bool(v.isnan().all())  # a detector that is not calibrated
+        if not (not_yet or bool(v.isfinite().all())): raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers{again}")
+        if name.endswith("running_var") and bool((v < 0).any()):
+            raise CheckpointError(f"{path}: {name} holds negative variances{again}")
+
 def load_tensors(
     path: str|Path,  # A file that `save_tensors` wrote
     kind: str,       # What it should be
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors on the CPU, metadata
-    "Read a checkpoint of one kind. Raises `CheckpointError`, also where its values are not those that were written."
+    "Read a checkpoint of one kind and check what it holds. Raises `CheckpointError`."
     from safetensors.torch import load_file
     meta, tensors = read_meta(path, kind), load_file(path)
-    if meta.get("digest", written := digest(tensors)) != written:  # files of before have none
-        raise CheckpointError(f"{path} is damaged: its values are not those that were written. Copy it again from where it came, "
-                              "or make it again.")
-    if broken := [k for k, v in tensors.items() if k != "threshold" and v.is_floating_point() and not bool(v.isfinite().all())]:
-        raise CheckpointError(f"{path}: {broken[0]} holds values that are not finite; make the file again.")
+    _check_content(Path(path), tensors, meta)
     return tensors, meta
 
 # %% ../nbs/00_core.ipynb #00-core-32

@@ -32,7 +32,7 @@ from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, im
 from .corpus import Corpus
 from .distillation import (Backbone, architecture_of_t, distill, load_teacher, made_with, save_teacher, teacher_identity,
                                   teacher_weights, weights_fingerprint)
-from .inference import Detector, calibrate, load_detector, save_detector
+from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
 from .loop import remove_parts
 from .report import SHOWN, Case, image_mean, report_html
@@ -269,6 +269,7 @@ def ensure_detector(
         return detector
     images, validation = images_of(job, "train"), images_of(job, "validation")
     _check_test(job.category)
+    label_threshold(torch.arange(float(len(validation))), c.inference)  # too few images are told before hours of training
     about = _about(job)
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder/"config.yaml", absolute(c))

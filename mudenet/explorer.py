@@ -24,7 +24,7 @@ from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .evaluation import open_job
 from .images import BRANCHES
-from .inference import Detector, clamp_parts, fuse, image_scores, load_detector, normalise
+from .inference import Detector, clamp_parts, fuse, image_scores, label_threshold, load_detector, normalise
 from .intervals import share
 from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, tiles
 
@@ -123,7 +123,7 @@ def finish(
     parts, fused = maps(raw.test)
     nominal = image_scores(maps(raw.validation)[1], c)
     return Outcome(parts=parts, maps=fused, scores=image_scores(fused, c).numpy(), validation=nominal.numpy(),
-                   threshold=float(nominal.quantile(c.threshold_quantile)))
+                   threshold=label_threshold(nominal, c))
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-2b6087
 def measure_again(

@@ -19,13 +19,14 @@ from .config import Config, InferenceConfig, override, portable
 from .core import DataError, load_tensors, pick_device, progress, save_tensors
 from .data import normalize
 from .distillation import fill, made_with
+from .decisions import rate_threshold
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, named_images, resize_image
 from .objective import raw_scores
 
 # %% auto #0
 __all__ = ['Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores', 'Output',
-           'Detector', 'calibrate', 'save_detector', 'load_detector', 'stream', 'predict']
+           'Detector', 'label_threshold', 'calibrate', 'save_detector', 'load_detector', 'stream', 'predict']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):
@@ -192,6 +193,15 @@ class Detector(nn.Module):
         return predict(self, inputs, without)
 
 # %% ../nbs/07_inference.ipynb #07-inference-21
+def label_threshold(
+    scores: Tensor,           # (N,), of held-out nominal images
+    config: InferenceConfig,  # `false_alarms`, `threshold_quantile`
+) -> float:                   # An image with a higher score is called anomalous
+    "The threshold that promises a false-alarm rate, or a plain quantile. Raises `DataError` where there are too few images."
+    if config.false_alarms is None: return float(scores.quantile(config.threshold_quantile))
+    try: return rate_threshold(scores.numpy(), config.false_alarms)
+    except ValueError as e: raise DataError(f"inference.false_alarms={config.false_alarms}: {e}.") from None
+
 @torch.inference_mode()
 def calibrate(
     detector: Detector,           # Gets statistics and threshold
@@ -211,7 +221,7 @@ def calibrate(
     found = measure_statistics(nominal, c.statistics_per)
     for name, value in found._asdict().items(): getattr(detector, name).copy_(value)
     scores = torch.cat([detector.finish(r.to(detector.device)).score.cpu() for r in raw])
-    detector.threshold.copy_(scores.quantile(c.threshold_quantile))
+    detector.threshold.fill_(label_threshold(scores, c))
     return scores
 
 # %% ../nbs/07_inference.ipynb #07-inference-23

@@ -490,7 +490,7 @@ def from_dict(
     for name, default in vars(Config()).items():
         if dataclasses.is_dataclass(default) and not isinstance(tree.get(name, {}), Mapping):
             raise ConfigError(f"{name}={tree[name]!r} must hold names and values, e.g. {name}.{field_names(type(default))[0]}.")
-    made = parser.instantiate(parser.parse_object(dict(tree)))
+    made = parser.instantiate(parser.parse_object(_plain(tree)))  # a copy: parsing puts tuples into what it is given
     return Config(**{f.name: made[f.name] for f in dataclasses.fields(Config)})
 
 # %% ../nbs/01_config.ipynb #01-config-27

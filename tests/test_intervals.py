@@ -20,6 +20,7 @@ ROW = re.compile(rf"^\| all \| (\d+) \| (\d+) \| {NUMBER} \[{NUMBER}, {NUMBER}\]
 
 def excess(theta, seen, good, bad):
     """How far an AUROC lies from the observed one, in units of the 95 % limit, less 1: 0 at the ends of Newcombe's interval."""
+    if not 0 < theta < 1: return float("inf")  # no AUROC lies there
     half = (good + bad) / 2 - 1
     variance = theta * (1 - theta) / (good * bad) * (1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta))
     return abs(seen - theta) / (NormalDist().inv_cdf(.975) * variance ** .5) - 1

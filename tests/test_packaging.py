@@ -86,14 +86,14 @@ def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
     code = ("import sys, mudenet; print(mudenet.__file__); from mudenet.cli import main; "
             "from mudenet.synthetic import write_product_line as w; "
             "w('line', size=64, train=8, validation=2, good=2, structural=2, logical=2); sys.exit(main(sys.argv[1:]))")
-    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-012=true",
+    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-007=after",
                         "--train.steps=4"], cwd=tmp_path, text=True, capture_output=True,
                        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert r.returncode == 0, r.stdout + r.stderr
     assert r.stdout.splitlines()[0].startswith(str(tmp_path / "site"))
     assert len(list((tmp_path / "out").rglob("record.json"))) == 1
     config, = (tmp_path / "out").rglob("config.yaml")
-    assert "decoder_last_relu: true" in config.read_text()
+    assert "encoder_padding: after" in config.read_text()
     verified = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
                                "teachers", "verify"], cwd=tmp_path, text=True, capture_output=True,
                               env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})

@@ -76,7 +76,8 @@ def test_inline_commands(my_parts):
     assert "--train.epochs" in shell("mudenet train --help", my_parts)
     make_parser("export").parse_args(["export", "RUN", "--to", "onnx"], defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
-    assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none"}
+    assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none",
+                            "--preset fast", "--preset paper", "--train.steps 0"}
     for option in options:
         command = "benchmark" if "--ray" in option else "train"
         make_parser(command).parse_args([command, "--root", "mvtec", *option.split()], defaults=False)

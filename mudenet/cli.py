@@ -256,21 +256,22 @@ def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]
 
 def run_predict(args: Namespace) -> None:
     "Score images, write the table last. Raises `DataError` at the end where some could not be read."
+    from mudenet.images import ANSWER
     from mudenet.inference import load_detector, stream
     detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
     files, read, bad = _to_score(images, out), deque[Path](), dict[Path, str]()
     pixels: Any = _readable(files, read, bad)
-    rows: dict[Path, list[Any]] = {}
+    rows, called = dict[Path, list[str]](), 0
     for p in progress(stream(detector, pixels), "predicting", total=len(files), unit="image"):
         p = replace(p, name=files[f := read.popleft()])
         _write_prediction(p, f, out, args.maps, args.pictures)
-        rows[f] = [f"{p.score:.6g}", int(p.label), f"{p.threshold:.6g}", " ".join(map(str, p.loudest())), ""]
+        rows[f], called = [*p.cells(), ""], called + p.label
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "score", "anomalous", "threshold", "loudest", "error"])
+    table.writerow(["image", *ANSWER, "error"])
     for f, name in files.items(): table.writerow([name, *rows.get(f, ["", "", "", "", bad.get(f)])])
     if rows:
-        print(f"{len(rows)} images, {sum(r[1] for r in rows.values())} called anomalous; "
+        print(f"{len(rows)} images, {called} called anomalous; "
               f"{write_text(out/'predictions.csv', text.getvalue())}")
     if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *list(bad.values())[:20],
                                        *["… (all of them are in predictions.csv)"]*(len(bad) > 20)]))

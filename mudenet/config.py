@@ -558,11 +558,12 @@ def load_config(
     if name is not None:
         if name not in shipped(): raise ConfigError(f"no shipped configuration {name!r}. {did_you_mean(name, shipped())}")
         layers.append(read_yaml(_configs() / f"{name}.yaml"))
-    asked = merge(*layers, *map(read_yaml, files), tree or {}).get("preset", "paper")
+    trees = {f: read_yaml(f) for f in files}
+    asked = merge(*layers, *trees.values(), tree or {}).get("preset", "paper")
     below = any("preset" in layer for layer in layers)     # a shipped file that names its preset changes it
     if asked in shipped(): layers.insert(0 if below else len(layers), read_yaml(_configs() / f"{asked}.yaml"))
-    for f in files:
-        layers.append(one := read_yaml(f))
+    for f, one in trees.items():
+        layers.append(one)
         try: from_dict(one)
         except ConfigError as e: raise ConfigError(f"{f}: {e}") from None
     return from_dict(merge(*layers, tree or {}))

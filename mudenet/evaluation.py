@@ -112,7 +112,8 @@ def with_teacher(
     here, default = portable(config), portable(Config())
     changed = {k: {n: v for n, v in here[k].items() if v != default[k][n]} for k in ("backbone", "distill")}
     asked = changed if said is None else said
-    made = portable(made_with(config.teacher, read_meta(config.teacher, "teacher")))
+    there = made_with(config.teacher, read_meta(config.teacher, "teacher"))
+    made = portable(there)
     own = {k: {n: v for n, v in made[k].items() if DECIDES[f"{k}.{n}"] == "teacher" and v != here[k][n]}
            for k in ("backbone", "distill")}
     against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
@@ -120,8 +121,7 @@ def with_teacher(
         raise CheckpointError(f"the teacher {config.teacher} was made otherwise: {'; '.join(diff)}. Leave these out, the teacher's "
                               "own values are what is recorded; or distil a new teacher (leave --teacher out).")
     if said is not None and config.preset == "fast":  # the preset's widths are those of its own teacher; another one brings its own
-        fits = architecture_of_t(made_with(config.teacher, read_meta(config.teacher, "teacher")))["model"]
-        own["model"] = {n: v for n, v in fits.items() if n not in asked.get("model", {})}
+        own["model"] = {n: v for n, v in architecture_of_t(there)["model"].items() if n not in asked.get("model", {})}
     return from_dict(merge(to_dict(config), own))
 
 def _check_split(job: Job, teacher: str, split: Callable[[float, int], Category]) -> None:

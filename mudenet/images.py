@@ -19,8 +19,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .core import DataError
 
 # %% auto #0
-__all__ = ['FORMATS', 'SUFFIXES', 'Inputs', 'BRANCHES', 'natural_key', 'ignored', 'image_files', 'find_images', 'read_image',
-           'to_rgb', 'image_size', 'resize_image', 'named_images', 'loudest', 'Prediction']
+__all__ = ['FORMATS', 'SUFFIXES', 'Inputs', 'BRANCHES', 'ANSWER', 'natural_key', 'ignored', 'image_files', 'find_images',
+           'read_image', 'to_rgb', 'image_size', 'resize_image', 'named_images', 'loudest', 'answer_cells',
+           'Prediction']
 
 # %% ../nbs/01a_images.ipynb #02-data-12
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # what a file may hold: no format that starts another program
@@ -167,6 +168,17 @@ def loudest(
     branch, level = np.unravel_index(parts.max((2, 3)).argmax(), parts.shape[:2])
     return BRANCHES[branch], int(level) + 1
 
+ANSWER = ("score", "anomalous", "threshold", "loudest")  # columns of a table of predictions, after the image
+
+def answer_cells(
+    score: float,
+    anomalous: bool,
+    threshold: float,
+    loudest: Iterable[Any],  # Branch and level
+) -> list[str]:              # For `ANSWER`
+    "What a table says of one image."
+    return [f"{score:.6g}", str(int(anomalous)), f"{threshold:.6g}", " ".join(map(str, loudest))]
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     "What a detector says about one image."
@@ -180,3 +192,7 @@ class Prediction:
     def loudest(self) -> tuple[str, int]:
         "Branch and level (from 1) with the highest part: which one spoke."
         return loudest(self.parts)
+
+    def cells(self) -> list[str]:
+        "See `answer_cells`."
+        return answer_cells(self.score, self.label, self.threshold, self.loudest())

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import __version__
 from .core import MudenetError
+from .images import ANSWER
 from .runtime import open_detector
 from .serve import run_serve, serve_arguments
 from .watch import run_watch, watch_arguments
@@ -33,9 +34,9 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 def run_predict(args: Any) -> None:
     "A table on standard output; stops at the first file that cannot be read."
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["image", "score", "anomalous", "threshold", "loudest"])
+    table.writerow(["image", *ANSWER])
     for p in open_detector(args.detector, threads=args.threads).stream(Path(args.images)):
-        table.writerow([p.name, f"{p.score:.6g}", int(p.label), f"{p.threshold:.6g}", " ".join(map(str, p.loudest()))])
+        table.writerow([p.name, *p.cells()])
 
 COMMANDS = dict(predict=("score images, print a table", _predict_arguments, run_predict),
                 watch=("score every image that appears in a folder", watch_arguments, run_watch),

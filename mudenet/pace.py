@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,6 @@ def exported_looks(
     threads: int,
 ) -> dict[str, Look]:
     "ONNX Runtime and OpenVINO, as far as they are installed, ours and the neighbour's."
-    from importlib.util import find_spec
     own, looks = override(config, {"compute.precision": "float32"}), dict[str, Look]()
     detector, squares = Detector(MuDeNet(own.model, own.data.image_size), own).to("cpu"), _pictures(4, own.data.image_size)
     calibrate(detector, torch.from_numpy(squares).permute(0, 3, 1, 2))
@@ -117,7 +117,6 @@ def exported_looks(
 
 def _neighbours(folder: Path, threads: int) -> dict[str, Look]:
     "The neighbour in the same engines."
-    from importlib.util import find_spec
     free, looks = {0: torch.export.Dim("batch", min=1, max=64)}, dict[str, Look]()
     program = torch.onnx.export(Neighbour(), (torch.zeros(2, 3, 256, 256),), dynamo=True, dynamic_shapes=(free,),
                                 input_names=["x"], verbose=False)
@@ -171,14 +170,10 @@ def bench_engines(
     with tempfile.TemporaryDirectory() as folder:
         looks = torch_looks(config, compiled and shutil.which("g++") is not None) | exported_looks(config, Path(folder), threads)
         found = {str(b): in_turns(looks, _pictures(b, config.data.image_size), rounds) for b in batches}
-    there = [d for d in ("onnx", "onnxruntime", "openvino", "nncf") if _installed(d)]
+    there = [d for d in ("onnx", "onnxruntime", "openvino", "nncf") if find_spec(d)]
     cpu = dict(device=device_name(torch.device("cpu")), threads=threads, capability=torch.backends.cpu.get_cpu_capability())
     return new_record("bench_engines", config=portable(config), made=dict(date=date.today().isoformat()), **cpu, rounds=rounds,
                       engines={d: metadata.version(d) for d in there}, batches=found)
-
-def _installed(name: str) -> bool:
-    from importlib.util import find_spec
-    return find_spec(name) is not None
 
 def engines_table(
     record: Mapping[str, Any],  # Of `bench_engines`

@@ -16,7 +16,7 @@ from .data import normalize
 from .engine import fold
 
 # %% auto #0
-__all__ = ['ENOUGH', 'RIDGE', 'mean_and_covariance', 'whitening', 'whitened', 'last_layers', 'begin']
+__all__ = ['ENOUGH', 'RIDGE', 'evenly_chosen', 'mean_map', 'covariance_around', 'whitening', 'whitened', 'last_layers', 'begin']
 
 # %% ../nbs/05b_start.ipynb #3fee7642
 ENOUGH = 256  # images, evenly chosen, that mean and covariance are taken from
@@ -31,21 +31,34 @@ def _maps(
     for batch in progress(images.split(8), text, unit="batch"):
         yield torch.stack(teacher(normalize(batch.to(device))))
 
+def evenly_chosen(
+    images: Tensor,  # (N, …)
+) -> Tensor:         # At most `ENOUGH` of them
+    "What mean and covariance are taken from."
+    return images[torch.linspace(0, len(images) - 1, min(ENOUGH, len(images))).round().long()]
+
 @torch.no_grad()
-def mean_and_covariance(
+def mean_map(
     teacher: DescriptorNetwork,       # T, in evaluation mode
-    images: Tensor,                   # uint8, (N, 3, S, S), nominal; at most `ENOUGH` of them are looked at
+    images: Tensor,                   # uint8, (N, 3, S, S), nominal
     device: torch.device|str = "cpu", # Where T is
-) -> tuple[Tensor, Tensor]:           # M, (L, C, S/2, S/2), and Σ, float64 (L, C, C)
-    "T's mean map at every place, and how its channels vary around it."
-    chosen = images[torch.linspace(0, len(images) - 1, min(ENOUGH, len(images))).round().long()]
-    network = fold(teacher)
-    mean = sum(maps.sum(1) for maps in _maps(network, chosen, device, "mean of T")) / len(chosen)
+) -> Tensor:                          # M, (L, C, S/2, S/2)
+    "What T says on average, at every place."
+    return sum(maps.sum(1) for maps in _maps(fold(teacher), images, device, "mean of T")) / len(images)
+
+@torch.no_grad()
+def covariance_around(
+    mean: Tensor,                     # M
+    teacher: DescriptorNetwork,       # T, in evaluation mode
+    images: Tensor,                   # uint8, (N, 3, S, S), nominal
+    device: torch.device|str = "cpu", # Where T is
+) -> Tensor:                          # Σ, float64 (L, C, C)
+    "How T's channels vary around their mean map."
     total = torch.zeros((), dtype=torch.float64)
-    for maps in _maps(network, chosen, device, "covariance of T"):
+    for maps in _maps(fold(teacher), images, device, "covariance of T"):
         away = (maps - mean[:, None]).transpose(1, 2).flatten(2)       # (L, C, B·places)
         total = total + (away @ away.transpose(1, 2)).double().cpu()
-    return mean, total / (len(chosen) * mean[0, 0].numel())
+    return total / (len(images) * mean[0, 0].numel())
 
 # %% ../nbs/05b_start.ipynb #1ff851ae
 RIDGE = 0.1  # λ, a share of the mean variance
@@ -94,9 +107,10 @@ def begin(
     "Give a fresh model its T, whitened where asked for (A-049), and let S1, A and S2 begin at T's mean (A-048)."
     if whiten or model.centre is not None:
         teacher = copy.deepcopy(teacher).to(device).eval()
-        mean, covariance = mean_and_covariance(teacher, images, device)
+        images = evenly_chosen(images)
+        mean = mean_map(teacher, images, device)
     if whiten:
-        weights, shift = whitening(covariance), mean.mean((2, 3))
+        weights, shift = whitening(covariance_around(mean, teacher, images, device)), mean.mean((2, 3))
         teacher = whitened(teacher, weights, shift)
         mean = torch.einsum("lcd,ldhw->lchw", weights.float().to(device), mean - shift[:, :, None, None])
     model.teacher.load_state_dict(teacher.state_dict())

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .core import ConfigError, DataError, write_text
-from .images import SUFFIXES, Prediction, read_image
+from .images import ANSWER, SUFFIXES, Prediction, answer_cells, read_image
 from .runtime import detector_id, open_detector
 
 # %% auto #0
@@ -83,14 +83,12 @@ class Arrivals:
         self.waiting = there
 
 # %% ../nbs/15b_watch.ipynb #7131b731
-_COLUMNS = ("image", "score", "anomalous", "threshold", "loudest", "error", "time")
+_COLUMNS = ("image", *ANSWER, "error", "time")
 
 def _row(line: Mapping[str, Any]) -> str:
     "A line of the table."
-    text, numbers = io.StringIO(), [""]*4
-    if line["error"] is None:
-        numbers = [f"{line['score']:.6g}", str(int(line["anomalous"])), f"{line['threshold']:.6g}",
-                   " ".join(map(str, line["loudest"]))]
+    text, numbers = io.StringIO(), [""]*len(ANSWER)
+    if line["error"] is None: numbers = answer_cells(**{k: line[k] for k in ANSWER})
     csv.writer(text, lineterminator="\n").writerow([line["image"], *numbers, line["error"], line["time"]])
     return text.getvalue()
 

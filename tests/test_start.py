@@ -7,7 +7,7 @@ from mudenet.config import ConfigError, load_config
 from mudenet.data import load_images, normalize
 from mudenet.distillation import load_teacher
 from mudenet.evaluation import ensure_detector, open_job
-from mudenet.start import mean_and_covariance, whitening
+from mudenet.start import covariance_around, mean_map, whitening
 from mudenet.synthetic import write_product_line
 
 
@@ -41,7 +41,8 @@ def test_without_a_step_the_score_is_the_mahalanobis_distance(parts, tmp_path):
     detector = ensure_detector(job)
     train, test = (load_images(items, 64) for items in (job.category.train, job.category.test))
     teacher = load_teacher(job.config.teacher, job.config)
-    mean, covariance = mean_and_covariance(teacher, train)
+    mean = mean_map(teacher, train)
+    covariance = covariance_around(mean, teacher, train)
     inverse = whitening(covariance) @ whitening(covariance)
     with torch.no_grad():
         away = torch.stack(teacher(normalize(test)))[:, :, :, 9, 20].double() - mean[:, None, :, 9, 20].double()

@@ -5,7 +5,10 @@
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +19,18 @@ from torch import Tensor, nn
 
 from .architecture import MuDeNet
 from .config import Config, InferenceConfig, override, portable
-from .core import DataError, load_tensors, pick_device, progress, save_tensors
+from .core import ConfigError, DataError, load_tensors, pick_device, progress, save_tensors
 from .data import normalize
 from .distillation import fill, made_with
-from .decisions import held_out, p_value, promise, rate_threshold
+from .decisions import check_rate, held_out, p_value, promise, rank_from_top, rate_threshold, standing_apart
 from .engine import autocast, fold, keep_memory
-from .images import Inputs, Prediction, named_images, resize_image
+from .images import Inputs, Prediction, find_images, named_images, resize_image
 from .objective import raw_scores
 
 # %% auto #0
 __all__ = ['Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores', 'Output',
            'Detector', 'label_threshold', 'apart', 'settle', 'calibrate', 'save_detector', 'load_detector', 'stream',
-           'predict']
+           'predict', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):
@@ -187,6 +190,11 @@ class Detector(nn.Module):
         "Read a file of `save`, or a run's folder; see `load_detector`."
         return load_detector(path, device, inference)
 
+    def recalibrate(self, inputs: Inputs, false_alarms: float|None = None, threshold: float|None = None,
+                    apart: bool = True) -> dict[str, float]:
+        "A new threshold from new good parts, without training; see `recalibrate`."
+        return recalibrate(self, inputs, false_alarms, threshold, apart)
+
     def stream(self, inputs: Inputs, without: str|Path|None = None) -> Iterator[Prediction]:
         "Predictions one after the other, nothing is kept; see `stream`."
         return stream(self, inputs, without)
@@ -310,3 +318,46 @@ def predict(
 ) -> list[Prediction]:
     "Predictions for images, in their order (files by name)."
     return list(stream(detector, inputs, without))
+
+# %% ../nbs/07_inference.ipynb #1fa45268
+def _scored(
+    detector: Detector,  # Calibrated
+    inputs: Inputs,
+) -> tuple[dict[str, str], Tensor]: # Digest of pixels → name; scores in that order, (N,)
+    "What calibration needs of images. Raises `DataError`, also for copies: they are not independent and promise nothing."
+    seen = dict[str, str]()
+    def noted() -> Iterator[np.ndarray]:
+        for name, pixels in named_images(inputs):
+            content = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+            if content in seen:
+                raise DataError(f"{name} is a copy of {seen[content]}: a copy promises nothing, take it out.")
+            seen[content] = name
+            yield pixels
+    scores = [p.score for p in progress(stream(detector, noted()), "calibrating", unit="image")]
+    if not scores: raise DataError("calibration needs good parts, there is no image.")
+    return seen, torch.tensor(scores)
+
+def recalibrate(
+    detector: Detector,               # Gets threshold and held-out scores; its networks and statistics stay
+    inputs: Inputs,                   # Good parts that it was not trained on
+    false_alarms: float|None = None,  # A rate to promise; default: that of the last calibration, else the configured rule
+    threshold: float|None = None,     # Or a number that is insisted on
+    apart: bool = True,               # False: these parts gave the statistics too
+) -> dict[str, float]:                # Names and scores of parts that stand apart from the rest, the highest first
+    "A new threshold from new good parts, without training. Raises `DataError` or `ConfigError`; the detector then stays as it was."
+    if false_alarms is not None: check_rate(false_alarms)
+    if threshold is not None and (false_alarms is not None or not math.isfinite(threshold)):
+        raise ConfigError(f"a threshold ({threshold}) is a number in place of a false-alarm rate: give one of the two.")
+    c, last = detector.config.inference, detector.calibrations[-1] if detector.calibrations else {}
+    rate = None if threshold is not None else false_alarms or last.get("asked") or c.false_alarms
+    if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
+        rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
+    seen, scores = _scored(detector, inputs)
+    how = "given" if threshold is not None else "rate" if rate else "quantile"
+    if threshold is None: threshold = rate_threshold(scores.numpy(), rate) if rate else label_threshold(scores, c)
+    source = hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
+    if not last: detector.calibrations = [dict(threshold=float(detector.threshold))]  # a file of before there was a history
+    settle(detector, scores, threshold, how, asked=rate, apart=apart, source=source, date=date.today().isoformat())
+    first = scores.argsort(descending=True)[:standing_apart(scores.numpy())].tolist()
+    names = list(seen.values())
+    return {names[i]: float(scores[i]) for i in first}

@@ -203,7 +203,7 @@ class Detector(nn.Module):
         "Raw scores as equation 11 adds them, under the detector's own settings or others: normalised, limited, weighted."
         c = config or self.config.inference
         parts = clamp_parts(normalise(raw, self.statistics, c.normalization), c.clamp)
-        if c.weights == "equal" or not self.shares: return parts
+        if c.part_weights == "equal" or not self.shares: return parts
         return parts * part_weights(torch.tensor(self.shares)).to(parts)[..., None, None]
 
     def finish(self, raw: Tensor, size: int|None = None) -> Output:

@@ -90,7 +90,7 @@ TABLE = {
     "seed": {"seed": 3},
 }
 LATER = {"model.centre": "place", "train.whiten": True, "preset": "fast",
-         "inference.false_alarms": None, "inference.weights": "learned"}  # newer than the golden values
+         "inference.false_alarms": None, "inference.part_weights": "learned"}  # newer than the golden values
 
 
 def without_later(value):

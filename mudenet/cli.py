@@ -145,12 +145,30 @@ def _job_note(job: Job) -> str:
             f"augmentation {', '.join(c.data.augmentation(c.category)) or 'none'}{given}; preset {c.preset}"
             f"{_OTHER_PRESET[c.preset]}; results in {job.folder}")
 
+def _detector_parser() -> Parser:
+    parser = _train_parser("Train a detector on the nominal images of one category; distils a teacher first where none is given. "
+                           "An interrupted run goes on when the same command is given again.")
+    parser.add_argument("--minutes", type=float, help="Train as many steps as fit into so many minutes on this machine, the start "
+                        "included; takes a teacher that is there.")
+    return parser
+
+def _fitted(job: Job, minutes: float) -> Job:
+    "The job with as many steps of stage 2 as fit into some minutes, measured here; its plan is in its configuration."
+    from mudenet.evaluation import open_job, steps_within
+    steps = steps_within(job, minutes)
+    print(f"{minutes:g} minutes hold {steps} steps here; to repeat or resume this run: --train.steps {steps}", flush=True)
+    return open_job(replace(job.config, train=replace(job.config.train, steps=steps)))
+
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
     from mudenet.evaluation import ensure_detector, open_job
-    job = open_job(configure(_given(args, "resume"), args.get("config")))
+    from mudenet.health import Health, advice
+    job = open_job(configure(_given(args, "resume", "minutes"), args.get("config")))
+    if args.get("minutes") is not None: job = _fitted(job, args.minutes)
     print(_job_note(job), flush=True)
-    ensure_detector(job, resume=args.get("resume", True))
+    about = ensure_detector(job, resume=args.get("resume", True)).about
+    if about.get("health"):
+        for sentence in advice(Health(**about["health"]), job.config.train.steps != 0): print(f"Note: {sentence}")
     print(f"detector: {job.folder/'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 
 # %% ../nbs/11_cli.ipynb #11-cli-10
@@ -685,8 +703,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     distill=("stage 1: make a teacher from a pretrained backbone",
              lambda: _train_parser("Stage 1: teach a small network what a pretrained one sees."), run_distill),
     train=("both stages: from nominal images to a detector",
-           lambda: _train_parser("Train a detector on the nominal images of one category; distils a teacher first where none is "
-                               "given. An interrupted run goes on when the same command is given again."), run_train),
+           _detector_parser, run_train),
     teachers=("teachers by name: list, show one, check all, add one", _teachers_parser, run_teachers),
     evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
     predict=("score images with a detector", _predict_parser, run_predict),

@@ -9,9 +9,10 @@ import csv
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from . import metrics
-from .architecture import DescriptorNetwork
+from .architecture import DescriptorNetwork, MuDeNet
 from .config import (DECIDES, Config, absolute, differences, from_dict, identity, merge, override, portable,
                             run_folder, save_config, short_key, to_dict)
 from .core import (CheckpointError, ConfigError, DataError, device_name, did_you_mean, digest, environment, fingerprint,
@@ -33,18 +34,20 @@ from .corpus import Corpus
 from .decisions import p_value
 from .distillation import (Backbone, architecture_of_t, distill, load_teacher, made_with, save_teacher, teacher_identity,
                                   teacher_weights, weights_fingerprint)
+from .health import health
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
-from .loop import remove_parts
+from .loop import remove_parts, total_steps
 from .report import SHOWN, Case, image_mean, report_html
+from .start import begin
 from .synthetic import write_product_line
 from .teachers import resolve_teacher, teacher_name
-from .training import train, train_identity
+from .training import seconds_per_step, train, train_identity
 
 # %% auto #0
 __all__ = ['log', 'BENCHMARKS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job', 'images_of',
-           'stage1_images', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure', 'intervals',
-           'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
+           'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within', 'ensure_detector', 'look', 'measure',
+           'intervals', 'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
 log = logging.getLogger("mudenet")
@@ -254,6 +257,29 @@ def _check_test(category: Category) -> None:
     found = find_problems(replace(category, train=(), validation=()), "checking test images")
     if found: raise DataError("\n".join([f"{len(found)} test images cannot be used:", *found]))
 
+def _say_how_long(config: Config, images: torch.Tensor, teacher: DescriptorNetwork, device: torch.device) -> None:
+    "Tell how long stage 2 will take where that is worth a word."
+    steps = total_steps(len(images), config.train)
+    if steps < 50: return
+    each = seconds_per_step(config, images, teacher, device)
+    log.info("train: %d steps of about %.2g s: %s hours", steps, each, timedelta(seconds=round(steps*each)))
+
+def steps_within(
+    job: Job,        # What is to be trained, with a teacher that is there
+    minutes: float,  # For reading, the start and the steps
+) -> int:            # At least 1
+    "How many steps of stage 2 fit into some minutes on this machine. Raises `ConfigError`."
+    c = job.config
+    if c.teacher is None:
+        raise ConfigError("--minutes plans stage 2 and needs a teacher that is there: add --teacher small, or general, or a file.")
+    began = time.monotonic()
+    images, teacher, device = images_of(job, "train"), load_teacher(c.teacher, c), pick_device(c.device)
+    each = seconds_per_step(c, images, teacher, device)
+    begin(MuDeNet(c.model, c.data.image_size, c.seed).to(device), teacher, images, c.train.whiten, device)
+    left = 60*minutes - (time.monotonic() - began)
+    if left < each: raise ConfigError(f"--minutes {minutes:g}: reading the images and the start take longer than that here.")
+    return int(left/each)
+
 def ensure_detector(
     job: Job,             # What to run
     resume: bool = True,  # Go on with an unfinished stage; else begin it anew
@@ -275,9 +301,11 @@ def ensure_detector(
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder/"config.yaml", absolute(c))
     if not resume: _remove_state(job, "train", "discarded")
+    _say_how_long(c, images, teacher, device)
     model = train(c, images, teacher, job.category.name, job.folder, device)
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))
     calibrate_on(detector, job, validation, images)
+    detector.about["health"] = health(detector, validation)._asdict()
     save_detector(path, detector)
     _remove_state(job, "train")
     return detector
@@ -436,7 +464,7 @@ def evaluate(
                         config=portable(config), teacher=detector.about.get("teacher"), made=_made(job, detector.device),
                         data=fingerprint(category.files, category.root), splits=summary(category),
                         threshold=threshold, calibration=next(reversed(detector.calibrations), None),
-                        held_out=detector.held_out, detector=digest(detector.state_dict()),
+                        health=detector.about.get("health"), held_out=detector.held_out, detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),
                         scores=images)
     remove_parts(job.folder)

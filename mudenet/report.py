@@ -26,6 +26,7 @@ from .core import DataError, markdown_table, progress
 from .data import Item
 from .decisions import FEWEST_BAD, clopper_pearson, operating_points, operating_table, promised
 from .images import BRANCHES, loudest, read_image
+from .health import Health, advice
 from .intervals import share, shown_intervals
 from .metrics import KINDS
 
@@ -246,6 +247,7 @@ def verdict(
         out.append(f"By the size that each defect's rule asks for: AU-sPRO up to FPR {i['limit']}, {i['split']} of the kinds, "
                    f"{seen:.4f}, 95 % interval {i['low']:.3f} to {i['high']:.3f}.")
     out += [f"Not defined here: {u}." for u in everything["undefined"]]
+    if found_health := record.get("health"): out += advice(Health(**found_health), record["config"]["train"]["steps"] != 0)
     if any(i["few"] for i in spread.values()): out.append("There are few test images; such intervals tend to be too narrow.")
     if edge := [n for n, i in spread.items() if i.get("edge")]:
         out.append(f"Too narrow is the interval of {', '.join(SHOWN[n] for n in edge)}: it has no width or ends at 1.")

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from torch import Tensor
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, identity
 from .core import digest
+from .data import normalize
 from .engine import fold, prepared
 from .loop import Batches, Losses, fit
 from .objective import training_losses
 from .start import begin
 
 # %% auto #0
-__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'train']
+__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'train', 'seconds_per_step']
 
 # %% ../nbs/06_training.ipynb #06-training-beb9cc
 def with_frozen_teacher(
@@ -72,3 +75,31 @@ def train(
     model, losses, data = stage2(config, images, teacher, category, device)
     fit(model, losses, data, config.train, folder, train_identity(config, teacher, category), config.compute)
     return model.eval()
+
+# %% ../nbs/06_training.ipynb #c95b8079
+def seconds_per_step(
+    config: Config,                   # What is to be trained
+    images: Tensor,                   # uint8, (N, 3, S, S); a batch of them is used
+    teacher: DescriptorNetwork,       # Of the run's shape; copied
+    device: torch.device|str = "cpu", # Where to learn
+    steps: int = 4,                   # That are timed
+) -> float:                           # Median
+    "What a step of stage 2 takes on this machine."
+    model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
+    model.teacher.load_state_dict(teacher.state_dict())
+    batch = normalize(images[:config.train.batch_size].to(device))
+    run = with_frozen_teacher(model, config.compute)
+    losses = prepared(lambda x: training_losses(run(x), config.train), config.compute, device)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    model.train()
+    if config.compute.channels_last: model.to(memory_format=torch.channels_last)
+    times = []
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        optimiser.zero_grad()
+        loss = torch.stack(list(losses(batch).values())).sum()
+        loss.backward()
+        optimiser.step()
+        loss.item()  # waits until a GPU has done it
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])

@@ -188,6 +188,7 @@ class Prediction:
     threshold: float   # The detector's
     map: np.ndarray    # (H, W) float32 at the image's own size
     parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
+    grid: np.ndarray|None = None  # (S, S) float32: the map at the network's input, for `find_regions`; not of an exported file
 
     def loudest(self) -> tuple[str, int]:
         "Branch and level (from 1) with the highest part: which one spoke."

@@ -5,17 +5,20 @@
 # %% ../nbs/07d_drift.ipynb #07d-drift-02
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .core import DataError, rng
+from .core import ConfigError, DataError, rng
 
 # %% auto #0
-__all__ = ['Drift']
+__all__ = ['log', 'Drift', 'open_drift']
 
 # %% ../nbs/07d_drift.ipynb #07d-drift-05
+log = logging.getLogger("mudenet")
 _BETS = np.array([-2.0, -1.0, 1.0, 2.0])  # ε: below 0 on higher scores, above 0 on lower ones
 
 class Drift:
@@ -27,7 +30,7 @@ class Drift:
         delta: float = 0.01,        # δ, chance of a false alarm in the whole stream; in (0, 1)
         seed: int = 0,              # Of the random numbers that break ties
     ):
-        if not 0 < delta < 1: raise DataError(f"drift={delta}: the chance of a false alarm must lie between 0 and 1.")
+        if not 0 < delta < 1: raise ConfigError(f"drift={delta}: the chance of a false alarm must lie between 0 and 1.")
         accepted = sorted(s for s in held_out if s <= threshold)
         if not accepted: raise DataError("drift: no held-out score lies at or below the threshold; calibrate the detector anew.")
         self.limit, self.delta = accepted[-1], delta
@@ -67,3 +70,14 @@ class Drift:
         return (f"drift: after {self.seen} accepted parts their scores lie {'higher' if higher else 'lower'} than those that the "
                 f"threshold was set on (a false alarm in {self.delta:.2g} of streams). Look at camera, lens and light; where the "
                 "parts themselves are others now, calibrate the detector on new good parts.")
+
+def open_drift(
+    detector: Any,  # With `threshold` and `held_out`
+    delta: float,   # δ; 0: no test
+    seed: int = 0,  # Of the random numbers that break ties
+) -> Drift|None:    # None where there is nothing to test with, too
+    "The test for a detector's stream. Raises `ConfigError` for a chance outside of [0, 1)."
+    held = getattr(detector, "held_out", [])
+    if delta and any(s <= float(detector.threshold) for s in held): return Drift(held, float(detector.threshold), delta, seed)
+    if delta: log.info("drift is not tested: this detector's file has no held-out scores below its threshold")
+    return None

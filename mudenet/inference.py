@@ -23,6 +23,7 @@ from .decisions import rate_threshold
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, named_images, resize_image
 from .objective import raw_scores
+from .regions import Region, find_regions, survival
 
 # %% auto #0
 __all__ = ['Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores', 'Output',
@@ -131,6 +132,7 @@ class Detector(nn.Module):
         self._folded: list[nn.Module] = []  # in a list, so that it is no part of the state
         for name in Statistics._fields: self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
         self.register_buffer("threshold", torch.tensor(float("nan")))
+        self.pixel_threshold: float|None = None  # as in a file of before there were regions
 
     @property
     def statistics(self) -> Statistics: return Statistics(*(getattr(self, n) for n in Statistics._fields))
@@ -192,6 +194,12 @@ class Detector(nn.Module):
         "Predictions of a folder, a file, an image, an array, or a list of them; see `predict`."
         return predict(self, inputs, without)
 
+    def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
+        "What is marked in a predicted image, and the mask; see `find_regions`. Raises `DataError` without a pixel threshold."
+        if self.pixel_threshold is None:
+            raise DataError("this detector has no pixel threshold: it was calibrated before there were regions. Calibrate it anew.")
+        return find_regions(p, self.pixel_threshold, self.config.inference.min_area)
+
 # %% ../nbs/07_inference.ipynb #07-inference-21
 def label_threshold(
     scores: Tensor,           # (N,), of held-out nominal images
@@ -208,7 +216,7 @@ def calibrate(
     images: Tensor,               # uint8, (N, 3, S, S): nominal, not trained on
     trained: Tensor|None = None,  # uint8: the training images, for statistics_images="train"
 ) -> Tensor:                      # The scores of `images`, (N,)
-    "Statistics (equation 11) and threshold (A-029) from nominal images; the threshold always from `images`."
+    "Statistics (equation 11) and both thresholds (A-029, A-052) from nominal images; the thresholds always from `images`."
     c = detector.config.inference
     if len(images) == 0: raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
     if c.statistics_images == "train" and trained is None:
@@ -220,7 +228,11 @@ def calibrate(
     nominal = measured(trained) if trained is not None and c.statistics_images == "train" else raw
     found = measure_statistics(nominal, c.statistics_per)
     for name, value in found._asdict().items(): getattr(detector, name).copy_(value)
-    scores = torch.cat([detector.finish(r.to(detector.device)).score.cpu() for r in raw])
+    def judged(r: Tensor) -> tuple[Tensor, Tensor]:
+        out = detector.finish(r.to(detector.device))
+        return out.score.cpu(), torch.tensor([survival(m, c.min_area) for m in out.map.float().cpu().numpy()])
+    scores, survived = (torch.cat(v) for v in zip(*map(judged, raw)))
+    detector.pixel_threshold = label_threshold(survived, c)
     detector.threshold.fill_(label_threshold(scores, c))
     return scores
 
@@ -231,7 +243,8 @@ def save_detector(
 ) -> Path:
     "Write a detector as one safetensors file, atomically."
     return save_tensors(path, detector.state_dict(), "detector",
-                        dict(config=portable(detector.config), about=detector.about))
+                        dict(config=portable(detector.config), about=detector.about,
+                             pixel_threshold=detector.pixel_threshold))
 
 def load_detector(
     path: str|Path,        # A file of `save_detector`, or a run's folder that holds detector.safetensors
@@ -244,6 +257,7 @@ def load_detector(
     config = override(made_with(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     fill(detector, tensors, path)
+    detector.pixel_threshold = meta.get("pixel_threshold")
     detector = detector.to(pick_device(device))
     detector._network()  # folded here, not by the first of several threads that predict
     return detector
@@ -266,7 +280,7 @@ def stream(
         for (name, pixels), m, s, p in zip(batch, *out):
             full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
             yield Prediction(name=name, score=float(s), label=float(s) > limit, threshold=limit, map=full.numpy(),
-                             parts=p.numpy())
+                             parts=p.numpy(), grid=m.numpy())
     for one in named_images(inputs, without):
         batch.append(one)
         if len(batch) == detector.config.inference.batch_size:

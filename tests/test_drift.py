@@ -1,11 +1,16 @@
 """The drift test: its p-values are independent and uniform, its false alarms are bounded over the stream, a shift is found."""
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import binom, kstest
 
-from mudenet.core import DataError, rng
+from mudenet.core import ConfigError, DataError, rng
 from mudenet.decisions import rate_threshold
 from mudenet.drift import Drift
+from mudenet.images import Prediction
+from mudenet.watch import watch
 
 STREAMS = 300
 
@@ -81,7 +86,7 @@ def test_an_alarm_comes_once_and_a_replay_is_the_same_test():
 
 def test_refusals():
     for delta in (0, 1, -0.1, float("nan")):
-        with pytest.raises(DataError, match="between 0 and 1"):
+        with pytest.raises(ConfigError, match="between 0 and 1"):
             Drift([1.0], 2.0, delta)
     for held in ([], [3.0]):
         with pytest.raises(DataError, match="calibrate the detector anew"):
@@ -89,3 +94,40 @@ def test_refusals():
     d = Drift([1.0], 2.0)  # nothing in the bag but the limit
     assert not any(d.add(s) for s in (1.0, 2.0, float("nan"), float("inf"))) and d.seen == 0
     assert not d.add(0.5) and d.seen == 1
+
+
+class Grey:
+    """A stand-in for a detector whose score is an image's mean."""
+    meta, threshold = dict(detector="0"*64), 150.0
+
+    def __init__(self):
+        self.held_out = sorted(100 + 10*rng(0, "held").standard_normal(60))
+
+    def stream(self, images):
+        for a in images:
+            yield Prediction(name="0", score=float(a.mean()), label=bool(a.mean() > 150), threshold=150., map=a[..., 0],
+                             parts=np.ones((2, 3, 4, 4)))
+
+
+def test_watch_reports_once_whatever_ends_it(tmp_path, caplog):
+    """Stopped and started again after every twenty files, the journal has the same alarm at the same file as in one go."""
+    (tmp_path/"in").mkdir()
+    g, journals = rng(0, "camera"), []
+    values = [*(100 + 10*g.standard_normal(60)), *(112 + 10*g.standard_normal(120)), 200.0]
+    pixels = [np.clip(v + g.normal(0, 5, (8, 8, 1)), 0, 255).round().astype(np.uint8).repeat(3, 2) for v in values]
+    for out, step in (("whole", len(values)), ("parts", 20)):
+        for f in (tmp_path/"in").iterdir():
+            f.unlink()
+        alarms = 0
+        for k in range(0, len(values), step):
+            for i in range(k, min(k + step, len(values))):
+                Image.fromarray(pixels[i]).save(tmp_path/"in"/f"{i:03d}.png")
+            caplog.clear()
+            list(watch(Grey(), tmp_path/"in", tmp_path/out, settle=0, poll=0, once=True))
+            alarms += sum(r.levelname == "WARNING" and "drift: after" in r.message for r in caplog.records)
+        lines = [json.loads(line) for line in (tmp_path/out/"results.jsonl").read_text().splitlines()]
+        journals.append([(d["image"], d["score"], d.get("drift")) for d in lines])
+        assert alarms == 1 and len(lines) == len(values)
+    assert journals[0] == journals[1]
+    (name, _, says), = (j for j in journals[0] if j[2])
+    assert "060.png" < name < "160.png" and "higher" in says and "calibrate the detector" in says

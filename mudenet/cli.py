@@ -289,7 +289,7 @@ def run_predict(args: Namespace) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image", *ANSWER, "error"])
-    for f, name in files.items(): table.writerow([name, *rows.get(f, ["", "", "", "", bad.get(f)])])
+    for f, name in files.items(): table.writerow([name, *rows.get(f, [*[""]*len(ANSWER), bad.get(f)])])
     if rows:
         print(f"{len(rows)} images, {called} called anomalous; "
               f"{write_text(out/'predictions.csv', text.getvalue())}")

@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta
+
+from .core import DataError
 
 # %% auto #0
-__all__ = ['held_out', 'p_values', 'smallest_rate', 'check_rate', 'images_wanted', 'rank_from_top', 'rate_threshold',
-           'rate_bound']
+__all__ = ['held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted', 'rank_from_top', 'rate_threshold',
+           'clopper_pearson', 'rate_bound', 'promise', 'promised']
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-05
 def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
-    "Held-out scores in ascending order. Raises ValueError if there are none or one is not finite."
+    "Held-out scores in ascending order. Raises `DataError` if there are none or one is not finite."
     values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     if values.size == 0:
-        raise ValueError("no held-out scores: hold good images out, or calibrate with new ones")
+        raise DataError("no held-out scores: hold good images out, or calibrate with new ones")
     if not np.isfinite(values).all():
-        raise ValueError("a held-out score is not finite: look for a broken image among the held-out ones")
+        raise DataError("a held-out score is not finite: look for a broken image among the held-out ones")
     return values
 
 
@@ -30,13 +33,21 @@ def p_values(
     scores: ArrayLike,   # Scores to judge, any shape
     nominal: ArrayLike,  # Held-out scores of good parts, shape (n,)
 ) -> NDArray[np.float64]:  # In [1 / (n + 1), 1], shape of `scores`
-    "Conformal p-values, ties counted as larger. Raises ValueError on a score that is not finite."
+    "Conformal p-values, ties counted as larger. Raises `DataError` on a score that is not finite."
     values = held_out(nominal)
     judged = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(judged).all():
-        raise ValueError("a score to judge is not finite")
+        raise DataError("a score to judge is not finite")
     larger = values.size - np.searchsorted(values, judged, side="left")
     return np.asarray((1 + larger) / (values.size + 1))
+
+
+def p_value(
+    score: float,        # Of one image
+    nominal: ArrayLike,  # Held-out scores, shape (n,); none in a detector's file of before they were kept
+) -> float | None:
+    "The p-value of one image; None where no held-out scores are known."
+    return float(p_values(score, nominal)) if np.size(nominal) else None
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-08
 def smallest_rate(n: int) -> float:  # In (0, 1)
@@ -45,9 +56,9 @@ def smallest_rate(n: int) -> float:  # In (0, 1)
 
 
 def check_rate(rate: float) -> None:
-    "Raises ValueError unless `rate` lies in (0, 1)."
+    "Raises `DataError` unless `rate` lies in (0, 1)."
     if not 0 < rate < 1:
-        raise ValueError(f"a false-alarm rate lies between 0 and 1, not {rate}: 0.05 means one good part in twenty")
+        raise DataError(f"a false-alarm rate lies between 0 and 1, not {rate}: 0.05 means one good part in twenty")
 
 
 def images_wanted(rate: float, n: int = 0) -> int:
@@ -57,11 +68,11 @@ def images_wanted(rate: float, n: int = 0) -> int:
 
 
 def rank_from_top(rate: float, n: int) -> int:
-    "Which held-out score, counted from the largest as 1, promises `rate`. Raises ValueError where none does."
+    "Which held-out score, counted from the largest as 1, promises `rate`. Raises `DataError` where none does."
     check_rate(rate)
     if images_wanted(rate, n):
-        raise ValueError(f"{n} held-out images promise a false-alarm rate of {smallest_rate(n):.3g} at best; "
-                         f"{rate:g} takes {images_wanted(rate, n)} more")
+        raise DataError(f"{n} held-out images promise a false-alarm rate of {smallest_rate(n):.3g} at best; "
+                        f"{rate:g} takes {images_wanted(rate, n)} more")
     return math.floor(rate * (n + 1) + 1e-9)
 
 
@@ -71,8 +82,44 @@ def rate_threshold(scores: ArrayLike, rate: float) -> float:
     return float(values[-rank_from_top(rate, values.size)])
 
 
+def clopper_pearson(
+    count: int,           # k, how many of them
+    total: int,           # n, at least 1
+    level: float = 0.95,  # In (0, 1)
+) -> tuple[float, float]: # Low and high end
+    "Interval of a proportion (Clopper and Pearson 1934). Raises `DataError` for an impossible count."
+    from scipy.special import betaincinv  # not beside the camera
+    if not 0 <= count <= total or total < 1: raise DataError(f"{count} of {total} is no proportion.")
+    a = (1 - level)/2
+    low = float(betaincinv(count, total - count + 1, a)) if count else 0.0
+    return low, float(betaincinv(count + 1, total - count, 1 - a)) if count < total else 1.0
+
+
 def rate_bound(m: int, n: int, confidence: float = 0.95) -> float:  # In (0, 1)
     "Upper bound of the rate of this one held-out set when the threshold is its `m`-th largest score of `n`."
     if not 1 <= m <= n:
-        raise ValueError(f"the rank {m} is not among {n} scores")
-    return float(beta.ppf(confidence, m, n + 1 - m))
+        raise DataError(f"the rank {m} is not among {n} scores")
+    return clopper_pearson(m - 1, n, 2 * confidence - 1)[1]
+
+
+def promise(
+    scores: ArrayLike,         # Held-out scores, shape (n,)
+    threshold: float,          # Whatever chose it, unless it saw other parts
+    confidence: float = 0.95,  # Of the bound
+) -> dict[str, Any]:  # n, above, rate, bound, confidence
+    "What held-out scores promise of a threshold: the mean false-alarm rate, and the upper bound of this one set's."
+    values = held_out(scores)
+    n, above = values.size, int((values > threshold).sum())
+    bound = rate_bound(above + 1, n, confidence) if above < n else 1.0
+    return dict(n=n, above=above, rate=(above + 1) / (n + 1), bound=bound, confidence=confidence)
+
+
+def promised(
+    said: Mapping[str, Any],  # Of `promise`, in a detector's history with `apart`
+) -> str:                     # Without a full stop
+    "A promise in words, with its condition where the held-out images gave the statistics too."
+    counted = f"{said['above']} of {said['n']} held-out scores lie above the threshold"
+    rates = (f"so at most {100*said['rate']:.3g} % of good parts like these are rejected on average over "
+             f"such sets, and for this set at most {100*said['bound']:.3g} % at confidence {100*said['confidence']:.3g} %")
+    rough = "" if said.get("apart", True) else "; these images gave the statistics of the maps too, so both hold roughly only"
+    return f"{counted}, {rates}{rough}"

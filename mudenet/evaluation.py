@@ -30,6 +30,7 @@ from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, im
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
 from .corpus import Corpus
+from .decisions import p_value
 from .distillation import (Backbone, architecture_of_t, distill, load_teacher, made_with, save_teacher, teacher_identity,
                                   teacher_weights, weights_fingerprint)
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
@@ -294,7 +295,8 @@ def look(
     for k in progress(range(0, len(items), n), "looking", unit="batch"):
         out = detector(normalize(images[k:k + n].to(detector.device)))
         for i, m, s, p in zip(items[k:k + n], *(v.float().cpu() for v in out)):
-            cases.append(Case(item=i, score=float(s), map=m.numpy(), parts=p.numpy()))
+            cases.append(Case(item=i, score=float(s), map=m.numpy(), parts=p.numpy(),
+                              p_value=p_value(float(s), detector.held_out)))
     return cases
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-18
@@ -429,11 +431,12 @@ def evaluate(
     if cases is None: cases = look(detector, category.test)
     threshold = float(detector.threshold)
     images = [dict(image=c.item.image.relative_to(category.root).as_posix(), defect=c.item.defect, score=c.score,
-                   anomalous=c.score > threshold, loudest=c.loudest) for c in cases]
+                   p_value=c.p_value, anomalous=c.score > threshold, loudest=c.loudest) for c in cases]
     record = new_record("evaluation", dataset=config.dataset, category=category.name, run=run or job.folder.name, note=note,
                         config=portable(config), teacher=detector.about.get("teacher"), made=_made(job, detector.device),
                         data=fingerprint(category.files, category.root), splits=summary(category),
-                        threshold=threshold, detector=digest(detector.state_dict()),
+                        threshold=threshold, calibration=next(reversed(detector.calibrations), None),
+                        detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),
                         scores=images)
     remove_parts(job.folder)

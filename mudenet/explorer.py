@@ -22,11 +22,12 @@ from . import metrics
 from .config import Config, InferenceConfig, from_saved, override, read_yaml
 from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
+from .decisions import p_value
 from .evaluation import open_job
 from .images import BRANCHES
-from .inference import Detector, clamp_parts, fuse, image_scores, label_threshold, load_detector, normalise
+from .inference import Detector, apart, clamp_parts, fuse, image_scores, label_threshold, load_detector, normalise
 from .intervals import share
-from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, tiles
+from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, p_text, tiles
 
 # %% auto #0
 __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choice', 'Outcome', 'finish', 'measure_again',
@@ -98,8 +99,9 @@ class Outcome:
     parts: Tensor            # Normalised and clamped, all of them, (N, 2, L, h, w)
     maps: Tensor             # (N, S, S)
     scores: np.ndarray       # (N,) of the test images
-    validation: np.ndarray   # (V,) of the nominal validation images
-    threshold: float         # A-029, under this choice
+    held_out: np.ndarray     # (V,) of the held-out nominal images that the threshold comes from
+    threshold: float         # A-029, under this choice; under the detector's own settings it is the one on record
+    on_record: bool          # Whether held-out scores and threshold are those in the detector's file
 
     @cached_property
     def scale(self) -> Scale:
@@ -121,9 +123,13 @@ def finish(
         if choice.join == "max": used = used.sum(1).amax(1)[:, None, None]
         return parts, fuse(used, size, c.smoothing, c.upsampling)
     parts, fused = maps(raw.test)
+    detector, scores = raw.detector, image_scores(fused, c).numpy()
+    if detector.held_out and choice == own_choice(detector):
+        return Outcome(parts=parts, maps=fused, scores=scores, held_out=np.array(detector.held_out),
+                       threshold=float(detector.threshold), on_record=True)
     nominal = image_scores(maps(raw.validation)[1], c)
-    return Outcome(parts=parts, maps=fused, scores=image_scores(fused, c).numpy(), validation=nominal.numpy(),
-                   threshold=label_threshold(nominal, c))
+    return Outcome(parts=parts, maps=fused, scores=scores, held_out=np.sort(nominal.double().numpy()),
+                   threshold=label_threshold(nominal, c), on_record=False)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-2b6087
 def measure_again(
@@ -143,13 +149,14 @@ def meaning(
     threshold: float,  # To be judged
 ) -> list[str]:        # Sentences
     "What a threshold means, in counts with intervals."
-    over, bad, nominal = outcome.scores > threshold, np.array(raw.labels, bool), outcome.validation > threshold
-    what = "the statistics and " if raw.detector.config.inference.statistics_images == "validation" else ""
-    role = (f"They set {what}the threshold on record, so expect rather more false alarms on new parts." if raw.calibrated else
+    over, bad, nominal = outcome.scores > threshold, np.array(raw.labels, bool), outcome.held_out > threshold
+    what = "" if apart(raw.detector) else "the statistics and "
+    role = (f"They set {what}the threshold on record, so expect rather more false alarms on new parts."
+            if raw.calibrated or outcome.on_record else
             "The detector was calibrated on others: its statistics are theirs, and the suggested threshold comes from these.")
     tested = [f"{share(int(over[k].sum()), int(k.sum()))} of the {text}" for k, text in
               ((~bad, "nominal are false alarms"), (bad, "anomalous are found")) if k.any()]
-    return [f"Nominal validation images above {threshold:.4g}: {share(int(nominal.sum()), nominal.size)}. {role}",
+    return [f"Held-out nominal images above {threshold:.4g}: {share(int(nominal.sum()), nominal.size)}. {role}",
             f"Test images: {', '.join(tested)}."]
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-d12b6a
@@ -193,7 +200,7 @@ def case_of(
 ) -> Case:
     "One test image as the report draws it."
     return Case(item=raw.items[index], score=float(outcome.scores[index]), map=outcome.maps[index].numpy(),
-                parts=outcome.parts[index].numpy())
+                parts=outcome.parts[index].numpy(), p_value=p_value(float(outcome.scores[index]), outcome.held_out))
 
 CYAN = 0, 220, 220  # is no colour of the maps
 
@@ -230,7 +237,7 @@ def image_html(
     large += "".join(figure(found[n], text, f"{name}: {n}") for n, text in seen.items() if n in found)
     small = "".join(figure(found[f"{b} {l}"], f"{b} {l}", f"{b} branch, level {l}: at most {case.parts[k, l - 1].max():.3g}")
                     for k, b in enumerate(BRANCHES) for l in range(1, case.parts.shape[1] + 1))
-    return (f'<div class="mudenet"><p><b>{html.escape(name)}: {judged(case, threshold)}</b>, score {case.score:.4g}, '
+    return (f'<div class="mudenet"><p><b>{html.escape(name)}: {judged(case, threshold)}</b>, score {case.score:.4g}{p_text(case)}, '
             f'loudest: {case.loudest}</p><div class="tiles">{large}<div class="parts" style="--levels:{case.parts.shape[1]}">'
             f"{small}</div></div></div>")
 
@@ -409,9 +416,9 @@ class Explorer:
             self.draw()
 
     def set_threshold(self) -> None:
-        "The slider's range follows the scores, its value the quantile of A-029."
+        "The slider's range follows the scores, its value is that of A-029."
         o, slider = self.outcome, self.controls["threshold"]
-        low, high = (float(f([f(o.scores), f(o.validation)])) for f in (min, max))
+        low, high = (float(f([f(o.scores), f(o.held_out)])) for f in (min, max))
         self.busy, high = True, high if high > low else low + 1.0
         with slider.hold_trait_notifications():
             slider.min, slider.max, slider.step, slider.value = low, high, (high - low)/400, o.threshold

@@ -169,7 +169,8 @@ def described(
     "The metadata of an exported file."
     graph = () if to == "pt2" else ("onnx", "onnxscript", *(["openvino"] if to == "openvino" else []))
     return dict(kind="export", schema=SCHEMA, format=to, precision=precision, **({} if to == "pt2" else dict(opset=OPSET)),
-                threshold=float(detector.threshold), detector=digest(detector.state_dict()), config=portable(detector.config),
+                threshold=float(detector.threshold), held_out=detector.held_out,
+                detector=digest(detector.state_dict()), config=portable(detector.config),
                 about=detector.about, versions=dict(mudenet=__version__, **_versions("torch", "Pillow", *graph)),
                 inputs=dict(images="uint8 (B, H, W, 3), RGB"),
                 outputs=dict(map="float32 (B, H, W)", score="float32 (B,)", label="bool (B,)", parts="float32 (B, 2, L, S/2, S/2)",

@@ -168,16 +168,18 @@ def loudest(
     branch, level = np.unravel_index(parts.max((2, 3)).argmax(), parts.shape[:2])
     return BRANCHES[branch], int(level) + 1
 
-ANSWER = ("score", "anomalous", "threshold", "loudest")  # columns of a table of predictions, after the image
+ANSWER = ("score", "p_value", "anomalous", "threshold", "loudest")  # columns of a table of predictions, after the image
 
 def answer_cells(
     score: float,
+    p_value: float|None,     # None: empty
     anomalous: bool,
     threshold: float,
     loudest: Iterable[Any],  # Branch and level
 ) -> list[str]:              # For `ANSWER`
     "What a table says of one image."
-    return [f"{score:.6g}", str(int(anomalous)), f"{threshold:.6g}", " ".join(map(str, loudest))]
+    p = "" if p_value is None else f"{p_value:.6g}"
+    return [f"{score:.6g}", p, str(int(anomalous)), f"{threshold:.6g}", " ".join(map(str, loudest))]
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -188,6 +190,7 @@ class Prediction:
     threshold: float   # The detector's
     map: np.ndarray    # (H, W) float32 at the image's own size
     parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
+    p_value: float|None = None  # Of the score among those of held-out good parts; None where a file does not have them
     grid: np.ndarray|None = None  # (S, S) float32: the map at the network's input, for `find_regions`; not of an exported file
 
     def loudest(self) -> tuple[str, int]:
@@ -196,4 +199,4 @@ class Prediction:
 
     def cells(self) -> list[str]:
         "See `answer_cells`."
-        return answer_cells(self.score, self.label, self.threshold, self.loudest())
+        return answer_cells(self.score, self.p_value, self.label, self.threshold, self.loudest())

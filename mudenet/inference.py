@@ -19,7 +19,7 @@ from .config import Config, InferenceConfig, override, portable
 from .core import DataError, load_tensors, pick_device, progress, save_tensors
 from .data import normalize
 from .distillation import fill, made_with
-from .decisions import rate_threshold
+from .decisions import held_out, p_value, promise, rate_threshold
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, named_images, resize_image
 from .objective import raw_scores
@@ -27,7 +27,8 @@ from .regions import Region, find_regions, survival
 
 # %% auto #0
 __all__ = ['Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores', 'Output',
-           'Detector', 'label_threshold', 'calibrate', 'save_detector', 'load_detector', 'stream', 'predict']
+           'Detector', 'label_threshold', 'apart', 'settle', 'calibrate', 'save_detector', 'load_detector', 'stream',
+           'predict']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):
@@ -129,6 +130,8 @@ class Detector(nn.Module):
     ):
         super().__init__()
         self.model, self.config, self.about = model.eval(), config, about or {}
+        self.held_out: list[float] = []  # scores of the images that gave the threshold, ascending; none known in older files
+        self.calibrations: list[dict[str, Any]] = []  # how each threshold came about, see `settle`; the last one holds
         self._folded: list[nn.Module] = []  # in a list, so that it is no part of the state
         for name in Statistics._fields: self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
         self.register_buffer("threshold", torch.tensor(float("nan")))
@@ -210,6 +213,28 @@ def label_threshold(
     try: return rate_threshold(scores.numpy(), config.false_alarms)
     except ValueError as e: raise DataError(f"inference.false_alarms={config.false_alarms}: {e}.") from None
 
+def apart(
+    detector: Detector,  # Calibrated
+) -> bool:
+    "Whether other images gave the statistics than the held-out ones: what the latter promise holds only then."
+    c = detector.config.inference
+    last = detector.calibrations[-1] if detector.calibrations else {}
+    return bool(last.get("apart", c.statistics_images == "train" or c.normalization == "none"))
+
+def settle(
+    detector: Detector,        # Gets threshold, held-out scores, and an entry in its history
+    scores: Tensor,            # (N,), of held-out nominal images
+    threshold: float,          # E.g. of `label_threshold`
+    how: str,                  # What chose it: "quantile", "rate", "given", "labelled"
+    **more: Any,               # What else the history keeps: asked (a rate), apart, source, date; JSON values
+) -> None:
+    "Give a detector its threshold with what held-out scores promise of it. Raises `DataError` for scores that are not finite."
+    values = held_out(scores.numpy())
+    detector.threshold.fill_(threshold)
+    limit = float(detector.threshold)
+    detector.held_out = values.tolist()
+    detector.calibrations = [*detector.calibrations, dict(promise(values, limit), threshold=limit, how=how, **more)]
+
 @torch.inference_mode()
 def calibrate(
     detector: Detector,           # Gets statistics and threshold
@@ -233,7 +258,9 @@ def calibrate(
         return out.score.cpu(), torch.tensor([survival(m, c.min_area) for m in out.map.float().cpu().numpy()])
     scores, survived = (torch.cat(v) for v in zip(*map(judged, raw)))
     detector.pixel_threshold = label_threshold(survived, c)
-    detector.threshold.fill_(label_threshold(scores, c))
+    detector.calibrations = []
+    how = "quantile" if c.false_alarms is None else "rate"
+    settle(detector, scores, label_threshold(scores, c), how, asked=c.false_alarms, apart=apart(detector))
     return scores
 
 # %% ../nbs/07_inference.ipynb #07-inference-23
@@ -243,8 +270,8 @@ def save_detector(
 ) -> Path:
     "Write a detector as one safetensors file, atomically."
     return save_tensors(path, detector.state_dict(), "detector",
-                        dict(config=portable(detector.config), about=detector.about,
-                             pixel_threshold=detector.pixel_threshold))
+                        dict(config=portable(detector.config), about=detector.about, held_out=detector.held_out,
+                             calibrations=detector.calibrations, pixel_threshold=detector.pixel_threshold))
 
 def load_detector(
     path: str|Path,        # A file of `save_detector`, or a run's folder that holds detector.safetensors
@@ -257,6 +284,7 @@ def load_detector(
     config = override(made_with(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     fill(detector, tensors, path)
+    detector.held_out, detector.calibrations = meta.get("held_out", []), meta.get("calibrations", [])
     detector.pixel_threshold = meta.get("pixel_threshold")
     detector = detector.to(pick_device(device))
     detector._network()  # folded here, not by the first of several threads that predict
@@ -280,7 +308,7 @@ def stream(
         for (name, pixels), m, s, p in zip(batch, *out):
             full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
             yield Prediction(name=name, score=float(s), label=float(s) > limit, threshold=limit, map=full.numpy(),
-                             parts=p.numpy(), grid=m.numpy())
+                             parts=p.numpy(), grid=m.numpy(), p_value=p_value(float(s), detector.held_out))
     for one in named_images(inputs, without):
         batch.append(one)
         if len(batch) == detector.config.inference.batch_size:

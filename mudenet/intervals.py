@@ -12,28 +12,18 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
+from scipy.special import stdtrit
 
 from .core import DataError, did_you_mean, markdown_table, new_record, progress, rng
+from .decisions import clopper_pearson
 from .metrics import (KINDS, VERSIONS, Points, Ranks, _ap, _auroc, _each, _f1, _fpr_limit, _keys,
                              _pixel_set, _pro, _Set, _splits, _spro_set, _tally, image_ranks, kind_groups)
 
 # %% auto #0
-__all__ = ['NEWCOMBE', 'BOOTSTRAP', 'FEW', 'BINS', 'COVERAGE_CASES', 'clopper_pearson', 'share', 'Interval', 'auroc_interval',
-           'bootstrap', 'bootstrap_draws', 'paired_interval', 'shown_intervals', 'coverage', 'coverage_table']
+__all__ = ['NEWCOMBE', 'BOOTSTRAP', 'FEW', 'BINS', 'COVERAGE_CASES', 'share', 'Interval', 'auroc_interval', 'bootstrap',
+           'bootstrap_draws', 'paired_interval', 'shown_intervals', 'coverage', 'coverage_table']
 
 # %% ../nbs/08b_intervals.ipynb #08b-intervals-5b49d6
-def clopper_pearson(
-    count: int,           # k, how many of them
-    total: int,           # n, at least 1
-    level: float = 0.95,  # In (0, 1)
-) -> tuple[float, float]: # Low and high end
-    "Interval of a proportion. Raises `DataError` for an impossible count."
-    if not 0 <= count <= total or total < 1: raise DataError(f"{count} of {total} is no proportion.")
-    a = (1 - level)/2
-    low = float(betaincinv(count, total - count + 1, a)) if count else 0.0
-    return low, float(betaincinv(count + 1, total - count, 1 - a)) if count < total else 1.0
-
 def share(
     count: int,  # How many
     total: int,  # Of how many

@@ -23,12 +23,13 @@ from scipy import ndimage
 from .config import from_saved
 from .core import DataError, markdown_table, progress
 from .data import Item
+from .decisions import promised
 from .images import BRANCHES, loudest, read_image
 from .intervals import share, shown_intervals
 from .metrics import KINDS
 
 # %% auto #0
-__all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'draw_case', 'image_mean',
+__all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'p_text', 'draw_case', 'image_mean',
            'interval_note', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure',
            'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing', 'teacher_of', 'report_html']
 
@@ -40,6 +41,7 @@ class Case:
     score: float
     map: np.ndarray     # float32 (S, S), the network's grid
     parts: np.ndarray   # float32 (2, L, S/2, S/2)
+    p_value: float|None = None  # Among held-out good parts, where the detector has their scores
 
     @property
     def loudest(self) -> str:
@@ -115,6 +117,12 @@ def judged(
     "What the label says, and whether it is right."
     if case.score > threshold: return "found" if case.item.label else "false alarm"
     return "missed" if case.item.label else "rightly passed"
+
+def p_text(
+    case: Case,  # One test image
+) -> str:        # e.g. ", p-value 0.04", or nothing
+    "The p-value, where there is one."
+    return "" if case.p_value is None else f", p-value {case.p_value:.3g}"
 
 def draw_case(
     case: Case,              # One test image
@@ -221,8 +229,11 @@ def verdict(
         i = spread.get("image_auroc_mean")
         said = f", 95 % interval {i['low']:.3f} to {i['high']:.3f}" if i else ""
         out.append(f"Image AUROC as LOCO's publishers report it, the mean of logical and structural, is {mean:.4f}{said}.")
-    out.append(f"With the threshold {record['threshold']:.4g}, set on nominal validation images only, "
-               f"{', and '.join(counted)}.")
+    how = record.get("calibration") or {}
+    origin = {"given": "given by hand", "labelled": "chosen on labelled parts and so no longer label-free"}.get(
+        how.get("how", ""), "set on nominal validation images only")
+    out.append(f"With the threshold {record['threshold']:.4g}, {origin}, {', and '.join(counted)}.")
+    if "bound" in how: out.append(f"{promised(how)}.")
     if not bad: out.append("There are no anomalous test images.")
     kinds = dict.fromkeys(r["defect"] for r in rows if r["defect"] != "good")
     if len(kinds) > 1: out.append("Found by kind: " + "; ".join(f"{k} {share(*called(k))}" for k in kinds) + ".")
@@ -352,7 +363,7 @@ def case_html(
     large = "".join(figure(pictures[n], n, alts[n]) for n in alts if n in pictures)
     small = "".join(figure(pictures[n], n, parts[n]) for n in parts)
     return (f'<article id="{anchor}"><h4>{html.escape(name)}: {judged(case, threshold)}</h4>'
-            f"<p>score {case.score:.3g}, threshold {threshold:.3g}; loudest: {case.loudest}</p>"
+            f"<p>score {case.score:.3g}{p_text(case)}, threshold {threshold:.3g}; loudest: {case.loudest}</p>"
             f'<div class="tiles">{large}<div class="parts" style="--levels:{case.parts.shape[1]}">{small}</div></div></article>')
 
 def legend_html(

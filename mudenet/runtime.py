@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .core import SCHEMA, CheckpointError, ConfigError
+from .decisions import p_value
 from .images import Inputs, Prediction, named_images
 
 # %% auto #0
@@ -132,6 +133,11 @@ class Detector:
         "Scores above it are called anomalous (A-029)."
         return float(self.meta["threshold"])
 
+    @property
+    def held_out(self) -> list[float]:
+        "Held-out scores behind the threshold, ascending; none in a file of before they were kept."
+        return self.meta.get("held_out", [])
+
     def stream(self, inputs: Inputs, without: str|Path|None = None) -> Iterator[Prediction]:
         "Predictions one after the other, nothing is kept. Raises `DataError` naming an input that cannot be used."
         most, batch = int(self.meta["config"]["inference"]["batch_size"]), list[tuple[str, np.ndarray]]()
@@ -151,7 +157,8 @@ class Detector:
         out = self.run(np.stack([pixels for _, pixels in batch]))
         for i, (name, _) in enumerate(batch):
             yield Prediction(name=name, score=float(out["score"][i]), label=bool(out["label"][i]), threshold=self.threshold,
-                             map=out["map"][i], parts=out["parts"][i])
+                             map=out["map"][i], parts=out["parts"][i],
+                             p_value=p_value(float(out["score"][i]), self.held_out))
 
 # %% ../nbs/15a_runtime.ipynb #c11bf5e7
 def open_detector(

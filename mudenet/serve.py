@@ -147,8 +147,8 @@ def said(
     "What a request is answered with. Raises `Refused` with 400 for another form of map."
     branch, level = p.loudest()
     parts = {b: [float(v) for v in row] for b, row in zip(BRANCHES, p.parts.max((2, 3)))}
-    out: dict[str, Any] = dict(detector=detector, score=p.score, anomalous=p.label, threshold=p.threshold, parts=parts,
-                               loudest=dict(branch=branch, level=level), height=p.map.shape[0], width=p.map.shape[1])
+    out: dict[str, Any] = dict(detector=detector, score=p.score, p_value=p.p_value, anomalous=p.label, threshold=p.threshold,
+                               parts=parts, loudest=dict(branch=branch, level=level), height=p.map.shape[0], width=p.map.shape[1])
     if how is None: return out
     if how not in ("png", "tiff"): raise Refused(400, f"map={how!r} is unknown; use png or tiff.")
     held = io.BytesIO()

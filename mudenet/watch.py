@@ -89,7 +89,8 @@ _COLUMNS = ("image", *ANSWER, "error", "time")
 def _row(line: Mapping[str, Any]) -> str:
     "A line of the table."
     text, numbers = io.StringIO(), [""]*len(ANSWER)
-    if line["error"] is None: numbers = answer_cells(**{k: line[k] for k in ANSWER})
+    known: dict[str, Any] = {"p_value": None, **line}  # older lines have none
+    if line["error"] is None: numbers = answer_cells(**{k: known[k] for k in ANSWER})
     csv.writer(text, lineterminator="\n").writerow([line["image"], *numbers, line["error"], line["time"]])
     return text.getvalue()
 
@@ -204,7 +205,7 @@ def _take_in(drift: Drift, journal: Journal, who: str) -> None:
 
 def _said(p: Prediction) -> dict[str, Any]:
     "What the journal keeps of a prediction."
-    return dict(score=p.score, anomalous=p.label, threshold=p.threshold, loudest=list(p.loudest()), error=None)
+    return dict(score=p.score, p_value=p.p_value, anomalous=p.label, threshold=p.threshold, loudest=list(p.loudest()), error=None)
 
 # %% ../nbs/15b_watch.ipynb #e091ba3d
 def watch_arguments(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,26 +81,26 @@ def _sides(piece: NDArray[np.bool_]) -> dict[tuple[int, int], list[int]]:
             leaving.setdefault((x + begin[way][0], y + begin[way][1]), []).append(way)
     return leaving
 
-def _outline(piece: NDArray[np.bool_]) -> NDArray[np.float64]:  # (K, 2), corners x, y, clockwise on the screen
+def _outline(piece: NDArray[np.bool_]) -> NDArray[np.int64]:  # (K, 2), corners x, y, clockwise on the screen
     "Once around a piece, turning right where there is a choice: back to the same pixel."
     leaving = _sides(piece)
     first = min(leaving, key=lambda corner: corner[::-1])
     corner, way, corners = first, _EAST, [first]
     while True:
         corner = corner[0] + _STEP[way][0], corner[1] + _STEP[way][1]
-        if corner == first: return np.array(corners, float)
+        if corner == first: return np.array(corners)
         turn = next(t for t in (1, 0, 3) if (way + t) % 4 in leaving[corner])
         if turn: corners.append(corner)
         way = (way + turn) % 4
 
 def polygons(
-    inside: NDArray[np.bool_],      # (H, W), one region
-) -> list[NDArray[np.float64]]:     # (K, 2) each: corners x, y in pixels; the pixel (0, 0) reaches from 0 to 1
+    inside: NDArray[np.bool_],  # (H, W), one region
+) -> list[NDArray[np.int64]]:   # (K, 2) each: corners x, y in pixels; the pixel (0, 0) reaches from 0 to 1
     "Simple polygons whose union is the region."
     return [_outline(piece) for piece in _pieces(inside)]
 
 def polygon_area(
-    corners: NDArray[np.float64],  # (K, 2)
+    corners: NDArray,  # (K, 2)
 ) -> float:
     "The shoelace formula."
     x, y = corners.T
@@ -110,42 +110,50 @@ def polygon_area(
 @dataclass(frozen=True, kw_only=True)
 class Region:
     "A connected region of an image that is marked; lengths in pixels of the image, before it was resized."
-    area: float                            # Square pixels, of the polygons
-    box: tuple[float, float, float, float] # x, y of the upper left corner, width, height
-    polygons: list[NDArray[np.float64]]    # (K, 2) each, corners x, y; their union is the region
-    centroid: tuple[float, float]          # x, y
-    peak: float                            # Highest value of the map inside
-    mean: float                            # Mean value of the map inside
-    branch: str                            # "structural" or "logical": which spoke loudest inside
-    level: int                             # From 1
+    area: int                            # Pixels
+    box: tuple[int, int, int, int]       # x, y of the upper left corner, width, height
+    polygons: list[NDArray[np.int64]]    # (K, 2) each, corners x, y; their union is the region
+    centroid: tuple[float, float]        # x, y
+    peak: float                          # Highest value of the map inside
+    mean: float                          # Mean value of the map inside
+    branch: str                          # "structural" or "logical": which spoke loudest inside
+    level: int                           # From 1
+
+def _lines(old: int, new: int) -> NDArray[np.int64]:  # (old + 1,), from 0 to `new`
+    "Where the lines between `old` pixels fall among `new` ones."
+    return (2*np.arange(old + 1)*new + old - 1)//(2*old)
+
+def _placed(
+    inside: NDArray[np.bool_],   # (S, S), one region
+    peak: tuple[int, int],       # y, x of its strongest place
+    rows: NDArray[np.int64],     # Of `_lines`
+    columns: NDArray[np.int64],
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.float64]]:
+    "Polygons, box as (2, 2): least and greatest x, y; and centroid, in pixels of the image."
+    ys, xs = np.nonzero(inside)
+    weights = np.diff(rows)[ys]*np.diff(columns)[xs]
+    if not weights.any():
+        at = np.minimum([columns[peak[1]], rows[peak[0]]], [columns[-1] - 1, rows[-1] - 1])
+        return [at + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])], np.stack([at, at + 1]), at + 0.5
+    corners = [np.stack([columns[q[:, 0]], rows[q[:, 1]]], 1) for q in polygons(inside)]
+    shown = [q for q in corners if polygon_area(q)]
+    middle = np.stack([columns[xs] + columns[xs + 1], rows[ys] + rows[ys + 1]])/2
+    every = np.concatenate(shown)
+    return shown, np.stack([every.min(0), every.max(0)]), middle @ weights/weights.sum()
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-20
-def _described(
-    inside: NDArray[np.bool_],    # (S, S), one region
-    grid: NDArray,                # (S, S)
-    parts: NDArray,               # (2, L, h, w)
-    scale: NDArray[np.float64],   # (2,): image's pixels a pixel of the grid, along x and y
-) -> Region:
-    "One region in words and numbers."
+def _described(inside: NDArray[np.bool_], p: Prediction, grid: NDArray, lines: Sequence[NDArray[np.int64]]) -> Region:
+    "One region, (S, S), in words and numbers."
     ys, xs = np.nonzero(inside)
-    there = parts[:, :, ys*parts.shape[2]//grid.shape[0], xs*parts.shape[3]//grid.shape[1]]
-    branch, level = loudest(there[..., None])
-    low, high = np.array([xs.min(), ys.min()])*scale, np.array([xs.max() + 1, ys.max() + 1])*scale
-    centre = np.array([xs.mean() + .5, ys.mean() + .5])*scale
-    return Region(area=float(ys.size*scale.prod()), box=(*low.tolist(), *(high - low).tolist()),
-                  polygons=[p*scale for p in polygons(inside)], centroid=(float(centre[0]), float(centre[1])),
-                  peak=float(grid[inside].max()), mean=float(grid[inside].mean()), branch=branch, level=level)
-
-# %% ../nbs/07c_regions.ipynb #07c-regions-21
-def _enlarged(labels: NDArray[np.int32], grid: NDArray, size: tuple[int, int]) -> NDArray[np.bool_]:
-    "Which pixels of an image (H, W) are marked."
-    rows, columns = ((2*np.arange(new) + 1)*old//(2*new) for old, new in zip(labels.shape, size))
-    shown = labels[rows][:, columns]
-    mask = shown > 0
-    for k in set(range(1, int(labels.max()) + 1)) - set(np.unique(shown).tolist()):
-        at = np.unravel_index(np.where(labels == k, grid, -np.inf).argmax(), grid.shape)
-        mask[tuple((2*int(a) + 1)*new//(2*old) for a, old, new in zip(at, labels.shape, size))] = True
-    return mask
+    values = grid[ys, xs]
+    top = int(values.argmax())
+    height, width = (s//h for s, h in zip(grid.shape, p.parts.shape[2:]))
+    branch, level = loudest(p.parts[:, :, ys//height, xs//width][..., None])
+    shown, box, centre = _placed(inside, (int(ys[top]), int(xs[top])), *lines)
+    x, y, right, bottom = map(int, box.ravel())
+    return Region(area=int(sum(map(polygon_area, shown))), box=(x, y, right - x, bottom - y), polygons=shown,
+                  centroid=(float(centre[0]), float(centre[1])), peak=float(values[top]), mean=float(values.mean()),
+                  branch=branch, level=level)
 
 def find_regions(
     p: Prediction,      # Of a detector, with its `grid`
@@ -153,19 +161,21 @@ def find_regions(
     min_area: int = 1,  # m, pixels of the network's input
 ) -> tuple[list[Region], NDArray[np.bool_]]:  # The strongest first; the mask, (H, W)
     "What is marked in an image. Raises `DataError` for a prediction without the map at the network's input."
-    if p.grid is None: raise DataError(f"{p.name}: this prediction lacks the map at the network's input; predict with a run.")
-    size = p.map.shape[:2]
-    labels = label_regions(p.grid, threshold, min_area)
-    scale = np.array([size[1]/p.grid.shape[1], size[0]/p.grid.shape[0]])
-    found = [_described(labels == k, p.grid, p.parts, scale) for k in range(1, int(labels.max()) + 1)]
-    return sorted(found, key=lambda r: -r.peak), _enlarged(labels, p.grid, (size[0], size[1]))
+    if (grid := p.grid) is None:
+        raise DataError(f"{p.name}: this prediction lacks the map at the network's input; predict with a run.")
+    labels, size = label_regions(grid, threshold, min_area), p.map.shape[:2]
+    rows, columns = (_lines(old, new) for old, new in zip(grid.shape, size))
+    found = [_described(labels == k, p, grid, (rows, columns)) for k in range(1, int(labels.max()) + 1)]
+    mask = np.repeat(np.repeat(labels > 0, np.diff(rows), 0), np.diff(columns), 1)
+    for r in found:
+        if r.area == 1: mask[r.box[1], r.box[0]] = True  # where the region held no centre
+    return sorted(found, key=lambda r: -r.peak), mask
 
-# %% ../nbs/07c_regions.ipynb #07c-regions-28
+# %% ../nbs/07c_regions.ipynb #07c-regions-27
 def _annotation(r: Region, image: int, number: int) -> dict[str, Any]:
-    def brief(values: Iterable[float]) -> list[float]: return [round(v, 3) for v in values]
-    return dict(id=number, image_id=image, category_id=1, iscrowd=0, area=round(r.area, 3), bbox=brief(r.box), score=r.peak,
-                segmentation=[brief(q.ravel().tolist()) for q in r.polygons],
-                attributes=dict(branch=r.branch, level=r.level, mean=r.mean, centroid=brief(r.centroid)))
+    more = dict(branch=r.branch, level=r.level, mean=r.mean, centroid=list(r.centroid))
+    return dict(id=number, image_id=image, category_id=1, iscrowd=0, area=r.area, bbox=list(r.box), score=r.peak,
+                segmentation=[q.ravel().tolist() for q in r.polygons], attributes=more)
 
 def coco(
     found: Iterable[tuple[str, tuple[int, int], list[Region]]],  # Name, height and width, and regions of each image

@@ -16,7 +16,7 @@ from .core import DataError
 
 # %% auto #0
 __all__ = ['held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted', 'rank_from_top', 'rate_threshold',
-           'clopper_pearson', 'rate_bound', 'promise', 'promised']
+           'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart']
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-05
 def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
@@ -123,3 +123,18 @@ def promised(
              f"such sets, and for this set at most {100*said['bound']:.3g} % at confidence {100*said['confidence']:.3g} %")
     rough = "" if said.get("apart", True) else "; these images gave the statistics of the maps too, so both hold roughly only"
     return f"{counted}, {rates}{rough}"
+
+# %% ../nbs/07b_decisions.ipynb #d4933af2
+def standing_apart(
+    scores: ArrayLike,    # Of parts held to be good, shape (n,)
+    level: float = 0.05,  # Of naming any part of a good set with an exponential tail
+) -> int:                 # How many of the largest
+    "How many of the largest scores lie too far above the rest to be its tail; 0 for fewer than 10 scores."
+    values = held_out(scores)[::-1]
+    tail, most = values.size // 2, min(10, values.size // 10)
+    spacings = np.arange(1, tail + 1) * (values[:tail] - values[1:tail + 1])
+    for j in range(most, 0, -1):
+        gap, below = spacings[j - 1], spacings[j:]
+        chance = (1 + gap / max(below.mean(), 1e-300) / below.size) ** -below.size  # the F distribution's upper tail
+        if gap > 0 and chance < level / most: return j
+    return 0

@@ -432,5 +432,8 @@ def _checked(path: Path, detector: Detector, to: str, precision: str, category: 
     if precision != "float32" and category is None:
         raise DataError(f"--precision {precision} measures statistics and threshold again on the run's nominal images, which are "
                         "not at hand; export where they are, or in float32.")
+    if precision != "float32" and "source" in (detector.calibrations or [{}])[-1]:
+        raise DataError(f"--precision {precision} measures the threshold again on the run's nominal images, but this detector was "
+                        "calibrated on other parts; export it in float32.")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

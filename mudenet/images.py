@@ -20,8 +20,8 @@ from .core import DataError
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'Inputs', 'BRANCHES', 'ANSWER', 'natural_key', 'ignored', 'image_files', 'find_images',
-           'read_image', 'to_rgb', 'image_size', 'resize_image', 'named_images', 'loudest', 'answer_cells',
-           'Prediction']
+           'read_image', 'to_rgb', 'image_size', 'image_mode', 'resize_image', 'named_images', 'loudest',
+           'answer_cells', 'Prediction']
 
 # %% ../nbs/01a_images.ipynb #02-data-12
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # what a file may hold: no format that starts another program
@@ -123,6 +123,13 @@ def image_size(
         turned = f.getexif().get(0x0112, 1) >= 5
         width, height = _decode(path).size if turned else f.size
     return height, width
+
+def image_mode(
+    path: str|Path,  # An image file
+) -> str:            # By Pillow's names, e.g. "RGB", "L" (8-bit grey), "I;16"
+    "Channels and bit depth in the file, without decoding it."
+    path = Path(path)
+    with _reading(path), Image.open(path, formats=FORMATS) as f: return f.mode
 
 # %% ../nbs/01a_images.ipynb #59daba60
 def resize_image(

@@ -5,7 +5,10 @@
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,19 +19,19 @@ from torch import Tensor, nn
 
 from .architecture import MuDeNet
 from .config import Config, InferenceConfig, override, portable
-from .core import DataError, load_tensors, pick_device, progress, save_tensors
+from .core import ConfigError, DataError, load_tensors, pick_device, progress, save_tensors
 from .data import normalize
 from .distillation import fill, made_with
-from .decisions import held_out, p_value, promise, rate_threshold
+from .decisions import check_rate, held_out, p_value, promise, rank_from_top, rate_threshold, standing_apart
 from .engine import autocast, fold, keep_memory
-from .images import Inputs, Prediction, named_images, resize_image
+from .images import Inputs, Prediction, find_images, named_images, resize_image
 from .objective import raw_scores
 from .regions import Region, find_regions, survival
 
 # %% auto #0
 __all__ = ['Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores', 'Output',
            'Detector', 'label_threshold', 'apart', 'settle', 'calibrate', 'save_detector', 'load_detector', 'stream',
-           'predict']
+           'predict', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):
@@ -135,10 +138,14 @@ class Detector(nn.Module):
         self._folded: list[nn.Module] = []  # in a list, so that it is no part of the state
         for name in Statistics._fields: self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
         self.register_buffer("threshold", torch.tensor(float("nan")))
-        self.pixel_threshold: float|None = None  # as in a file of before there were regions
 
     @property
     def statistics(self) -> Statistics: return Statistics(*(getattr(self, n) for n in Statistics._fields))
+
+    @property
+    def pixel_threshold(self) -> float|None:
+        "Above it pixels are marked (A-052); none in a file of before there were regions."
+        return self.calibrations[-1].get("pixel_threshold") if self.calibrations else None
 
     @property
     def device(self) -> torch.device: return self.threshold.device
@@ -189,6 +196,11 @@ class Detector(nn.Module):
         "Read a file of `save`, or a run's folder; see `load_detector`."
         return load_detector(path, device, inference)
 
+    def recalibrate(self, inputs: Inputs, false_alarms: float|None = None, threshold: float|None = None,
+                    apart: bool = True) -> dict[str, float]:
+        "A new threshold from new good parts, without training; see `recalibrate`."
+        return recalibrate(self, inputs, false_alarms, threshold, apart)
+
     def stream(self, inputs: Inputs, without: str|Path|None = None) -> Iterator[Prediction]:
         "Predictions one after the other, nothing is kept; see `stream`."
         return stream(self, inputs, without)
@@ -200,7 +212,8 @@ class Detector(nn.Module):
     def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
         "What is marked in a predicted image, and the mask; see `find_regions`. Raises `DataError` without a pixel threshold."
         if self.pixel_threshold is None:
-            raise DataError("this detector has no pixel threshold: it was calibrated before there were regions. Calibrate it anew.")
+            raise DataError("this detector has no pixel threshold: it was calibrated before there were regions. New good "
+                            "parts give it one: mudenet calibrate RUN IMAGES.")
         return find_regions(p, self.pixel_threshold, self.config.inference.min_area)
 
 # %% ../nbs/07_inference.ipynb #07-inference-21
@@ -226,6 +239,7 @@ def settle(
     scores: Tensor,            # (N,), of held-out nominal images
     threshold: float,          # E.g. of `label_threshold`
     how: str,                  # What chose it: "quantile", "rate", "given", "labelled"
+    pixels: float|None = None, # Pixel threshold; default: the same number
     **more: Any,               # What else the history keeps: asked (a rate), apart, source, date; JSON values
 ) -> None:
     "Give a detector its threshold with what held-out scores promise of it. Raises `DataError` for scores that are not finite."
@@ -233,7 +247,8 @@ def settle(
     detector.threshold.fill_(threshold)
     limit = float(detector.threshold)
     detector.held_out = values.tolist()
-    detector.calibrations = [*detector.calibrations, dict(promise(values, limit), threshold=limit, how=how, **more)]
+    limits = dict(threshold=limit, pixel_threshold=limit if pixels is None else pixels)
+    detector.calibrations = [*detector.calibrations, dict(promise(values, limit), **limits, how=how, **more)]
 
 @torch.inference_mode()
 def calibrate(
@@ -257,10 +272,10 @@ def calibrate(
         out = detector.finish(r.to(detector.device))
         return out.score.cpu(), torch.tensor([survival(m, c.min_area) for m in out.map.float().cpu().numpy()])
     scores, survived = (torch.cat(v) for v in zip(*map(judged, raw)))
-    detector.pixel_threshold = label_threshold(survived, c)
     detector.calibrations = []
     how = "quantile" if c.false_alarms is None else "rate"
-    settle(detector, scores, label_threshold(scores, c), how, asked=c.false_alarms, apart=apart(detector))
+    threshold, pixels = label_threshold(scores, c), label_threshold(survived, c)
+    settle(detector, scores, threshold, how, pixels, asked=c.false_alarms, apart=apart(detector))
     return scores
 
 # %% ../nbs/07_inference.ipynb #07-inference-23
@@ -271,7 +286,7 @@ def save_detector(
     "Write a detector as one safetensors file, atomically."
     return save_tensors(path, detector.state_dict(), "detector",
                         dict(config=portable(detector.config), about=detector.about, held_out=detector.held_out,
-                             calibrations=detector.calibrations, pixel_threshold=detector.pixel_threshold))
+                             calibrations=detector.calibrations))
 
 def load_detector(
     path: str|Path,        # A file of `save_detector`, or a run's folder that holds detector.safetensors
@@ -285,7 +300,6 @@ def load_detector(
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     fill(detector, tensors, path)
     detector.held_out, detector.calibrations = meta.get("held_out", []), meta.get("calibrations", [])
-    detector.pixel_threshold = meta.get("pixel_threshold")
     detector = detector.to(pick_device(device))
     detector._network()  # folded here, not by the first of several threads that predict
     return detector
@@ -323,3 +337,50 @@ def predict(
 ) -> list[Prediction]:
     "Predictions for images, in their order (files by name)."
     return list(stream(detector, inputs, without))
+
+# %% ../nbs/07_inference.ipynb #1fa45268
+def _scored(
+    detector: Detector,  # Calibrated
+    inputs: Inputs,
+) -> tuple[dict[str, str], Tensor, Tensor]: # Digest of pixels → name; in that order scores and what maps survive, (N,) each
+    "What calibration needs of images. Raises `DataError`, also for copies: they are not independent and promise nothing."
+    seen = dict[str, str]()
+    def noted() -> Iterator[np.ndarray]:
+        for name, pixels in named_images(inputs):
+            content = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+            if content in seen:
+                raise DataError(f"{name} is a copy of {seen[content]}: a copy promises nothing, take it out.")
+            seen[content] = name
+            yield pixels
+    said, area = progress(stream(detector, noted()), "calibrating", unit="image"), detector.config.inference.min_area
+    found = [(p.score, survival(np.asarray(p.grid), area)) for p in said]
+    if not found: raise DataError("calibration needs good parts, there is no image.")
+    scores, survived = torch.tensor(found).T
+    return seen, scores, survived
+
+def recalibrate(
+    detector: Detector,               # Gets threshold and held-out scores; its networks and statistics stay
+    inputs: Inputs,                   # Good parts that it was not trained on
+    false_alarms: float|None = None,  # A rate to promise; default: that of the last calibration, else the configured rule
+    threshold: float|None = None,     # Or a number that is insisted on
+    apart: bool = True,               # False: these parts gave the statistics too
+) -> dict[str, float]:                # Names and scores of parts that stand apart from the rest, the highest first
+    "A new threshold from new good parts, without training. Raises `DataError` or `ConfigError`; the detector then stays as it was."
+    if false_alarms is not None: check_rate(false_alarms)
+    if threshold is not None and (false_alarms is not None or not math.isfinite(threshold)):
+        raise ConfigError(f"a threshold ({threshold}) is a number in place of a false-alarm rate: give one of the two.")
+    c, last = detector.config.inference, detector.calibrations[-1] if detector.calibrations else {}
+    rate = None if threshold is not None else false_alarms or last.get("asked") or c.false_alarms
+    if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
+        rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
+    seen, scores, survived = _scored(detector, inputs)
+    how = "given" if threshold is not None else "rate" if rate else "quantile"
+    def limit(values: Tensor) -> float: return rate_threshold(values.numpy(), rate) if rate else label_threshold(values, c)
+    pixels = None if threshold is not None else limit(survived)
+    if threshold is None: threshold = limit(scores)
+    source = hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
+    if not last: detector.calibrations = [dict(threshold=float(detector.threshold))]  # a file of before there was a history
+    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart, source=source, date=date.today().isoformat())
+    first = scores.argsort(descending=True)[:standing_apart(scores.numpy())].tolist()
+    names = list(seen.values())
+    return {names[i]: float(scores[i]) for i in first}

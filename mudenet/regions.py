@@ -142,8 +142,13 @@ def _placed(
     return shown, np.stack([every.min(0), every.max(0)]), middle @ weights/weights.sum()
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-20
-def _described(inside: NDArray[np.bool_], p: Prediction, grid: NDArray, lines: Sequence[NDArray[np.int64]]) -> Region:
-    "One region, (S, S), in words and numbers."
+def _described(
+    inside: NDArray[np.bool_],           # (S, S), one region
+    p: Prediction,
+    grid: NDArray,                       # Its map, (S, S)
+    lines: Sequence[NDArray[np.int64]],  # Of rows and columns
+) -> Region:
+    "One region in words and numbers."
     ys, xs = np.nonzero(inside)
     values = grid[ys, xs]
     top = int(values.argmax())
@@ -152,8 +157,8 @@ def _described(inside: NDArray[np.bool_], p: Prediction, grid: NDArray, lines: S
     shown, box, centre = _placed(inside, (int(ys[top]), int(xs[top])), *lines)
     x, y, right, bottom = map(int, box.ravel())
     return Region(area=int(sum(map(polygon_area, shown))), box=(x, y, right - x, bottom - y), polygons=shown,
-                  centroid=(float(centre[0]), float(centre[1])), peak=float(values[top]), mean=float(values.mean()),
-                  branch=branch, level=level)
+                  centroid=(float(centre[0]), float(centre[1])), peak=float(values[top]),
+                  mean=float(values.mean()), branch=branch, level=level)
 
 def find_regions(
     p: Prediction,      # Of a detector, with its `grid`
@@ -162,7 +167,7 @@ def find_regions(
 ) -> tuple[list[Region], NDArray[np.bool_]]:  # The strongest first; the mask, (H, W)
     "What is marked in an image. Raises `DataError` for a prediction without the map at the network's input."
     if (grid := p.grid) is None:
-        raise DataError(f"{p.name}: this prediction lacks the map at the network's input; predict with a run.")
+        raise DataError(f"{p.name}: it lacks the map at the network's input; predict with a run, not an export.")
     labels, size = label_regions(grid, threshold, min_area), p.map.shape[:2]
     rows, columns = (_lines(old, new) for old, new in zip(grid.shape, size))
     found = [_described(labels == k, p, grid, (rows, columns)) for k in range(1, int(labels.max()) + 1)]
@@ -174,12 +179,12 @@ def find_regions(
 # %% ../nbs/07c_regions.ipynb #07c-regions-27
 def _annotation(r: Region, image: int, number: int) -> dict[str, Any]:
     more = dict(branch=r.branch, level=r.level, mean=r.mean, centroid=list(r.centroid))
-    return dict(id=number, image_id=image, category_id=1, iscrowd=0, area=r.area, bbox=list(r.box), score=r.peak,
+    return dict(id=number, image_id=image, category_id=1, iscrowd=0, score=r.peak, area=r.area, bbox=list(r.box),
                 segmentation=[q.ravel().tolist() for q in r.polygons], attributes=more)
 
 def coco(
-    found: Iterable[tuple[str, tuple[int, int], list[Region]]],  # Name, height and width, and regions of each image
-    **info: Any,                                                 # What else the file says of itself; JSON values
+    found: Iterable[tuple[str, tuple[int, int], list[Region]]],  # Name, height and width, regions of each
+    **info: Any,                                                 # What else the file says; JSON values
 ) -> dict[str, Any]:                                             # JSON-ready
     "Regions as COCO has them."
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()

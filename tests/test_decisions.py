@@ -1,11 +1,13 @@
 """A promised false-alarm rate, p-values, and one decision whoever asks: Python, command line, report, explorer, exported file."""
 import csv
 import json
+import shutil
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mudenet.cli import main
 from mudenet.config import ConfigError, InferenceConfig, load_config
@@ -153,3 +155,103 @@ def test_scores_that_are_not_finite_are_refused(job):
     detector.maximum.fill_(float("nan"))
     with pytest.raises(DataError, match="not finite"):
         detector.predict(np.zeros((64, 64, 3), np.uint8))
+
+
+def parts(folder, images, seed=5):
+    """A folder of good parts of the same line, none of which any run has seen."""
+    few = dict(validation=1, good=1, structural=1, logical=1)
+    return write_product_line(folder / f"line{seed}", seed=seed, size=64, train=images, **few) / "train" / "good"
+
+
+def copied(job, folder):
+    """The run's folder again, to be changed."""
+    shutil.copytree(job.folder, folder / "run")
+    return folder / "run"
+
+
+def test_calibrate_by_command_line(job, tmp_path, capsys):
+    """New scores, threshold and p-values; networks and statistics as before; the history in the file."""
+    run, good = copied(job, tmp_path), parts(tmp_path, 39)
+    before, was = load_tensors(run / "detector.safetensors", "detector")
+    assert main(["calibrate", str(run), str(good), "--false-alarms", "0.05"]) == 0
+    said = capsys.readouterr().out
+    after, now = load_tensors(run / "detector.safetensors", "detector")
+    assert [k for k in before if not torch.equal(before[k], after[k])] == ["threshold"]
+    assert now["calibrations"][0] == was["calibrations"][0] and len(now["calibrations"]) == 2 and now["about"] == was["about"]
+    entry, detector = now["calibrations"][1], Detector.load(run, "cpu")
+    assert now["held_out"] == sorted(p.score for p in detector.predict(good)) and entry["threshold"] == now["held_out"][-2]
+    assert (entry["n"], entry["rate"], entry["asked"]) == (39, 0.05, 0.05) and len(entry["source"]) == 16 and entry["date"]
+    assert f"{100*entry['bound']:.3g} % at confidence 95 %" in said and "The least that 39 images can promise is 2.5 %" in said
+    assert sum(p.label for p in detector.predict(good)) == 1
+    assert not list(run.glob(".*.part"))
+
+
+def test_calibrate_again_keeps_the_rate_and_the_whole_history(job, tmp_path, capsys):
+    run, good = copied(job, tmp_path), parts(tmp_path, 20)
+    assert main(["calibrate", str(run), str(good)]) == 0
+    assert main(["calibrate", str(run), str(good), "--threshold", "1.5"]) == 0
+    history = Detector.load(run, "cpu").calibrations
+    assert [(c["n"], c["how"], c["asked"]) for c in history] == [(9, "rate", 0.2), (20, "rate", 0.2), (20, "given", None)]
+    assert float(Detector.load(run, "cpu").threshold) == 1.5 and history[1]["source"] == history[2]["source"]
+
+
+def test_a_bad_part_among_the_good_is_named(job, tmp_path, capsys):
+    run, good = copied(job, tmp_path), parts(tmp_path, 30)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[::2] = 255
+    Image.fromarray(pixels).save(good / "no part.png")
+    assert main(["calibrate", str(run), str(good)]) == 0
+    assert "look at no part.png" in capsys.readouterr().out
+
+
+def test_calibrate_refuses_and_leaves_the_file(job, line, tmp_path, capsys):
+    run, good = copied(job, tmp_path), parts(tmp_path, 9)
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(good, tmp_path / "cut")
+    (tmp_path / "cut" / "000.png").write_bytes(b"PNG")
+    shutil.copytree(good, tmp_path / "twice")
+    shutil.copy(good / "000.png", tmp_path / "twice" / "copy.png")
+    before = (run / "detector.safetensors").read_bytes()
+    for argv, says in (([tmp_path / "empty"], "holds no image"), ([tmp_path / "none"], "no such folder"),
+                       ([good, "--false-alarms", "0"], "between 0 and 1, not 0"),
+                       ([good, "--false-alarms", "1"], "between 0 and 1, not 1"),
+                       ([good, "--false-alarms", "0.05"], "0.05 takes 10 more"), ([good, "--threshold", "nan"], "threshold"),
+                       ([good, "--false-alarms", "0.2", "--threshold", "1"], "one of the two"), ([tmp_path / "cut"], "000.png"),
+                       ([tmp_path / "twice"], "is a copy of"), ([line / "train"], "6 of 6 images were trained on")):
+        assert main(["calibrate", str(run), *map(str, argv)]) == 2, argv
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1, err
+        assert (run / "detector.safetensors").read_bytes() == before
+
+
+def test_other_sizes_are_resized_and_other_channels_named(job, tmp_path, capsys):
+    run, good = copied(job, tmp_path), parts(tmp_path, 9)
+    for f in good.glob("*.png"):
+        Image.open(f).convert("L").resize((90, 70)).save(f)
+    assert main(["calibrate", str(run), str(good)]) == 0
+    assert "note: pixels are L here, RGB in the images trained on" in capsys.readouterr().out
+    detector = Detector.load(run, "cpu")
+    assert detector.held_out == sorted(p.score for p in detector.predict(good))
+
+
+def test_parts_that_gave_the_statistics_promise_roughly(line, job, tmp_path, capsys):
+    """Recalibrating on the images behind minimum and maximum keeps the caveat."""
+    shared = copied(job, tmp_path)
+    detector = Detector.load(job.folder, "cpu", dict(statistics_images="validation", false_alarms=None))
+    detector.save(shared / "detector.safetensors")
+    text = (shared / "config.yaml").read_text().replace("statistics_images: train", "statistics_images: validation")
+    (shared / "config.yaml").write_text(text.replace("false_alarms: 0.2", "false_alarms: null"))
+    assert main(["calibrate", str(shared), str(line / "validation")]) == 0
+    assert "hold roughly only" in capsys.readouterr().out and not Detector.load(shared, "cpu").calibrations[-1]["apart"]
+
+
+def test_the_explorer_and_the_record_follow_a_calibration(job, tmp_path, capsys):
+    run = copied(job, tmp_path)
+    assert main(["calibrate", str(run), str(parts(tmp_path, 25)), "--false-alarms", "0.2"]) == 0
+    detector = Detector.load(run, "cpu")
+    assert main(["evaluate", str(run), "--evaluation.pictures", "0", "--out", str(tmp_path / "out")]) == 0
+    record = read_record(tmp_path / "out" / "record.json")
+    assert record["threshold"] == float(detector.threshold) and record["calibration"] == detector.calibrations[-1]
+    outcome = finish(collect(detector, job.category), own_choice(detector))
+    assert [r["score"] > record["threshold"] for r in record["scores"]] == (outcome.scores > outcome.threshold).tolist()
+    assert [r["p_value"] for r in record["scores"]] == p_values(outcome.scores, detector.held_out).tolist()

@@ -89,7 +89,7 @@ def test_refusals():
         with pytest.raises(ConfigError, match="between 0 and 1"):
             Drift([1.0], 2.0, delta)
     for held in ([], [3.0]):
-        with pytest.raises(DataError, match="calibrate the detector anew"):
+        with pytest.raises(DataError, match="mudenet calibrate"):
             Drift(held, 2.0)
     d = Drift([1.0], 2.0)  # nothing in the bag but the limit
     assert not any(d.add(s) for s in (1.0, 2.0, float("nan"), float("inf"))) and d.seen == 0
@@ -130,4 +130,4 @@ def test_watch_reports_once_whatever_ends_it(tmp_path, caplog):
         assert alarms == 1 and len(lines) == len(values)
     assert journals[0] == journals[1]
     (name, _, says), = (j for j in journals[0] if j[2])
-    assert "060.png" < name < "160.png" and "higher" in says and "calibrate the detector" in says
+    assert "060.png" < name < "160.png" and "higher" in says and "mudenet calibrate" in says

@@ -141,10 +141,21 @@ def test_held_out_images_keep_the_promise(min_area, rate):
     assert (detector.pixel_threshold == float(detector.threshold)) == (min_area == 1)
 
 
+@pytest.mark.parametrize("min_area", [1, 25])
+def test_new_good_parts_give_both_thresholds(min_area):
+    detector, _ = made(min_area=min_area)
+    fresh = [picture(1000 + k, (80, 60)) for k in range(30)]
+    detector.recalibrate(fresh, false_alarms=0.1)
+    marked = [bool(detector.regions(p)[0]) for p in detector.predict(fresh)]
+    assert sum(marked) == rank_from_top(0.1, len(fresh)) - 1 == 2
+    detector.recalibrate(fresh, threshold=0.75)  # a number that is insisted on holds for pixels too
+    assert detector.pixel_threshold == float(detector.threshold) == 0.75
+
+
 def test_by_command_line(tmp_path, capsys):
     detector, _ = made(min_area=8)
     file = detector.save(tmp_path/"d.safetensors")
-    assert Detector.load(file).pixel_threshold == detector.pixel_threshold == read_meta(file, "detector")["pixel_threshold"]
+    assert Detector.load(file).pixel_threshold == detector.pixel_threshold != float(detector.threshold)
     (tmp_path/"in"/"sub").mkdir(parents=True)
     for k, name in enumerate(("a.png", "sub/b.jpg", "c.png")):
         pixels = picture(100 + k, (90, 70))
@@ -180,8 +191,8 @@ def test_files_of_before(tmp_path, capsys):
                                                            if k in ("config", "about")})
     old = Detector.load(file)
     assert old.predict(pixels[0])[0].label == detector.predict(pixels[0])[0].label
-    with pytest.raises(DataError, match="Calibrate it anew"):
+    with pytest.raises(DataError, match="mudenet calibrate RUN IMAGES"):
         old.regions(old.predict(pixels[0])[0])
     Image.fromarray(pixels[0]).save(tmp_path/"a.png")
     assert main(["predict", str(file), str(tmp_path/"a.png"), "--out", str(tmp_path/"out"), "--regions"]) == 2
-    assert "Calibrate it anew" in capsys.readouterr().err and not (tmp_path/"out").exists()
+    assert "mudenet calibrate RUN IMAGES" in capsys.readouterr().err and not (tmp_path/"out").exists()

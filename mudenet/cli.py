@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from functools import reduce
 from hashlib import sha256
 from pathlib import Path
@@ -26,13 +27,13 @@ from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
                             from_dict, from_saved, identity, load_config, merge, nest, read_yaml, shipped,
                             to_dict)
-from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, pick_device, progress,
+from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, markdown_table, pick_device, progress,
                           read_meta, write_json, write_text)
 
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict',
-           'run_calibrate', 'run_export', 'run_watch', 'run_serve', 'run_data', 'run_demo', 'run_teachers', 'run_bench',
-           'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser', 'main']
+           'run_calibrate', 'run_threshold', 'run_export', 'run_watch', 'run_serve', 'run_data', 'run_demo',
+           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
@@ -349,6 +350,59 @@ def run_calibrate(args: Namespace) -> None:
     old = [f.name for f in sorted(path.parent.glob("*")) if f.suffix in (".onnx", ".xml", ".pt2")]
     if old: print(f"{', '.join(old)} beside it still decide as before: export again")
 
+# %% ../nbs/11_cli.ipynb #7ab7cf8d
+def _threshold_parser() -> Parser:
+    parser = Parser(allow_abbrev=False, description="What thresholds would do: false alarms by held-out good parts, and "
+                    "defects found where bad parts are given. Writes nothing but what --out and --set ask for.")
+    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    parser.add_argument("--bad", type=str, help="A folder of bad parts, at least eight (searched recursively).")
+    parser.add_argument("--out", type=str, help="A picture of the same: a .png or .svg file.")
+    parser.add_argument("--set", type=float, help="Take this threshold. With --bad the detector is no longer label-free, and its "
+                        "history and records say so.")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    return parser
+
+def _scores(detector: Detector, folder: str) -> list[float]:
+    "Of all images of a folder. Raises `DataError` for too few before any is scored."
+    from mudenet.decisions import check_bad
+    from mudenet.images import find_images
+    check_bad(n := len(find_images(folder)))
+    return [p.score for p in progress(detector.stream(Path(folder)), "scoring", total=n, unit="image")]
+
+def run_threshold(args: Namespace) -> None:
+    "Table, picture, choice."
+    from mudenet.decisions import operating_points, operating_table
+    from mudenet.inference import load_detector
+    run, out, chosen = _find_run(args.run), args.get("out") and Path(args.out), args.get("set")
+    if out and out.suffix not in (".png", ".svg"): raise ConfigError(f"--out {out}: a picture ends in .png or .svg.")
+    detector = load_detector(run, args.device)
+    if not detector.held_out:
+        raise DataError(f"{run} is from before held-out scores were kept: mudenet calibrate {run} IMAGES makes new ones.")
+    bad = _scores(detector, args.bad) if args.get("bad") else []
+    head, rows = operating_table(operating_points(detector.held_out, bad, threshold=float(detector.threshold)))
+    print(f"{markdown_table(head, rows, 'r'*len(head))}\n\n* the one in use. Intervals are at 95 %.")
+    if bad: print("A threshold that is chosen here has seen bad parts: it is no longer label-free.")
+    if out:
+        from mudenet.report import operating_figure
+        figure = operating_figure(detector.held_out, bad, float(detector.threshold))
+        with atomic(out) as f: figure.savefig(f, format=out.suffix[1:], dpi=120)
+        print(f"picture: {out}")
+    if chosen is not None: _choose(detector, chosen, bad, run)
+
+def _choose(detector: Detector, threshold: float, bad: Sequence[float], run: Path) -> None:
+    "A threshold by hand into the detector's file, marked where bad parts were in view."
+    import torch
+
+    from mudenet.decisions import promised
+    from mudenet.inference import apart, settle
+    path, shown = run/"detector.safetensors" if run.is_dir() else run, dict(bad=len(bad)) if bad else {}
+    settle(detector, torch.tensor(detector.held_out), threshold, "labelled" if bad else "given", apart=apart(detector),
+           date=date.today().isoformat(), **shown)
+    detector.save(path)
+    marked = ", marked as chosen with bad parts in view" if bad else ""
+    print(f"{path}: threshold {float(detector.threshold):.6g}{marked}; evaluate and export again.\n"
+          f"{promised(detector.calibrations[-1])}.")
+
 # %% ../nbs/11_cli.ipynb #c0d90491
 def _export_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Write a detector as one file, from pixels to decision, and compare the two.")
@@ -659,6 +713,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
     predict=("score images with a detector", _predict_parser, run_predict),
     calibrate=("new threshold and p-values from new good parts, without training", _calibrate_parser, run_calibrate),
+    threshold=("what thresholds would do: false alarms against found defects", _threshold_parser, run_threshold),
     export=("write a detector as one file for a process without PyTorch", _export_parser, run_export),
     watch=("score every image that appears in a folder", _watch_parser, run_watch),
     serve=("answer over HTTP, with a page to drop images on", _serve_parser, run_serve),
@@ -682,6 +737,8 @@ def make_parser(
 
 _RESUMED = ("demo", "distill", "train", "benchmark", "ablate")  # commands that keep states or finished runs
 
+_WHOLE = ("predict", "calibrate", "threshold", "export", "watch", "serve", "data")  # whose options have their defaults filled in
+
 def _terminate(signum: int, frame: Any) -> None: raise KeyboardInterrupt
 
 def main(
@@ -695,7 +752,7 @@ def main(
     there = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if there else None  # as Ctrl-C: what is half-written is removed
     try:
-        args = make_parser(chosen).parse_args(argv, defaults=chosen in ("predict", "calibrate", "export", "watch", "serve", "data"))
+        args = make_parser(chosen).parse_args(argv, defaults=chosen in _WHOLE)
         COMMANDS[args.command][2](args[args.command])
     except MudenetError as e:
         print(f"mudenet: error: {e}", file=sys.stderr)

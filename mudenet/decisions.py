@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from .core import DataError
 
 # %% auto #0
-__all__ = ['held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted', 'rank_from_top', 'rate_threshold',
-           'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart']
+__all__ = ['FEWEST_BAD', 'held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted', 'rank_from_top',
+           'rate_threshold', 'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart', 'check_bad',
+           'operating_points', 'operating_table']
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-05
 def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
@@ -138,3 +139,60 @@ def standing_apart(
         chance = (1 + gap / max(below.mean(), 1e-300) / below.size) ** -below.size  # the F distribution's upper tail
         if gap > 0 and chance < level / most: return j
     return 0
+
+# %% ../nbs/07b_decisions.ipynb #15467d62
+FEWEST_BAD = 8  # bad parts below which a share says too little: of 8 of 8 found, the interval begins at 63 %
+
+
+def check_bad(count: int) -> None:
+    "Raises `DataError` for fewer than `FEWEST_BAD` bad parts."
+    if count < FEWEST_BAD:
+        raise DataError(f"{count} bad parts say too little about a threshold: at least {FEWEST_BAD} are wanted")
+
+
+def _candidates(
+    nominal: NDArray[np.float64],  # Sorted held-out scores
+    bad: NDArray[np.float64],
+    threshold: float | None,       # The one that holds now
+) -> list[float]:                  # From the highest
+    "Held-out scores at ranks 1, 2, 3, 5, 8 …, the threshold that finds every bad part, and the present one."
+    ranks, chosen = (1, 2), set[float]()
+    while ranks[0] <= max(1, nominal.size // 2):
+        chosen.add(float(nominal[-ranks[0]]))
+        ranks = ranks[1], sum(ranks)
+    if bad.size: chosen.add(float(np.nextafter(np.float32(bad.min()), np.float32(-np.inf))))
+    return sorted(chosen | ({threshold} if threshold is not None else set()), reverse=True)
+
+
+def operating_points(
+    nominal: ArrayLike,               # Held-out scores
+    bad: ArrayLike = (),              # Scores of bad parts, at least `FEWEST_BAD`, or none
+    good: ArrayLike = (),             # Of good parts that chose no threshold, such as a test set's
+    threshold: float | None = None,   # The one that holds now
+) -> list[dict[str, Any]]:            # threshold, now, above, of, rate, bound, found, bad, alarms, good
+    "What candidate thresholds would do. Raises `DataError` for too few bad parts."
+    values, faulty, fresh = held_out(nominal), np.asarray(bad, float).ravel(), np.asarray(good, float).ravel()
+    if faulty.size: check_bad(faulty.size)
+    def one(t: float) -> dict[str, Any]:
+        said = promise(values, t)
+        return dict(threshold=t, now=t == threshold, above=said["above"], of=values.size, rate=said["rate"], bound=said["bound"],
+                    found=int((faulty > t).sum()), bad=faulty.size, alarms=int((fresh > t).sum()), good=fresh.size)
+    return [one(t) for t in _candidates(values, faulty, threshold)]
+
+
+def _counted(count: int, total: int) -> str:
+    low, high = clopper_pearson(count, total)
+    return f"{count} of {total} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def operating_table(
+    points: Sequence[Mapping[str, Any]],        # Of `operating_points`
+) -> tuple[list[str], list[list[str]]]:         # Titles and rows
+    "A row for each threshold, with 95 % intervals; the present one is marked with a star."
+    head = ["threshold", "held-out above", "false alarms promised", "bound at 95 %"]
+    head += ["false alarms seen"] * bool(points[0]["good"]) + ["defects found"] * bool(points[0]["bad"])
+    def cells(p: Mapping[str, Any]) -> list[str]:
+        seen = [_counted(p[k], p[of]) for k, of in (("alarms", "good"), ("found", "bad")) if p[of]]
+        return [f"{np.float32(p['threshold'])}{' *' * p['now']}", f"{p['above']} of {p['of']}", f"{100 * p['rate']:.3g} %",
+                f"{100 * p['bound']:.3g} %", *seen]
+    return head, [cells(p) for p in points]

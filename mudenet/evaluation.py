@@ -436,7 +436,7 @@ def evaluate(
                         config=portable(config), teacher=detector.about.get("teacher"), made=_made(job, detector.device),
                         data=fingerprint(category.files, category.root), splits=summary(category),
                         threshold=threshold, calibration=next(reversed(detector.calibrations), None),
-                        detector=digest(detector.state_dict()),
+                        held_out=detector.held_out, detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),
                         scores=images)
     remove_parts(job.folder)

@@ -22,12 +22,13 @@ from . import metrics
 from .config import Config, InferenceConfig, from_saved, override, read_yaml
 from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
-from .decisions import p_value
+from .decisions import FEWEST_BAD, operating_points, operating_table, p_value
 from .evaluation import open_job
 from .images import BRANCHES
 from .inference import Detector, apart, clamp_parts, fuse, image_scores, label_threshold, load_detector, normalise
 from .intervals import share
-from .report import SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, judged, outlined, p_text, tiles
+from .report import (SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, html_table, judged,
+                            outlined, p_text, tiles)
 
 # %% auto #0
 __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choice', 'Outcome', 'finish', 'measure_again',
@@ -166,6 +167,7 @@ STYLE = """<style>
 .mudenet .gallery figure{width:76px}.mudenet .tiles{display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start}
 .mudenet table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 .mudenet th,.mudenet td{padding:2px 10px;text-align:right}.mudenet th:first-child{text-align:left}
+.mudenet .scroll{overflow-x:auto}.mudenet caption{caption-side:bottom;text-align:left;font-size:12px;opacity:.8}
 .mudenet p{margin:4px 0;max-width:70ch}
 .mudenet svg{width:100%;max-width:420px;height:auto}
 .mudenet .parts{display:grid;grid-template-columns:repeat(var(--levels),auto);gap:4px 8px}
@@ -187,10 +189,13 @@ def threshold_html(
     outcome: Outcome,  # Scores
     threshold: float,  # Where the line is drawn
 ) -> str:
-    "Histogram and `meaning` of a threshold."
+    "Histogram and `meaning` of a threshold, and what others would do."
     by = [[s for s, k in zip(outcome.scores.tolist(), raw.labels) if k == kind] for kind in (0, 1)]
     said = "".join(f"<p>{html.escape(s)}</p>" for s in meaning(raw, outcome, threshold))
-    return f'<div class="mudenet">{histogram_svg(by[0], by[1], threshold)}{said}</div>'
+    points = operating_points(outcome.held_out, by[1] if len(by[1]) >= FEWEST_BAD else (), by[0], threshold)
+    note = "The star marks the line as it is drawn. A threshold chosen by test images is no longer label-free."
+    table = html_table(*operating_table(points), note)
+    return f'<div class="mudenet">{histogram_svg(by[0], by[1], threshold)}{said}{table}</div>'
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-db5852
 def case_of(

@@ -242,8 +242,9 @@ def settle(
     pixels: float|None = None, # Pixel threshold; default: the same number
     **more: Any,               # What else the history keeps: asked (a rate), apart, source, date; JSON values
 ) -> None:
-    "Give a detector its threshold with what held-out scores promise of it. Raises `DataError` for scores that are not finite."
+    "A threshold with what held-out scores promise of it. Raises `DataError` or `ConfigError` for what is not finite."
     values = held_out(scores.numpy())
+    if not math.isfinite(threshold): raise ConfigError(f"a threshold is a finite number, not {threshold}.")
     detector.threshold.fill_(threshold)
     limit = float(detector.threshold)
     detector.held_out = values.tolist()

@@ -17,21 +17,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from .config import from_saved
 from .core import DataError, markdown_table, progress
 from .data import Item
-from .decisions import promised
+from .decisions import FEWEST_BAD, clopper_pearson, operating_points, operating_table, promised
 from .images import BRANCHES, loudest, read_image
 from .intervals import share, shown_intervals
 from .metrics import KINDS
 
 # %% auto #0
 __all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'p_text', 'draw_case', 'image_mean',
-           'interval_note', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'data_uri', 'figure',
-           'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing', 'teacher_of', 'report_html']
+           'interval_note', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'operating_figure',
+           'data_uri', 'figure', 'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing',
+           'html_table', 'teacher_of', 'report_html']
 
 # %% ../nbs/08a_report.ipynb #08a-report-3a12b8
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +323,28 @@ def histogram_svg(
            f"{len(anomalous)} anomalous images lie above the threshold {threshold:.3g}.")
     return _frame(body, [(p, f"{low + p*(high - low):.3g}") for p in (0, .5, 1)], ("image score", "images"), alt)
 
+# %% ../nbs/08a_report.ipynb #26d21520
+def operating_figure(
+    nominal: Sequence[float],        # Held-out scores
+    bad: Sequence[float] = (),       # Scores of bad parts
+    threshold: float|None = None,    # The one that holds now
+) -> Figure:
+    "False alarms and found defects over the threshold, each with its 95 % interval at every threshold."
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    ax, cuts = figure.subplots(), np.unique(np.r_[np.asarray(nominal), np.asarray(bad)])
+    cuts = np.r_[cuts[0] - 0.02*np.ptp(cuts), cuts]
+    kinds = ((nominal, "false alarms, {} held-out good parts", "#3b7dd8"), (bad, "defects found, {} bad parts", "#d9730d"))
+    for scores, text, colour in kinds:
+        if not (n := len(scores)): continue
+        above = [int((np.asarray(scores) > t).sum()) for t in cuts]
+        low, high = zip(*(clopper_pearson(k, n) for k in above))
+        ax.step(cuts, np.array(above)/n, where="post", color=colour, label=text.format(n))
+        ax.fill_between(cuts, low, high, step="post", color=colour, alpha=.2, linewidth=0)
+    if threshold is not None: ax.axvline(threshold, color="0.4", linestyle="--")
+    ax.set(xlabel="threshold", ylabel="share above", ylim=(0, 1.02))
+    ax.legend()
+    return figure
+
 # %% ../nbs/08a_report.ipynb #08a-report-11de75
 def data_uri(
     image: Image.Image,  # RGB
@@ -401,7 +425,11 @@ def worth_seeing(
              "Best: nominal images with the lowest scores": good[:each]}
     return {k: v for k, v in found.items() if v}
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+def html_table(
+    head: Sequence[str],            # Titles
+    rows: Sequence[Sequence[str]],  # Cells
+    caption: str,                   # Below it
+) -> str:
     "A table; on a narrow screen each row is a list, with the heads as labels."
     e = html.escape
     def row(cells: Sequence[str]) -> str:
@@ -416,7 +444,7 @@ def _numbers(record: Mapping[str, Any]) -> str:
     captions = ("Metrics on all test images, and on each kind of defect with all nominal images. "
                 f"{interval_note([record])}. –: not defined.",
                 "AU-sPRO by the highest false positive rate that counts.")
-    return "".join(_html_table(head, rows, c) for (head, *rows), c in zip(_tables(record, _COLUMNS), captions))
+    return "".join(html_table(head, rows, c) for (head, *rows), c in zip(_tables(record, _COLUMNS), captions))
 
 def teacher_of(
     record: Mapping[str, Any],  # Of `evaluate`
@@ -496,6 +524,15 @@ def _curves(record: Mapping[str, Any], cases: Sequence[Case], pro: tuple[np.ndar
     figures = (f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for svg, caption in out)
     return '<div class="curves">' + "".join(figures) + "</div>"
 
+def _thresholds(record: Mapping[str, Any]) -> str:
+    "What other thresholds would do, where the record has the held-out scores."
+    if not (held := record.get("held_out")): return ""
+    good, bad = ([r["score"] for r in record["scores"] if (r["defect"] != "good") == k] for k in (False, True))
+    points = operating_points(held, bad if len(bad) >= FEWEST_BAD else (), good, record["threshold"])
+    note = ("What other thresholds would do; the star marks the one in use. Promises come from held-out good parts, counts "
+            "with 95 % intervals from the test images: a threshold chosen by them is no longer label-free.")
+    return html_table(*operating_table(points), note)
+
 def _pictures(record: Mapping[str, Any], cases: Sequence[Case], mask_of: Callable[[Item], np.ndarray|None]) -> list[str]:
     "The hardest and the clearest, then each kind; a case is drawn once, and named where it would come again."
     e, threshold = html.escape, record["threshold"]
@@ -525,7 +562,7 @@ def report_html(
     e, title = html.escape, f"{record['dataset']}: {record['category']}"
     note = f'<p class="note">{e(record["note"])}</p>' if record["note"] else ""
     body = [f"<h1>{e(title)}</h1>", *(f"<p>{e(s).replace(' %', '&#160;%')}</p>" for s in verdict(record)), note,
-            "<h2>Numbers</h2>", _numbers(record), _curves(record, cases, pro)]
+            "<h2>Numbers</h2>", _numbers(record), _thresholds(record), _curves(record, cases, pro)]
     if record["config"]["evaluation"]["pictures"] != 0: body += _pictures(record, cases, mask_of)
     body += ["<h2>What made this</h2>", _provenance(record)]
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -255,3 +255,70 @@ def test_the_explorer_and_the_record_follow_a_calibration(job, tmp_path, capsys)
     outcome = finish(collect(detector, job.category), own_choice(detector))
     assert [r["score"] > record["threshold"] for r in record["scores"]] == (outcome.scores > outcome.threshold).tolist()
     assert [r["p_value"] for r in record["scores"]] == p_values(outcome.scores, detector.held_out).tolist()
+
+
+def faulty(line, folder, count):
+    """A folder with so many of the defective test images."""
+    folder.mkdir()
+    for k, f in enumerate(sorted((line / "test").glob("*_anomalies/*.png"))[:count]):
+        shutil.copy(f, folder / f"{k}.png")
+    return folder
+
+
+def rows(text):
+    """The cells of a Markdown table."""
+    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_threshold_counts_what_is_there(job, line, tmp_path, capsys):
+    """The table against counts by hand, with eight bad parts; nothing is written but the picture."""
+    run, bad = copied(job, tmp_path), faulty(line, tmp_path / "bad", 8)
+    before = (run / "detector.safetensors").read_bytes()
+    for picture in ("points.png", "points.svg"):
+        assert main(["threshold", str(run), "--bad", str(bad), "--out", str(tmp_path / picture)]) == 0
+    head, _, *table = rows(out := capsys.readouterr().out.split("picture:")[0])
+    detector = Detector.load(run, "cpu")
+    scores = [p.score for p in detector.predict(bad)]
+    assert head[0] == "threshold" and "no longer label-free" in out and len(table) >= 4
+    for cells in table:
+        t = float(np.float32(cells[0].removesuffix(" *")))
+        assert cells[1] == f"{sum(h > t for h in detector.held_out)} of 9"
+        assert cells[4].startswith(f"{sum(s > t for s in scores)} of 8 (")
+    star, = (c[0] for c in table if c[0].endswith("*"))
+    assert np.float32(star.removesuffix(" *")) == np.float32(float(detector.threshold))
+    assert any(c[4].startswith("8 of 8 (63 to 100 %)") for c in table)
+    assert Image.open(tmp_path / "points.png").size > (400, 200) and "<svg" in (tmp_path / "points.svg").read_text()
+    assert (run / "detector.safetensors").read_bytes() == before
+
+
+def test_a_threshold_chosen_on_bad_parts_is_marked(job, line, tmp_path, capsys):
+    run, bad = copied(job, tmp_path), faulty(line, tmp_path / "bad", 8)
+    assert main(["threshold", str(run), "--bad", str(bad), "--set", "1.25"]) == 0
+    detector = Detector.load(run, "cpu")
+    last = detector.calibrations[-1]
+    assert float(detector.threshold) == 1.25 and (last["how"], last["bad"]) == ("labelled", 8) and len(detector.calibrations) == 2
+    assert detector.held_out == Detector.load(job.folder, "cpu").held_out
+    assert main(["evaluate", str(run), "--evaluation.pictures", "0", "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert read_record(tmp_path / "out" / "record.json")["calibration"]["how"] == "labelled"
+    assert "chosen on labelled parts and so no longer label-free" in page and "1.25 *</th>" in page
+    assert main(["threshold", str(run), "--set", "1"]) == 0
+    assert Detector.load(run, "cpu").calibrations[-1]["how"] == "given"
+
+
+def test_threshold_refuses(job, line, tmp_path, capsys):
+    run = copied(job, tmp_path)
+    tensors, meta = load_tensors(run / "detector.safetensors", "detector")
+    older = {k: v for k, v in meta.items() if k not in ("held_out", "calibrations", "sha256")}
+    save_tensors(tmp_path / "old.safetensors", tensors, "detector", older)
+    (tmp_path / "empty").mkdir()
+    before = (run / "detector.safetensors").read_bytes()
+    for argv, says in (([run, "--bad", faulty(line, tmp_path / "seven", 7)], "7 bad parts say too little"),
+                       ([run, "--bad", tmp_path / "empty"], "holds no image"),
+                       ([run, "--bad", tmp_path / "none"], "no such folder"),
+                       ([run, "--out", tmp_path / "a.jpg"], "ends in .png or .svg"), ([run, "--set", "inf"], "set"),
+                       ([tmp_path / "old.safetensors"], "mudenet calibrate")):
+        assert main(["threshold", *map(str, argv)]) == 2, argv
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1, err
+    assert (run / "detector.safetensors").read_bytes() == before and not (tmp_path / "a.jpg").exists()

@@ -71,7 +71,7 @@ def promises(pool):
         share = realised(pool, n, lambda s: rate_threshold(s, rate), f"rate {rate}")
         held = share <= rate_bound(m, n)
         return dict(n=n, asked=rate, promised=m/(n + 1), bound=rate_bound(m, n), mean=share.mean(), within=held.mean(),
-                    theory=within(m, n, pool.size - n), hundred=[int(v) for v in held.reshape(-1, 100).sum(1)[:20]])
+                    theory=within(m, n, pool.size - n))
     return [row(n, rate) for rate in RATES for n in SIZES if not images_wanted(rate, n)]
 
 
@@ -81,6 +81,18 @@ def quantiles(pool):
         share = realised(pool, n, lambda s: np.quantile(s, 0.99), "quantile")
         return dict(n=n, mean=share.mean(), worst=float(np.quantile(share, 0.95)))
     return [row(n) for n in SIZES]
+
+
+def of_its_own(detector, pool):
+    """What the detector's own held-out images promise, which gave its statistics too, and what comes of it."""
+    held, rows = detector.held_out, []
+    for rate in RATES:
+        if not images_wanted(rate, len(held)):
+            said = promise(held, cut := rate_threshold(held, rate))
+            rows.append(dict(asked=rate, promised=said["rate"], bound=said["bound"], realised=float((pool > cut).mean())))
+    cut = float(detector.threshold)
+    return dict(n=len(held), apart=detector.calibrations[-1]["apart"], rates=rows, how=detector.calibrations[-1]["how"],
+                threshold=dict(promise(held, cut), realised=float((pool > cut).mean())))
 
 
 def with_copies(pool, copied):
@@ -123,11 +135,12 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS/"decisions.json")
     args = parser.parse_args()
     real = [on_real(path) for path in args.records]
-    pool, copied = scored(load_detector(args.run, "cpu"), args.images)
+    detector = load_detector(args.run, "cpu")
+    pool, copied = scored(detector, args.images)
     assert np.unique(pool).size > 0.999*pool.size  # the theory of the bound wants no ties
     record = new_record("decisions", made=dict(date=date.today().isoformat()), run=args.run.resolve().name, images=pool.size,
                         times=TIMES, promises=promises(pool), quantiles=quantiles(pool), copies=with_copies(pool, copied),
-                        quartiles=np.quantile(pool, (0, 0.25, 0.5, 0.75, 1)).tolist(), real=real)
+                        own=of_its_own(detector, pool), quartiles=np.quantile(pool, (0, 0.25, 0.5, 0.75, 1)).tolist(), real=real)
     print(write_json(args.out, record))
 
 

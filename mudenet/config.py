@@ -268,6 +268,8 @@ class InferenceConfig:
     "One set of statistics for each branch and level, or for each branch (A-038)."
     clamp: Literal["none", "zero_one", "zero"] = decides("scores", "none")
     "Limit the normalised scores before they are added: not at all, to 0..1, or from below to 0 (A-019)."
+    part_weights: Literal["equal", "learned"] = decides("scores", "equal")
+    "What the six score maps count for in equation 11: all the same, or the logical ones as far as A and S2 have learned (A-050)."
     upsampling: Literal["bilinear", "bicubic", "nearest"] = decides("scores", "bilinear")
     "How the fused map is brought to the input's size (A-039)."
     smoothing: float = decides("scores", 4.0)

@@ -25,7 +25,7 @@ from .data import Category, Item, list_categories, load_images, load_masks, norm
 from .decisions import FEWEST_BAD, operating_points, operating_table, p_value
 from .evaluation import open_job
 from .images import BRANCHES
-from .inference import Detector, apart, clamp_parts, fuse, image_scores, label_threshold, load_detector, normalise
+from .inference import Detector, apart, fuse, image_scores, label_threshold, load_detector
 from .intervals import share
 from .report import (SHOWN, Case, Scale, colour_scale, data_uri, figure, heat, histogram_svg, html_table, judged,
                             outlined, p_text, tiles)
@@ -116,10 +116,10 @@ def finish(
     choice: Choice,   # What to do with them
 ) -> Outcome:
     "Normalise, clamp, fuse, smooth and score again; no network runs."
-    c, size, stats = choice.inference, raw.detector.config.data.image_size, raw.detector.statistics
+    c, size = choice.inference, raw.detector.config.data.image_size
     rows, levels = [BRANCHES.index(b) for b in choice.branches], [n - 1 for n in choice.levels]
     def maps(x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = clamp_parts(normalise(x, stats, c.normalization), c.clamp)
+        parts = raw.detector.parts(x, c)
         used = parts[:, rows][:, :, levels]
         if choice.join == "max": used = used.sum(1).amax(1)[:, None, None]
         return parts, fuse(used, size, c.smoothing, c.upsampling)

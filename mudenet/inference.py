@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .architecture import MuDeNet
+from .architecture import Embeddings, MuDeNet
 from .config import Config, InferenceConfig, override, portable
 from .core import ConfigError, DataError, load_tensors, pick_device, progress, save_tensors
 from .data import normalize
@@ -27,11 +27,12 @@ from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, find_images, named_images, resize_image
 from .objective import raw_scores
 from .regions import Region, find_regions, survival
+from .start import evenly_chosen
 
 # %% auto #0
-__all__ = ['Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores', 'Output',
-           'Detector', 'label_threshold', 'apart', 'settle', 'calibrate', 'save_detector', 'load_detector', 'stream',
-           'predict', 'recalibrate']
+__all__ = ['FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores',
+           'learned_shares', 'part_weights', 'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on',
+           'calibrate', 'save_detector', 'load_detector', 'stream', 'predict', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):
@@ -114,12 +115,35 @@ def image_scores(
     if config.image_score == "max": return flat.amax(1)
     return flat.topk(max(1, round(config.top_fraction * flat.shape[1])), 1).values.mean(1)
 
+# %% ../nbs/07_inference.ipynb #52a8f081
+def _spread(
+    maps: Tensor,  # (N, L, C, h, w)
+) -> Tensor:       # (L,), at least 0
+    "Var X: the mean over images and places of the squared distance to the mean of the place, unbiased."
+    n = len(maps)
+    return maps.var(0, correction=1).sum(1).mean((1, 2)) if n > 1 else torch.full(maps.shape[1:2], float("nan"))
+
+def learned_shares(
+    maps: Embeddings,  # Of T, S1, A and S2, for nominal images that none has learned from: L maps (N, C, h, w) each
+) -> Tensor:           # λ of S1, A and S2, (3, L), at most 1; NaN where there is one image or nothing varies
+    "How much of what its target does beyond the mean of the place each network gives."
+    t, s1, a, s2 = (torch.stack([m.float() for m in of], 1) for of in maps)
+    away = [(x - y).square().sum(2).mean((0, 2, 3)) for x, y in ((t, s1), (t, a), (a, s2))]
+    return torch.stack([1 - d/v for d, v in zip(away, (_spread(t), _spread(t), _spread(a)))])
+
+def part_weights(
+    shares: Tensor,  # Of `learned_shares`, (3, L)
+) -> Tensor:         # (2, L), from 0 to 1
+    "What branches and levels count for: structural 1, logical as far as A and S2 have learned (A-050)."
+    known = shares.nan_to_num(0.0).clamp(0, 1)
+    return torch.stack([torch.ones_like(known[0]), known[1]*known[2]])
+
 # %% ../nbs/07_inference.ipynb #07-inference-20
 class Output(NamedTuple):
     "What a detector says about a batch."
     map: Tensor    # S, (B, S, S); larger is more anomalous
     score: Tensor  # (B,)
-    parts: Tensor  # Normalised scores, (B, 2, L, S/2, S/2): branch (structural, logical) and level
+    parts: Tensor  # Normalised and weighted scores, (B, 2, L, S/2, S/2): branch (structural, logical) and level
 
 class Detector(nn.Module):
     "A trained MuDeNet with everything that inference needs."
@@ -133,6 +157,7 @@ class Detector(nn.Module):
     ):
         super().__init__()
         self.model, self.config, self.about = model.eval(), config, about or {}
+        self.shares: list[list[float]] = []  # of `learned_shares`; not known in older files
         self.held_out: list[float] = []  # scores of the images that gave the threshold, ascending; none known in older files
         self.calibrations: list[dict[str, Any]] = []  # how each threshold came about, see `settle`; the last one holds
         self._folded: list[nn.Module] = []  # in a list, so that it is no part of the state
@@ -155,7 +180,11 @@ class Detector(nn.Module):
 
     def raw(self, images: Tensor) -> Tensor:
         "Equations 9 and 10 of normalised images (B, 3, S, S), computed as `config.compute` says: (B, 2, L, S/2, S/2)."
-        with autocast(self.config.compute, self.device): return raw_scores(self._network()(images))
+        return raw_scores(self.embeddings(images))
+
+    def embeddings(self, images: Tensor) -> Embeddings:
+        "The four networks' maps of normalised images (B, 3, S, S), computed as `config.compute` says."
+        with autocast(self.config.compute, self.device): return self._network()(images)
 
     def _network(self) -> nn.Module:
         "The four networks as they are run: folded once for the weights as they are."
@@ -176,10 +205,17 @@ class Detector(nn.Module):
         self._folded = []
         super()._load_from_state_dict(*args, **kwargs)
 
+    def parts(self, raw: Tensor, config: InferenceConfig|None = None) -> Tensor:
+        "Raw scores as equation 11 adds them, under the detector's own settings or others: normalised, limited, weighted."
+        c = config or self.config.inference
+        parts = clamp_parts(normalise(raw, self.statistics, c.normalization), c.clamp)
+        if c.part_weights == "equal" or not self.shares: return parts
+        return parts * part_weights(torch.tensor(self.shares)).to(parts)[..., None, None]
+
     def finish(self, raw: Tensor, size: int|None = None) -> Output:
         "Equations 11 and 12 on raw scores."
         c = self.config.inference
-        parts = clamp_parts(normalise(raw, self.statistics, c.normalization), c.clamp)
+        parts = self.parts(raw)
         maps = fuse(parts, size or self.config.data.image_size, c.smoothing, c.upsampling)
         return Output(maps, image_scores(maps, c), parts)
 
@@ -251,6 +287,21 @@ def settle(
     limits = dict(threshold=limit, pixel_threshold=limit if pixels is None else pixels)
     detector.calibrations = [*detector.calibrations, dict(promise(values, limit), **limits, how=how, **more)]
 
+FEW = 32  # images, evenly chosen, that the learned shares are measured on
+
+@torch.inference_mode()
+def shares_on(
+    detector: Detector,  # Its networks
+    images: Tensor,      # uint8, (N, 3, S, S): nominal, not trained on
+) -> Tensor:             # (3, L), see `learned_shares`; (0,) where there are fewer than two images
+    "The learned shares of S1, A and S2 (A-050)."
+    if len(images) < 2: return torch.zeros(0)
+    few = evenly_chosen(images, FEW)
+    of = [detector.embeddings(normalize(b.to(detector.device))) for b in few.split(detector.config.inference.batch_size)]
+    def whole(network: str) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(level).float().cpu() for level in zip(*(getattr(e, network) for e in of)))
+    return learned_shares(Embeddings(*(whole(name) for name in Embeddings._fields))).nan_to_num(0.0)
+
 @torch.inference_mode()
 def calibrate(
     detector: Detector,           # Gets statistics and threshold
@@ -269,6 +320,7 @@ def calibrate(
     nominal = measured(trained) if trained is not None and c.statistics_images == "train" else raw
     found = measure_statistics(nominal, c.statistics_per)
     for name, value in found._asdict().items(): getattr(detector, name).copy_(value)
+    detector.shares = shares_on(detector, images).tolist()
     def judged(r: Tensor) -> tuple[Tensor, Tensor]:
         out = detector.finish(r.to(detector.device))
         return out.score.cpu(), torch.tensor([survival(m, c.min_area) for m in out.map.float().cpu().numpy()])
@@ -285,9 +337,9 @@ def save_detector(
     detector: Detector,  # What to keep
 ) -> Path:
     "Write a detector as one safetensors file, atomically."
-    return save_tensors(path, detector.state_dict(), "detector",
-                        dict(config=portable(detector.config), about=detector.about, held_out=detector.held_out,
-                             calibrations=detector.calibrations))
+    about = dict(config=portable(detector.config), about=detector.about, shares=detector.shares,
+                 held_out=detector.held_out, calibrations=detector.calibrations)
+    return save_tensors(path, detector.state_dict(), "detector", about)
 
 def load_detector(
     path: str|Path,        # A file of `save_detector`, or a run's folder that holds detector.safetensors
@@ -300,6 +352,7 @@ def load_detector(
     config = override(made_with(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     fill(detector, tensors, path)
+    detector.shares = meta.get("shares", [])
     detector.held_out, detector.calibrations = meta.get("held_out", []), meta.get("calibrations", [])
     detector = detector.to(pick_device(device))
     detector._network()  # folded here, not by the first of several threads that predict

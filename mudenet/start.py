@@ -32,10 +32,11 @@ def _maps(
         yield torch.stack(teacher(normalize(batch.to(device))))
 
 def evenly_chosen(
-    images: Tensor,  # (N, …)
-) -> Tensor:         # At most `ENOUGH` of them
+    images: Tensor,    # (N, …)
+    most: int = ENOUGH,
+) -> Tensor:           # At most `most` of them
     "What mean and covariance are taken from."
-    return images[torch.linspace(0, len(images) - 1, min(ENOUGH, len(images))).round().long()]
+    return images[torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()]
 
 @torch.no_grad()
 def mean_map(
@@ -92,9 +93,8 @@ def whitened(
 def last_layers(
     model: MuDeNet,     # With bare projections
 ) -> list[nn.Module]:   # Convolutions
-    "The layers that give the maps of S1, A and S2."
-    decoders = [list(decoder.children())[-1] for decoder in model.autoencoder.decoders]
-    return [*model.structural.projections, *decoders, *model.logical.projections]
+    "The layers that give the maps of the students S1 and S2."
+    return [*model.structural.projections, *model.logical.projections]
 
 @torch.no_grad()
 def begin(
@@ -104,7 +104,7 @@ def begin(
     whiten: bool,
     device: torch.device|str = "cpu", # Where to compute
 ) -> MuDeNet:                         # The same
-    "Give a fresh model its T, whitened where asked for (A-049), and let S1, A and S2 begin at T's mean (A-048)."
+    "Give a fresh model its T, whitened where asked for (A-049), and let its networks begin at T's mean (A-048)."
     if whiten or model.centre is not None:
         teacher = copy.deepcopy(teacher).to(device).eval()
         images = evenly_chosen(images)

@@ -739,7 +739,8 @@ class _Trial:
         cases = look(detector, job.category.test)
         shown = predict(detector, job.category.test[0].image)[0]
         maps = {str(i): torch.from_numpy(m) for i, m in enumerate((*(c.map for c in cases), shown.map))}
-        return digest(dict(maps, threshold=detector.threshold)) + json.dumps(measure(cases, job.category, config), sort_keys=True)
+        limits = dict(threshold=detector.threshold, pixels=torch.tensor(detector.pixel_threshold))
+        return digest(dict(maps, **limits)) + json.dumps(measure(cases, job.category, config), sort_keys=True)
 
 def _named_weights(name: str) -> None:
     "Raise unless the default backbone has weights of that name."

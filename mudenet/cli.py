@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mudenet.evaluation import Job
     from mudenet.images import Prediction
     from mudenet.inference import Detector
+    from mudenet.regions import Region
 
 # %% ../nbs/11_cli.ipynb #11-cli-653d62
 log = logging.getLogger("mudenet")
@@ -239,6 +240,10 @@ def _predict_parser() -> Parser:
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")
     parser.add_argument("--maps", type=bool, default=True, help="Write each raw anomaly map as 32-bit TIFF.")
     parser.add_argument("--pictures", type=bool, default=True, help="Write each image beside its map as PNG.")
+    parser.add_argument("--regions", action="store_true",
+                        help="Write a mask of each image as PNG, and regions.json with all regions in COCO's format.")
+    parser.add_argument("--drift", type=float, default=0.01,
+                        help="Chance of a false alarm about drifting scores, the images taken in their order; 0: no test.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
     return parser
 
@@ -255,12 +260,19 @@ def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures
         both.paste(heat(p.map, 0.0, 2*max(p.threshold, 1e-6)), (pixels.width, 0))
         with atomic(out/"pictures"/f"{p.name}.png") as f: both.save(f, "PNG")
 
+def _write_regions(detector: Detector, p: Prediction, out: Path) -> tuple[str, tuple[int, int], list[Region]]:
+    "The mask of an image, and what `coco` is told of it."
+    from PIL import Image
+    regions, mask = detector.regions(p)
+    with atomic(out/"masks"/f"{p.name}.png") as f: Image.fromarray(mask).save(f, "PNG")
+    return p.name, (mask.shape[0], mask.shape[1]), regions
+
 def _to_score(images: Path, out: Path) -> dict[Path, str]:
     "Image files and what they are called; what an earlier call wrote to `out` is left out. Raises `DataError` if there is none."
     from mudenet.images import find_images
     if not images.exists(): raise DataError(f"{images}: there is no such file or folder.")
     if not images.is_dir(): return {images: images.name}
-    written = [(out/part).resolve() for part in ("maps", "pictures")]
+    written = [(out/part).resolve() for part in ("maps", "pictures", "masks")]
     found = [f for f in find_images(images) if not any(f.resolve().is_relative_to(w) for w in written)]
     if not found: raise DataError(f"{images} holds no image but what was written to {out}.")
     return {f: f.relative_to(images).as_posix() for f in found}
@@ -277,15 +289,22 @@ def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]
 
 def run_predict(args: Namespace) -> None:
     "Score images, write the table last. Raises `DataError` at the end where some could not be read."
+    from mudenet.drift import open_drift
     from mudenet.images import ANSWER
     from mudenet.inference import load_detector, stream
+    from mudenet.regions import coco
+    from mudenet.runtime import detector_id
     detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
     files, read, bad = _to_score(images, out), deque[Path](), dict[Path, str]()
     pixels: Any = _readable(files, read, bad)
     rows, called = dict[Path, list[str]](), 0
+    marked: list[tuple[str, tuple[int, int], list[Region]]] = []
+    drift = open_drift(detector, args.drift, int(detector_id(detector), 16))
     for p in progress(stream(detector, pixels), "predicting", total=len(files), unit="image"):
         p = replace(p, name=files[f := read.popleft()])
+        if args.regions: marked.append(_write_regions(detector, p, out))
         _write_prediction(p, f, out, args.maps, args.pictures)
+        if drift and drift.add(p.score): log.warning("%s: %s", p.name, drift.advice())
         rows[f], called = [*p.cells(), ""], called + p.label
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -294,6 +313,9 @@ def run_predict(args: Namespace) -> None:
     if rows:
         print(f"{len(rows)} images, {called} called anomalous; "
               f"{write_text(out/'predictions.csv', text.getvalue())}")
+    if marked:
+        limits = dict(threshold=detector.pixel_threshold, min_area=detector.config.inference.min_area)
+        print(f"{sum(len(r) for _, _, r in marked)} regions; {write_json(out/'regions.json', coco(marked, **limits))}")
     if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *list(bad.values())[:20],
                                        *["… (all of them are in predictions.csv)"]*(len(bad) > 20)]))
 

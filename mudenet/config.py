@@ -282,6 +282,8 @@ class InferenceConfig:
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float|None = decides("scores", None)
     "Share of good parts that may be called anomalous, promised from held-out images; none given: the quantile above (A-029)."
+    min_area: int = decides("scores", 1)
+    "Least area of a marked region, in pixels of the network's input; decides the pixel threshold too; 1: any pixel (A-052)."
     batch_size: int = decides("nothing", 8)
     "Images at a time."
 
@@ -295,7 +297,7 @@ class InferenceConfig:
                      "must lie between 0 and 1: 0.05 is one in twenty.")
             _require(self.normalization == "none" or self.statistics_images == "train", "inference.false_alarms", self.false_alarms,
                      "holds where the held-out images give the threshold only: set inference.statistics_images=train.")
-        _positive("inference", self, "batch_size")
+        _positive("inference", self, "batch_size", "min_area")
         if self.normalization == "none":
             for name, default in dict(clamp="none", statistics_images="validation", statistics_per="level").items():
                 _require((v := getattr(self, name)) == default, f"inference.{name}", v,
@@ -391,6 +393,8 @@ class Config:
         _require(self.distill.steps != 0, "distill.steps", 0, "teaches nothing; with --teacher there is no stage 1.")
         _require(self.train.steps != 0 or m.centre == "place", "train.steps", 0,
                  "leaves students that know nothing, but for model.centre='place'.")
+        _require(self.inference.min_area <= self.data.image_size**2, "inference.min_area", self.inference.min_area,
+                 f"is more than the {self.data.image_size**2} pixels of the network's input.")
 
 # %% ../nbs/01_config.ipynb #611de7fc
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Field]]:

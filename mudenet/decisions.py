@@ -193,6 +193,6 @@ def operating_table(
     head += ["false alarms seen"] * bool(points[0]["good"]) + ["defects found"] * bool(points[0]["bad"])
     def cells(p: Mapping[str, Any]) -> list[str]:
         seen = [_counted(p[k], p[of]) for k, of in (("alarms", "good"), ("found", "bad")) if p[of]]
-        return [f"{np.float32(p['threshold'])}{' *' * p['now']}", f"{p['above']} of {p['of']}", f"{100 * p['rate']:.3g} %",
+        return [str(np.float32(p["threshold"])) + " *" * p["now"], f"{p['above']} of {p['of']}", f"{100 * p['rate']:.3g} %",
                 f"{100 * p['bound']:.3g} %", *seen]
     return head, [cells(p) for p in points]

@@ -198,6 +198,7 @@ class Prediction:
     map: np.ndarray    # (H, W) float32 at the image's own size
     parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
     p_value: float|None = None  # Of the score among those of held-out good parts; None where a file does not have them
+    grid: np.ndarray|None = None  # (S, S) float32: the map at the network's input, for `find_regions`; not of an exported file
 
     def loudest(self) -> tuple[str, int]:
         "Branch and level (from 1) with the highest part: which one spoke."

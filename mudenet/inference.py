@@ -26,6 +26,7 @@ from .decisions import check_rate, held_out, p_value, promise, rank_from_top, ra
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, find_images, named_images, resize_image
 from .objective import raw_scores
+from .regions import Region, find_regions, survival
 from .start import evenly_chosen
 
 # %% auto #0
@@ -167,6 +168,11 @@ class Detector(nn.Module):
     def statistics(self) -> Statistics: return Statistics(*(getattr(self, n) for n in Statistics._fields))
 
     @property
+    def pixel_threshold(self) -> float|None:
+        "Above it pixels are marked (A-052); none in a file of before there were regions."
+        return self.calibrations[-1].get("pixel_threshold") if self.calibrations else None
+
+    @property
     def device(self) -> torch.device: return self.threshold.device
 
     def forward(self, images: Tensor) -> Output:  # normalised, (B, 3, S, S)
@@ -239,6 +245,13 @@ class Detector(nn.Module):
         "Predictions of a folder, a file, an image, an array, or a list of them; see `predict`."
         return predict(self, inputs, without)
 
+    def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
+        "What is marked in a predicted image, and the mask; see `find_regions`. Raises `DataError` without a pixel threshold."
+        if self.pixel_threshold is None:
+            raise DataError("this detector has no pixel threshold: it was calibrated before there were regions. New good "
+                            "parts give it one: mudenet calibrate RUN IMAGES.")
+        return find_regions(p, self.pixel_threshold, self.config.inference.min_area)
+
 # %% ../nbs/07_inference.ipynb #07-inference-21
 def label_threshold(
     scores: Tensor,           # (N,), of held-out nominal images
@@ -262,6 +275,7 @@ def settle(
     scores: Tensor,            # (N,), of held-out nominal images
     threshold: float,          # E.g. of `label_threshold`
     how: str,                  # What chose it: "quantile", "rate", "given", "labelled"
+    pixels: float|None = None, # Pixel threshold; default: the same number
     **more: Any,               # What else the history keeps: asked (a rate), apart, source, date; JSON values
 ) -> None:
     "A threshold with what held-out scores promise of it. Raises `DataError` or `ConfigError` for what is not finite."
@@ -270,7 +284,8 @@ def settle(
     detector.threshold.fill_(threshold)
     limit = float(detector.threshold)
     detector.held_out = values.tolist()
-    detector.calibrations = [*detector.calibrations, dict(promise(values, limit), threshold=limit, how=how, **more)]
+    limits = dict(threshold=limit, pixel_threshold=limit if pixels is None else pixels)
+    detector.calibrations = [*detector.calibrations, dict(promise(values, limit), **limits, how=how, **more)]
 
 FEW = 32  # images, evenly chosen, that the learned shares are measured on
 
@@ -293,7 +308,7 @@ def calibrate(
     images: Tensor,               # uint8, (N, 3, S, S): nominal, not trained on
     trained: Tensor|None = None,  # uint8: the training images, for statistics_images="train"
 ) -> Tensor:                      # The scores of `images`, (N,)
-    "Statistics (equation 11) and threshold (A-029) from nominal images; the threshold always from `images`."
+    "Statistics (equation 11) and both thresholds (A-029, A-052) from nominal images; the thresholds always from `images`."
     c = detector.config.inference
     if len(images) == 0: raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
     if c.statistics_images == "train" and trained is None:
@@ -306,10 +321,14 @@ def calibrate(
     found = measure_statistics(nominal, c.statistics_per)
     for name, value in found._asdict().items(): getattr(detector, name).copy_(value)
     detector.shares = shares_on(detector, images).tolist()
-    scores = torch.cat([detector.finish(r.to(detector.device)).score.cpu() for r in raw])
+    def judged(r: Tensor) -> tuple[Tensor, Tensor]:
+        out = detector.finish(r.to(detector.device))
+        return out.score.cpu(), torch.tensor([survival(m, c.min_area) for m in out.map.float().cpu().numpy()])
+    scores, survived = (torch.cat(v) for v in zip(*map(judged, raw)))
     detector.calibrations = []
     how = "quantile" if c.false_alarms is None else "rate"
-    settle(detector, scores, label_threshold(scores, c), how, asked=c.false_alarms, apart=apart(detector))
+    threshold, pixels = label_threshold(scores, c), label_threshold(survived, c)
+    settle(detector, scores, threshold, how, pixels, asked=c.false_alarms, apart=apart(detector))
     return scores
 
 # %% ../nbs/07_inference.ipynb #07-inference-23
@@ -357,7 +376,7 @@ def stream(
         for (name, pixels), m, s, p in zip(batch, *out):
             full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
             yield Prediction(name=name, score=float(s), label=float(s) > limit, threshold=limit, map=full.numpy(),
-                             parts=p.numpy(), p_value=p_value(float(s), detector.held_out))
+                             parts=p.numpy(), grid=m.numpy(), p_value=p_value(float(s), detector.held_out))
     for one in named_images(inputs, without):
         batch.append(one)
         if len(batch) == detector.config.inference.batch_size:
@@ -377,7 +396,7 @@ def predict(
 def _scored(
     detector: Detector,  # Calibrated
     inputs: Inputs,
-) -> tuple[dict[str, str], Tensor]: # Digest of pixels → name; scores in that order, (N,)
+) -> tuple[dict[str, str], Tensor, Tensor]: # Digest of pixels → name; in that order scores and what maps survive, (N,) each
     "What calibration needs of images. Raises `DataError`, also for copies: they are not independent and promise nothing."
     seen = dict[str, str]()
     def noted() -> Iterator[np.ndarray]:
@@ -387,9 +406,11 @@ def _scored(
                 raise DataError(f"{name} is a copy of {seen[content]}: a copy promises nothing, take it out.")
             seen[content] = name
             yield pixels
-    scores = [p.score for p in progress(stream(detector, noted()), "calibrating", unit="image")]
-    if not scores: raise DataError("calibration needs good parts, there is no image.")
-    return seen, torch.tensor(scores)
+    said, area = progress(stream(detector, noted()), "calibrating", unit="image"), detector.config.inference.min_area
+    found = [(p.score, survival(np.asarray(p.grid), area)) for p in said]
+    if not found: raise DataError("calibration needs good parts, there is no image.")
+    scores, survived = torch.tensor(found).T
+    return seen, scores, survived
 
 def recalibrate(
     detector: Detector,               # Gets threshold and held-out scores; its networks and statistics stay
@@ -406,12 +427,14 @@ def recalibrate(
     rate = None if threshold is not None else false_alarms or last.get("asked") or c.false_alarms
     if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
         rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
-    seen, scores = _scored(detector, inputs)
+    seen, scores, survived = _scored(detector, inputs)
     how = "given" if threshold is not None else "rate" if rate else "quantile"
-    if threshold is None: threshold = rate_threshold(scores.numpy(), rate) if rate else label_threshold(scores, c)
+    def limit(values: Tensor) -> float: return rate_threshold(values.numpy(), rate) if rate else label_threshold(values, c)
+    pixels = None if threshold is not None else limit(survived)
+    if threshold is None: threshold = limit(scores)
     source = hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
     if not last: detector.calibrations = [dict(threshold=float(detector.threshold))]  # a file of before there was a history
-    settle(detector, scores, threshold, how, asked=rate, apart=apart, source=source, date=date.today().isoformat())
+    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart, source=source, date=date.today().isoformat())
     first = scores.argsort(descending=True)[:standing_apart(scores.numpy())].tolist()
     names = list(seen.values())
     return {names[i]: float(scores[i]) for i in first}

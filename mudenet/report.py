@@ -344,7 +344,7 @@ def operating_figure(
         ax.fill_between(cuts, low, high, step="post", color=colour, alpha=.2, linewidth=0)
     if threshold is not None: ax.axvline(threshold, color="0.4", linestyle="--")
     ax.set(xlabel="threshold", ylabel="share above", ylim=(0, 1.02))
-    ax.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 # %% ../nbs/08a_report.ipynb #08a-report-11de75

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .core import ConfigError, DataError, write_text
+from .drift import Drift, open_drift
 from .images import ANSWER, SUFFIXES, Prediction, answer_cells, read_image
 from .runtime import detector_id, open_detector
 
@@ -164,13 +165,17 @@ def watch(
     patience: float = 30.0,             # Seconds without change after which an undecodable file is named
     poll: float = 0.2,                  # Seconds between two looks at the folder
     once: bool = False,                 # End when nothing is waiting any more
+    delta: float = 0.01,                # Chance of a false alarm about drift in the whole stream; 0: no test
 ) -> Generator[dict[str, Any], None, None]: # The journal's lines, as they are written
     "Score every image that appears in a folder, once. Raises `ConfigError` for folders that cannot be used."
     folder, out, targets = Path(folder), Path(out), {False: accepted and Path(accepted), True: rejected and Path(rejected)}
     if not folder.is_dir(): raise ConfigError(f"{folder}: there is no such folder to watch.")
     if any(t and t.resolve() == folder.resolve() for t in targets.values()):
         raise ConfigError(f"{folder} is watched; move files somewhere else, or to a folder in it.")
-    journal, who = Journal(out), detector_id(detector)
+    who = detector_id(detector)
+    drift = open_drift(detector, delta, int(who, 16))
+    journal = Journal(out)
+    if drift: _take_in(drift, journal, who)
     arrivals = Arrivals(folder, settle, patience, [out, *(t for t in targets.values() if t)])
     def moved(line: Mapping[str, Any]) -> None:
         if line["error"] is None and (to := targets[line["anomalous"]]): _move(folder/line["image"], to, line["image"])
@@ -180,8 +185,10 @@ def watch(
         while True:
             begin, idle = time.monotonic(), True
             for key, pixels, why in arrivals.ready(journal.known.__contains__, begin):
-                said = dict(error=why) if pixels is None else _said(next(detector.stream([pixels])))
+                said: dict[str, Any] = dict(error=why) if pixels is None else _said(next(detector.stream([pixels])))
+                if drift and pixels is not None and drift.add(said["score"]): said["drift"] = drift.advice()
                 line = journal.add(key, **said, detector=who)
+                if text := said.get("drift"): log.warning("%s: %s", key[0], text)
                 if why: log.warning("given up: %s", why)
                 moved(line)
                 idle = False
@@ -189,6 +196,12 @@ def watch(
             if once and idle and not any(s.key not in journal.known for s in arrivals.waiting.values()): return
             time.sleep(max(0.0, poll - (time.monotonic() - begin)))
     finally: journal.close()
+
+def _take_in(drift: Drift, journal: Journal, who: str) -> None:
+    "Bring the test to where it was after the journal's last line of the same detector."
+    for line in journal.known.values():
+        if line.get("detector") == who and line["error"] is None: drift.add(line["score"])
+    if drift.alarmed: log.info("as was reported: %s", drift.advice())
 
 def _said(p: Prediction) -> dict[str, Any]:
     "What the journal keeps of a prediction."
@@ -207,6 +220,8 @@ def watch_arguments(
     parser.add_argument("--settle", type=float, default=0.5, help="Seconds without change before a file is read.")
     parser.add_argument("--patience", type=float, default=30.0,
                         help="Seconds without change after which a file that cannot be decoded is given up and named.")
+    parser.add_argument("--drift", type=float, default=0.01,
+                        help="Chance that the whole stream ever raises a false alarm about drifting scores; 0: no test.")
     parser.add_argument("--once", action="store_true", help="End when nothing is waiting any more.")
     parser.add_argument("--threads", type=int, help="CPU threads of an exported file.")
 
@@ -214,7 +229,8 @@ def run_watch(args: Any) -> None:
     "Score what comes until interrupted; a line of output for each file."
     detector, counts = open_detector(args.detector, threads=args.threads), {"fine": 0, "ANOMALOUS": 0, "unreadable": 0}
     print(f"watching {args.folder}; results in {args.out}", flush=True)
-    found = watch(detector, args.folder, args.out, args.accepted, args.rejected, args.settle, args.patience, once=args.once)
+    found = watch(detector, args.folder, args.out, args.accepted, args.rejected, args.settle, args.patience, once=args.once,
+                  delta=args.drift)
     try:
         for line in found:
             what = "unreadable" if line["error"] else "ANOMALOUS" if line["anomalous"] else "fine"

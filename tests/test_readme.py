@@ -67,14 +67,16 @@ def test_inline_commands(my_parts):
     """Those within a sentence: run at toy size, or read by the parser where they would want a cluster or a file."""
     assert set(re.findall(r"`(mudenet [a-zA-Z][^`]*)`", README)) == {
         "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH",
-        "mudenet teachers", "mudenet export RUN --to onnx"}
+        "mudenet teachers", "mudenet export RUN --to onnx", "mudenet calibrate RUN good_parts --false-alarms 0.05",
+        "mudenet threshold RUN --bad FOLDER"}
     assert shell("mudenet teachers", my_parts).startswith("general")
     shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
     shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
     assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))
     assert "| mvtec_ad | cable | 1 |" in shell(f"mudenet benchmark --root mvtec --seeds 1 --out table {TINY}", my_parts)
     assert "--train.epochs" in shell("mudenet train --help", my_parts)
-    make_parser("export").parse_args(["export", "RUN", "--to", "onnx"], defaults=False)
+    for words in ("export RUN --to onnx", "calibrate RUN good_parts --false-alarms 0.05", "threshold RUN --bad FOLDER"):
+        make_parser(words.split()[0]).parse_args(words.split(), defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
     assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none",
                             "--preset fast", "--preset paper", "--train.steps 0"}

@@ -372,7 +372,7 @@ def wrong(span, page):
         if command not in COMMANDS and not command.startswith("-") and command != "COMMAND":
             return "no such command"
     if span.startswith(("mudenet ", "--")):
-        gone = [o for o in re.findall(r"--([a-z][\w.]*)", span) if o not in options()]
+        gone = [o for o in re.findall(r"--([a-z][\w.-]*)", span) if o not in options()]
         return f"no such option: {gone}" if gone else None
     if span.startswith(OUR_FOLDERS) and span not in BUILT and not re.search(r"[*…<>{}]|NNN|NN_", span):
         return None if (ROOT / span.split("#")[0].split("::")[0]).exists() else "no such file"

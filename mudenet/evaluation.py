@@ -34,6 +34,7 @@ from .distillation import (Backbone, architecture_of_t, distill, load_teacher, m
                                   teacher_weights, weights_fingerprint)
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
+from .layouts import OTHERS
 from .loop import remove_parts
 from .report import SHOWN, Case, image_mean, report_html
 from .synthetic import write_product_line
@@ -70,6 +71,7 @@ def recognise_dataset(
     if root is None: raise ConfigError("which images? Give --root FOLDER (a data set's folder, or one category's).")
     layout, names = recognise(root), set(_meant(root, category))
     if layout in ("visa", "mvtec_loco"): return layout
+    if layout in OTHERS: return "folder"  # Real-IAD has a zipper too, and it is not MVTec AD's
     return next((d for d, known in BENCHMARKS.items() if names & set(known)), "folder")
 
 def check_category(

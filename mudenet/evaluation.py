@@ -39,6 +39,7 @@ from .loop import remove_parts
 from .report import SHOWN, Case, image_mean, report_html
 from .synthetic import write_product_line
 from .teachers import resolve_teacher, teacher_name
+from .tracking import trackers
 from .training import train, train_identity
 
 # %% auto #0
@@ -234,7 +235,7 @@ def ensure_teacher(
     if not resume:
         Backbone(c.backbone.name, c.backbone.weights)  # refuses before anything is lost
         _remove_state(job, "distill", "discarded")
-    teacher = distill(c, learned, job.category.name, job.folder, device, own=images)
+    teacher = distill(c, learned, job.category.name, job.folder, device, own=images, callbacks=trackers(c, job.folder))
     save_teacher(path, teacher, c, identity=teacher_identity(c), about=about)
     _remove_state(job, "distill")
     return teacher
@@ -272,11 +273,12 @@ def ensure_detector(
     images, validation = images_of(job, "train"), images_of(job, "validation")
     _check_test(job.category)
     label_threshold(torch.arange(float(len(validation))), c.inference)  # too few images are told before hours of training
+    trackers(c, job.folder)  # what is not installed too
     about = _about(job)
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder/"config.yaml", absolute(c))
     if not resume: _remove_state(job, "train", "discarded")
-    model = train(c, images, teacher, job.category.name, job.folder, device)
+    model = train(c, images, teacher, job.category.name, job.folder, device, validation, trackers(c, job.folder))
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))
     calibrate_on(detector, job, validation, images)
     save_detector(path, detector)

@@ -192,6 +192,22 @@ class Detector(nn.Module):
         "Predictions of a folder, a file, an image, an array, or a list of them; see `predict`."
         return predict(self, inputs, without)
 
+    @staticmethod
+    def from_pretrained(name: str|Path, device: str = "auto", revision: str|None = None, **hub: Any) -> Detector:
+        "A detector from a folder or from the Hugging Face Hub; see `hub.from_pretrained`."
+        from mudenet.hub import from_pretrained
+        return from_pretrained(name, device, revision, **hub)
+
+    def save_pretrained(self, folder: str|Path, **card: Any) -> Path:
+        "Write detector and card as a repository of the hub holds them; see `hub.save_pretrained`."
+        from mudenet.hub import save_pretrained
+        return save_pretrained(self, folder, **card)
+
+    def push_to_hub(self, repo: str, **how: Any) -> str:
+        "Put detector and card on the hub; see `hub.push_to_hub`."
+        from mudenet.hub import push_to_hub
+        return push_to_hub(self, repo, **how)
+
 # %% ../nbs/07_inference.ipynb #07-inference-21
 def label_threshold(
     scores: Tensor,           # (N,), of held-out nominal images

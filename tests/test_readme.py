@@ -86,7 +86,8 @@ def test_inline_commands(my_parts):
 def test_extras_exist():
     extras = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", README))
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
-    assert extras == {"dev", "explorer", "export", "ray", "track"} and all(f"\n{e}_requirements = " in settings for e in extras)
+    assert extras == {"dev", "explorer", "export", "hub", "ray", "track"}
+    assert all(f"\n{e}_requirements = " in settings for e in extras)
     assert "'mudenet[" not in README  # it is not published
 
 

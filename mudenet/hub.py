@@ -53,7 +53,7 @@ _NOT_FOR = (
     "another product, camera, lens, lighting or resolution than that of its training images: measure again there first",
     "deciding alone where a missed defect can hurt somebody",
     "pictures of people, medical or security images: nothing of that kind was ever tried",
-    "a false-alarm rate that is not promised by the threshold's own rule, below")
+    "a false-alarm rate that the threshold's own rule does not promise")
 
 def _threshold_note(detector: Detector) -> str:
     c, value = detector.config.inference, float(detector.threshold)

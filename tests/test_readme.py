@@ -67,8 +67,9 @@ def test_inline_commands(my_parts):
     """Those within a sentence: run at toy size, or read by the parser where they would want a cluster or a file."""
     assert set(re.findall(r"`(mudenet [a-zA-Z][^`]*)`", README)) == {
         "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH",
-        "mudenet teachers", "mudenet export RUN --to onnx"}
+        "mudenet teachers", "mudenet export RUN --to onnx", "mudenet data check PATH", "mudenet zoo list"}
     assert shell("mudenet teachers", my_parts).startswith("general")
+    assert "layout folder" in shell("mudenet data check my_parts", my_parts) and "Apache-2.0" in shell("mudenet zoo list", my_parts)
     shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
     shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
     assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))
@@ -77,7 +78,7 @@ def test_inline_commands(my_parts):
     make_parser("export").parse_args(["export", "RUN", "--to", "onnx"], defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
     assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none",
-                            "--preset fast", "--preset paper", "--train.steps 0"}
+                            "--preset fast", "--preset paper", "--train.steps 0", "--track [tensorboard]", "--train.patience 25"}
     for option in options:
         command = "benchmark" if "--ray" in option else "train"
         make_parser(command).parse_args([command, "--root", "mvtec", *option.split()], defaults=False)

@@ -11,7 +11,7 @@ root = Path(__file__).parent
 ini = ConfigParser(delimiters=["="])
 ini.read(root / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
-extras = ("dev", "explorer", "ray", "export", "openvino", "int8", "serve", "track", "hub")
+extras = ("dev", "explorer", "ray", "export", "openvino", "int8", "serve", "track", "hub", "anomalib")
 
 
 class with_register(build_py):

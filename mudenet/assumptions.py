@@ -149,6 +149,7 @@ def read_register(
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-3c502f
 def _say(v: Any) -> str:
     "A value as one writes it on the command line."
+    if v is None: return "null"
     if isinstance(v, bool): return str(v).lower()
     return ",".join(map(_say, v)) if isinstance(v, tuple) else str(v)
 
@@ -296,7 +297,7 @@ def read_value(
         for kind in (int, float):
             try: return kind(x)
             except ValueError: pass
-        return x == "true" if x in ("true", "false") else x
+        return {"true": True, "false": False, "null": None}.get(x, x)
     parts = [one(x.strip()) for x in text.strip().strip("[]()").split(",")]
     return tuple(parts) if len(parts) > 1 else parts[0]
 

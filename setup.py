@@ -11,7 +11,7 @@ root = Path(__file__).parent
 ini = ConfigParser(delimiters=["="])
 ini.read(root / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
-extras = ("dev", "explorer", "ray", "export", "openvino", "int8", "serve")
+extras = ("dev", "explorer", "ray", "export", "openvino", "int8", "serve", "track", "hub", "anomalib")
 
 
 class with_register(build_py):
@@ -40,7 +40,7 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["configs/*.yaml", "weights/*", "py.typed", "serve.html"]},
+    package_data={cfg["lib_path"]: ["configs/*.yaml", "weights/*", "py.typed", "serve.html", "zoo.json"]},
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={e: shlex.split(cfg[f"{e}_requirements"]) for e in extras},
     entry_points={

@@ -149,6 +149,7 @@ def read_register(
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-3c502f
 def _say(v: Any) -> str:
     "A value as one writes it on the command line."
+    if v is None: return "null"
     if isinstance(v, bool): return str(v).lower()
     return ",".join(map(_say, v)) if isinstance(v, tuple) else str(v)
 
@@ -296,7 +297,7 @@ def read_value(
         for kind in (int, float):
             try: return kind(x)
             except ValueError: pass
-        return x == "true" if x in ("true", "false") else x
+        return {"true": True, "false": False, "null": None}.get(x, x)
     parts = [one(x.strip()) for x in text.strip().strip("[]()").split(",")]
     return tuple(parts) if len(parts) > 1 else parts[0]
 
@@ -732,8 +733,9 @@ class _Trial:
         job = Job(config=config, category=self.category, folder=run_folder(config, self.category.name))
         teacher = self.once(teacher_identity(config), lambda: ensure_teacher(job))
         def learn() -> Any:
-            images = load_images(job.category.train, config.data.image_size, interpolation=config.data.interpolation)
-            return train(config, images, teacher)
+            images, held = (load_images(part, config.data.image_size, interpolation=config.data.interpolation)
+                            for part in (job.category.train, job.category.validation))
+            return train(config, images, teacher, validation=held)
         detector = Detector(self.once(train_identity(config, teacher), learn), config)
         calibrate_on(detector, job)
         cases = look(detector, job.category.test)
@@ -753,9 +755,9 @@ def _named_weights(name: str) -> None:
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f7
 def _stood_in(e: Assumption, value: Any) -> bool:
-    "Whether the trial puts the same in place of a value and of the choice: three steps for epochs, random weights for a name."
+    "Whether the trial puts the same in place of a value and of the choice: three steps for epochs and patience, random weights."
     other = [f for f, v in e.settings(value).items() if not _same(v, e.settings()[f])]
-    return all(f.endswith(".epochs") or f == "backbone.weights" for f in other)
+    return all(f.endswith((".epochs", ".patience")) or f == "backbone.weights" for f in other)
 
 def tried(
     entries: Iterable[Assumption],  # The register, where `check` found no fault
@@ -765,7 +767,7 @@ def tried(
     values = [(e, v) for e in entries for v in e.alternatives]
     instead = sum(_stood_in(e, v) for e, v in values)
     return (f"{len(entries)} entries are sound; {len(values)} alternatives run, {instead} of them by stand-ins that show no "
-            "difference (3 steps for epochs, random weights for a name)")
+            "difference (3 steps for epochs and patience, random weights for a name)")
 
 def try_alternatives(
     entries: Iterable[Assumption],  # Those with a switch are tried

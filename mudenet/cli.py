@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 import signal
 import sys
 import threading
@@ -33,7 +34,8 @@ from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, 
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict',
            'run_calibrate', 'run_threshold', 'run_export', 'run_watch', 'run_serve', 'run_data', 'run_demo',
-           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'make_parser', 'main']
+           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'run_zoo', 'make_parser',
+           'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-03
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
     from mudenet.data import Category, Item
     from mudenet.evaluation import Job
+    from mudenet.experiments import Run
     from mudenet.images import Prediction
     from mudenet.inference import Detector
     from mudenet.regions import Region
@@ -668,7 +671,8 @@ def run_ablate(args: Namespace) -> None:
         with atomic(paths[a].with_suffix(".png")) as f: ab.forest(record).savefig(f, format="png", dpi=120)
 
 # %% ../nbs/11_cli.ipynb #11-cli-094214
-_BENCHMARK = dict(roots=None, categories=None, seeds=3, variants=None, ray=None, threads=None, note="")  # options and defaults
+_BENCHMARK = dict(roots=None, categories=None, seeds=3, variants=None, ray=None, threads=None, note="", zoo=None,
+                  licence=None)  # options and defaults
 
 def _benchmark_parser() -> Parser:
     parser = config_parser(description="Run all categories with several seeds and make the table of means and deviations. "
@@ -685,6 +689,8 @@ def _benchmark_parser() -> Parser:
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads of a run. Runs with as many threads on equal machines "
                         "give the same bits.")
     parser.add_argument("--note", type=str, default=_BENCHMARK["note"], help="A sentence for record and table.")
+    parser.add_argument("--zoo", type=str, help="Folder of a zoo that takes in every run that finishes; see mudenet zoo.")
+    parser.add_argument("--licence", type=str, help="For --zoo: of the training images, where the data set does not tell.")
     return _show_defaults(parser, {"evaluation.pictures": 0})
 
 def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
@@ -701,6 +707,16 @@ def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
         return configure(merge(tree, where))
     return [one(*c) for c in choose_categories(roots, wanted)]
 
+def _taken_in(runs: Sequence[Run], zoo: str, licence: str|None) -> str:
+    "Pack what a benchmark finished."
+    from mudenet.zoo import add_detector
+    names = []
+    for r in (r for r in runs if (r.folder/"record.json").is_file()):
+        words = (r.dataset, r.category, r.variant, f"s{r.config.seed}")
+        names.append(re.sub(r"[^\w.-]+", "_", "-".join(filter(None, words))))
+        add_detector(names[-1], r.folder, zoo, licence)
+    return f"in the zoo {zoo}: {', '.join(names) or 'nothing'}"
+
 def run_benchmark(args: Namespace) -> None:
     "Plan, run, table. Raises `TrainingError` at the end where a run failed."
     from mudenet.benchmark import benchmark, benchmark_table, plan, plan_table
@@ -714,9 +730,41 @@ def run_benchmark(args: Namespace) -> None:
         print(f"{plan_table(runs)}\n", flush=True)
         record = benchmark(runs, out, pool, own["note"])
     finally: pool.close()
+    if own["zoo"]: print(_taken_in(runs, own["zoo"], own["licence"]))
     print(f"\n{benchmark_table(record)}\n\nrecord: {out/'benchmark.json'}\ntables: {out/'benchmark.md'}, {out/'benchmark.csv'}")
     if n := sum(bool(r["error"]) for r in record["results"]):
         raise TrainingError(f"{n} of {len(runs)} runs failed; the table is made of the others. The same command tries them again.")
+
+# %% ../nbs/11_cli.ipynb #d8ba9dc7
+def _zoo_parser() -> Parser:
+    parser = Parser(allow_abbrev=False, description="Trained detectors with their records and cards. Without --zoo: "
+                    "what was trained for this project, as the package describes it.")
+    parser.add_argument("action", nargs="?", choices=["list", "pull", "verify", "add"],
+                        help="list (default): what there is; pull: fetch one; verify: check every file; add: take a run in.")
+    parser.add_argument("name", nargs="?", type=str, help="pull, add: which one.")
+    parser.add_argument("run", nargs="?", type=str, help="add: the run's folder.")
+    parser.add_argument("--zoo", type=str, help="A zoo's folder, or for list and pull its URL.")
+    parser.add_argument("--out", type=str, help="pull: folder to put it in; default: zoo.")
+    parser.add_argument("--licence", type=str, help="add: of the training images, where the data set does not tell.")
+    parser.add_argument("--command", type=str, help="add: what makes it again.")
+    return parser
+
+def run_zoo(args: Namespace) -> None:
+    "list, pull, verify or add."
+    from mudenet.zoo import add_detector, pull_detector, read_manifest, shipped_zoo, verify_zoo, zoo_table
+    action, zoo = args.get("action") or "list", args.get("zoo") or shipped_zoo()
+    lacks = [k for k in dict(pull=("name",), add=("name", "run", "zoo")).get(action, ()) if not args.get(k)]
+    if lacks: raise ConfigError(f"mudenet zoo {action}: {', '.join(lacks)} missing; see mudenet zoo --help.")
+    if action == "list": print(zoo_table(read_manifest(zoo)))
+    elif action == "pull":
+        path = pull_detector(args.name, zoo, args.get("out") or "zoo")
+        print(f"detector: {path/'detector.safetensors'}\nUse it with: mudenet predict {path} IMAGES")
+    elif action == "add":
+        add_detector(args.name, _find_run(args.run), args.zoo, args.get("licence"), args.get("command") or "")
+        print(f"taken in: {Path(args.zoo)/args.name}")
+    elif args.get("zoo") is None: raise ConfigError("mudenet zoo verify --zoo FOLDER: which folder?")
+    elif wrong := verify_zoo(zoo): raise DataError("\n".join([f"{len(wrong)} files are not those of the manifest:", *wrong]))
+    else: print("every file is the one of the manifest")
 
 # %% ../nbs/11_cli.ipynb #11-cli-20
 COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]]] = dict(
@@ -737,6 +785,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     data=("look at a data set, check it, or draw the product line", _data_parser, run_data),
     assumptions=("what the paper leaves open: list, show an entry, check the register", _assumptions_parser, run_assumptions),
     benchmark=("all categories with several seeds, and the table", _benchmark_parser, run_benchmark),
+    zoo=("trained detectors: list, fetch, check, take in", _zoo_parser, run_zoo),
     bench=("measure how fast a part is", _bench_parser, run_bench),
     ablate=("flip assumptions and measure what changes", _ablate_parser, run_ablate))
 

@@ -54,9 +54,10 @@ def decides(
     *,
     factory: Any = MISSING,                    # Makes the default
     place: Literal["", "here", "name"] = "",   # Names a place: this machine's own business, or only its last part matters
+    newer: bool = False,                       # Than records on file: at its default no part of what a run is compared by
 ) -> Any:
     "A field of the configuration."
-    return field(default=default, default_factory=factory, metadata=dict(decides=what, place=place))
+    return field(default=default, default_factory=factory, metadata=dict(decides=what, place=place, newer=newer))
 
 # %% ../nbs/01_config.ipynb #01-config-08
 Augmentation = Literal["hflip", "vflip", "rotate", "jitter"]
@@ -250,11 +251,14 @@ class TrainConfig(StageConfig):
     "Weights of L1, LA and L2 in equation 8 (A-032)."
     whiten: bool = decides("detector", False)
     "Whether T's maps are whitened over the nominal images, so that equations 3 to 10 measure Mahalanobis distances (A-049)."
+    patience: int|None = decides("detector", None, newer=True)
+    "End after so many epochs without a lower loss on the held-out images; none given: never before `epochs` or `steps` (A-052)."
 
     def __post_init__(self):
         super().__post_init__()
         _require(all(math.isfinite(w) and w > 0 for w in self.loss_weights), "train.loss_weights", self.loss_weights,
                  "must be above 0: with none, a network learns nothing.")
+        _require(self.patience is None or self.patience >= 1, "train.patience", self.patience, "must be at least 1; null: never.")
 
 # %% ../nbs/01_config.ipynb #01-config-16
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +272,7 @@ class InferenceConfig:
     "One set of statistics for each branch and level, or for each branch (A-038)."
     clamp: Literal["none", "zero_one", "zero"] = decides("scores", "none")
     "Limit the normalised scores before they are added: not at all, to 0..1, or from below to 0 (A-019)."
-    part_weights: Literal["equal", "learned"] = decides("scores", "equal")
+    part_weights: Literal["equal", "learned"] = decides("scores", "equal", newer=True)
     "What the six score maps count for in equation 11: all the same, or the logical ones as far as A and S2 have learned (A-050)."
     upsampling: Literal["bilinear", "bicubic", "nearest"] = decides("scores", "bilinear")
     "How the fused map is brought to the input's size (A-039)."
@@ -282,8 +286,8 @@ class InferenceConfig:
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float|None = decides("scores", None)
     "Share of good parts that may be called anomalous, promised from held-out images; none given: the quantile above (A-029)."
-    min_area: int = decides("scores", 1)
-    "Least area of a marked region, in pixels of the network's input; decides the pixel threshold too; 1: any pixel (A-052)."
+    min_area: int = decides("scores", 1, newer=True)
+    "Least area of a marked region, in pixels of the network's input; decides the pixel threshold too; 1: any pixel (A-051)."
     batch_size: int = decides("nothing", 8)
     "Images at a time."
 
@@ -366,6 +370,8 @@ class Config:
     "auto, cpu, cuda, cuda:1, mps."
     teacher: str|None = decides("teacher", None, place="here")
     "Used instead of stage 1: general, small, another name of `mudenet teachers list`, auto (one that fits), a file; none: distil."
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = decides("nothing", (), place="here")
+    "Programs that are told how the training goes, beside the CSV files; offline unless their own settings say otherwise."
     preset: Literal["paper", "fast"] = decides("nothing", "paper")
     "What the fields below begin with: the paper's setting, or one that trains within minutes on a CPU."
     data: DataConfig = field(default_factory=DataConfig)
@@ -391,6 +397,8 @@ class Config:
         _require(not bare or self.distill.batchnorm == "running", "distill.batchnorm", self.distill.batchnorm,
                  "is for a teacher with BatchNorm; model.block='no_bn' leaves none.")
         _require(self.distill.steps != 0, "distill.steps", 0, "teaches nothing; with --teacher there is no stage 1.")
+        _require(self.train.patience is None or self.inference.false_alarms is None, "train.patience", self.train.patience,
+                 "lets the held-out images say when to stop; inference.false_alarms promises only where they had no say.")
         _require(self.train.steps != 0 or m.centre == "place", "train.steps", 0,
                  "leaves students that know nothing, but for model.centre='place'.")
         _require(self.inference.min_area <= self.data.image_size**2, "inference.min_area", self.inference.min_area,
@@ -645,6 +653,7 @@ def identity(
     for name, f in _leaves(Config):
         if DECIDES[name] not in levels or f.metadata["place"] == "here" or name in idle: continue
         section, _, leaf = name.rpartition(".")
+        if f.metadata["newer"] and (tree[section][leaf] if section else tree[leaf]) == _plain(f.default): continue
         if section: kept.setdefault(section, {})[leaf] = tree[section][leaf]
         else: kept[leaf] = tree[leaf]
     if upto == "teacher": used = stage1_augmentation(config, category)

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .core import ConfigError, DataError, did_you_mean, progress, rng
-from .images import (FORMATS, SUFFIXES, _decode, _reading, _rgb_values, _subfolders, image_files, image_size, natural_key,
+from .images import (FORMATS, _decode, _reading, _rgb_values, _subfolders, image_files, image_size, natural_key,
                             read_image, resize_image)
+from .layouts import OTHERS, images_in, masks_for, missing_of
 
 # %% auto #0
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category', 'list_categories',
@@ -73,60 +74,22 @@ MVTEC_LOCO = ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicin
 VISA = ("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2", "pcb1", "pcb2", "pcb3", "pcb4",
         "pipe_fryum")
 
-# %% ../nbs/02_data.ipynb #02-data-17
-_LOSSY = (".jpg", ".jpeg", ".webp")
-
-def _mask_index(folder: Path) -> dict[str, list[tuple[Path, ...]]]:
-    "Stem of an image → masks that claim it, one entry for each way of naming them."
-    found: dict[str, list[tuple[Path, ...]]] = defaultdict(list)
-    if not folder.is_dir(): return found
-    for f in image_files(folder):
-        found[f.stem].append((f,))
-        if f.stem.endswith("_mask"): found[f.stem[:-len("_mask")]].append((f,))
-    for sub in _subfolders(folder):
-        if files := image_files(sub): found[sub.name].append(files)
-    return found
-
-def _masks_of(image: Path, index: dict[str, list[tuple[Path, ...]]], folder: Path) -> tuple[Path, ...]:
-    "The masks of one defective image. Raises `DataError` unless exactly one way of naming them is used."
-    claims = index.get(image.stem, [])
-    if not claims:
-        raise DataError(f"{image} has no mask: looked for {image.stem}_mask.png, {image.stem}.png and a folder {image.stem} in "
-                        f"{folder}. Add the mask; if this is a published data set, unpack it again.")
-    if len(claims) > 1:
-        names = ", ".join(c[0].name for c in claims)
-        raise DataError(f"{image} has masks under {len(claims)} names ({names}) in {folder}; keep one.")
-    if lossy := [m for m in claims[0] if m.suffix.lower() in _LOSSY]:
-        raise DataError(f"{lossy[0]} is a mask in a lossy format, which leaves no pixel exactly black; save it as PNG.")
-    return claims[0]
-
 # %% ../nbs/02_data.ipynb #02-data-18
 def _defective(
     folder: Path,      # test/<type>
     truth: Path|None,  # ground_truth, or None where there are no masks at all
 ) -> tuple[Item, ...]:
     "The defective images of one folder, with their masks."
-    images = _images(folder, "test")
-    if truth is None: return tuple(Item(image=f, label=1, defect=folder.name) for f in images)
-    if twice := [s for s, n in Counter(f.stem for f in images).items() if n > 1]:
-        raise DataError(f"{folder} has several images named {twice[0]}: they would share one mask; "
-                        "rename them and their masks.")
-    index = _mask_index(truth/folder.name)
-    return tuple(Item(image=f, label=1, defect=folder.name, masks=_masks_of(f, index, truth/folder.name)) for f in images)
-
-def _images(folder: Path, split: str) -> tuple[Path, ...]:
-    "The images of a folder that must not be empty."
-    files = image_files(folder) if folder.is_dir() else ()
-    if files: return files
-    raise DataError(f"{folder} holds no image: the {split} split is empty. Put images there ({' '.join(SUFFIXES)}); "
-                    "folders below it are not read.")
+    images = images_in(folder, "test")
+    masks = [()]*len(images) if truth is None else masks_for(images, truth/folder.name)
+    return tuple(Item(image=f, label=1, defect=folder.name, masks=m) for f, m in zip(images, masks, strict=True))
 
 def _good(folder: Path, split: str) -> tuple[Item, ...]:
     "The nominal images of one folder."
-    return tuple(Item(image=f, label=0, defect="good") for f in _images(folder, split))
+    return tuple(Item(image=f, label=0, defect="good") for f in images_in(folder, split))
 
 # %% ../nbs/02_data.ipynb #02-data-23
-LAYOUTS = ("visa", "mvtec_loco", "mvtec_ad", "folder")  # in the order in which they are tried
+LAYOUTS = ("visa", *OTHERS, "mvtec_loco", "mvtec_ad", "folder")  # in the order in which they are tried
 _LOCO_CONFIG = "defects_config.json"
 _VISA_CSV = Path("split_csv/1cls.csv")
 _VALIDATION = ("validation/good", "val/good")
@@ -141,6 +104,7 @@ def _visa_root(folder: Path) -> Path|None:
 
 def _missing(folder: Path, layout: str) -> list[str]:
     "What a folder lacks to be of a layout; nothing if it is."
+    if layout in OTHERS: return missing_of(folder, OTHERS[layout])
     if layout == "visa":
         if _visa_root(folder): return []
         return [f"{_VISA_CSV.as_posix()} (beside the categories)"]
@@ -321,8 +285,15 @@ def _index_visa(folder: Path) -> dict[str, Any]:
         if not found: raise DataError(f"{root/_VISA_CSV} names no image of {category}: the {split} split is empty.")
     return dict(splits, root=root/category)
 
+def _index_other(name: str, folder: Path) -> dict[str, Any]:
+    "A category as a row of `OTHERS` reads it."
+    def item(image: Path, kind: str, masks: tuple[Path, ...]) -> Item:
+        return Item(image=image, label=int(kind != "good"), defect=kind, masks=masks)
+    return {split: tuple(item(*x) for x in found) for split, found in OTHERS[name].read(folder, OTHERS[name]).items()}
+
 _INDEXERS: dict[str, Callable[[Path], dict[str, Any]]] = dict(
-    visa=_index_visa, mvtec_loco=_index_mvtec_loco, mvtec_ad=_index_mvtec_ad, folder=_index_folder)
+    visa=_index_visa, mvtec_loco=_index_mvtec_loco, mvtec_ad=_index_mvtec_ad, folder=_index_folder,
+    **{name: functools.partial(_index_other, name) for name in OTHERS})
 
 # %% ../nbs/02_data.ipynb #02-data-35
 def hold_out(

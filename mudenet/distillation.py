@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import pickle
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -27,7 +27,7 @@ from .core import (CheckpointError, ConfigError, WeightsError, did_you_mean, fin
 from .corpus import Corpus, CorpusFeed
 from .data import normalize
 from .engine import fold, prepared
-from .loop import Batches, Feed, Losses, batches, fit, log
+from .loop import Batches, Callback, Feed, Losses, batches, fit, log
 from .objective import distillation_loss, match_grid
 
 # %% auto #0
@@ -223,10 +223,11 @@ def distill(
     folder: Path|None = None,           # Where log and state go
     device: torch.device|str = "cpu",   # Where to learn
     own: Tensor|None = None,            # The category's images, where `images` are others; for batchnorm="category"
+    callbacks: Sequence[Callback] = (), # Told how it goes
 ) -> DescriptorNetwork:                 # T, in evaluation mode
     "Stage 1: teach a fresh T to give E."
     c, (teacher, losses, data) = config.distill, stage1(config, images, category, device)
-    fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute)
+    fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute, callbacks)
     if isinstance(data, CorpusFeed) and (lost := data.report()): log.warning("%s: %s", data.corpus.root, lost)
     if c.batchnorm == "category":
         own = images if own is None and isinstance(images, Tensor) else own

@@ -37,11 +37,13 @@ from .distillation import (Backbone, architecture_of_t, distill, load_teacher, m
 from .health import health
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
+from .layouts import OTHERS
 from .loop import remove_parts, total_steps
 from .report import SHOWN, Case, image_mean, report_html
 from .start import begin
 from .synthetic import write_product_line
 from .teachers import resolve_teacher, teacher_name
+from .tracking import trackers
 from .training import seconds_per_step, train, train_identity
 
 # %% auto #0
@@ -74,6 +76,7 @@ def recognise_dataset(
     if root is None: raise ConfigError("which images? Give --root FOLDER (a data set's folder, or one category's).")
     layout, names = recognise(root), set(_meant(root, category))
     if layout in ("visa", "mvtec_loco"): return layout
+    if layout in OTHERS: return "folder"  # Real-IAD has a zipper too, and it is not MVTec AD's
     return next((d for d, known in BENCHMARKS.items() if names & set(known)), "folder")
 
 def check_category(
@@ -236,7 +239,7 @@ def ensure_teacher(
     if not resume:
         Backbone(c.backbone.name, c.backbone.weights)  # refuses before anything is lost
         _remove_state(job, "distill", "discarded")
-    teacher = distill(c, learned, job.category.name, job.folder, device, own=images)
+    teacher = distill(c, learned, job.category.name, job.folder, device, own=images, callbacks=trackers(c, job.folder))
     save_teacher(path, teacher, c, identity=teacher_identity(c), about=about)
     _remove_state(job, "distill")
     return teacher
@@ -297,12 +300,13 @@ def ensure_detector(
     images, validation = images_of(job, "train"), images_of(job, "validation")
     _check_test(job.category)
     label_threshold(torch.arange(float(len(validation))), c.inference)  # too few images are told before hours of training
+    trackers(c, job.folder)  # what is not installed too
     about = _about(job)
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder/"config.yaml", absolute(c))
     if not resume: _remove_state(job, "train", "discarded")
     _say_how_long(c, images, teacher, device)
-    model = train(c, images, teacher, job.category.name, job.folder, device)
+    model = train(c, images, teacher, job.category.name, job.folder, device, validation, trackers(c, job.folder))
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))
     calibrate_on(detector, job, validation, images)
     detector.about["health"] = health(detector, validation)._asdict()

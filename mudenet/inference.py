@@ -169,7 +169,7 @@ class Detector(nn.Module):
 
     @property
     def pixel_threshold(self) -> float|None:
-        "Above it pixels are marked (A-052); none in a file of before there were regions."
+        "Above it pixels are marked (A-051); none in a file of before there were regions."
         return self.calibrations[-1].get("pixel_threshold") if self.calibrations else None
 
     @property
@@ -252,6 +252,22 @@ class Detector(nn.Module):
                             "parts give it one: mudenet calibrate RUN IMAGES.")
         return find_regions(p, self.pixel_threshold, self.config.inference.min_area)
 
+    @staticmethod
+    def from_pretrained(name: str|Path, device: str = "auto", revision: str|None = None, **hub: Any) -> Detector:
+        "A detector from a folder or from the Hugging Face Hub; see `hub.from_pretrained`."
+        from mudenet.hub import from_pretrained
+        return from_pretrained(name, device, revision, **hub)
+
+    def save_pretrained(self, folder: str|Path, **card: Any) -> Path:
+        "Write detector and card as a repository of the hub holds them; see `hub.save_pretrained`."
+        from mudenet.hub import save_pretrained
+        return save_pretrained(self, folder, **card)
+
+    def push_to_hub(self, repo: str, **how: Any) -> str:
+        "Put detector and card on the hub; see `hub.push_to_hub`."
+        from mudenet.hub import push_to_hub
+        return push_to_hub(self, repo, **how)
+
 # %% ../nbs/07_inference.ipynb #07-inference-21
 def label_threshold(
     scores: Tensor,           # (N,), of held-out nominal images
@@ -275,7 +291,7 @@ def settle(
     scores: Tensor,            # (N,), of held-out nominal images
     threshold: float,          # E.g. of `label_threshold`
     how: str,                  # What chose it: "quantile", "rate", "given", "labelled"
-    pixels: float|None = None, # Pixel threshold; default: the same number
+    pixels: float|None = None, # Pixel threshold; default: the same number
     **more: Any,               # What else the history keeps: asked (a rate), apart, source, date; JSON values
 ) -> None:
     "A threshold with what held-out scores promise of it. Raises `DataError` or `ConfigError` for what is not finite."
@@ -308,7 +324,7 @@ def calibrate(
     images: Tensor,               # uint8, (N, 3, S, S): nominal, not trained on
     trained: Tensor|None = None,  # uint8: the training images, for statistics_images="train"
 ) -> Tensor:                      # The scores of `images`, (N,)
-    "Statistics (equation 11) and both thresholds (A-029, A-052) from nominal images; the thresholds always from `images`."
+    "Statistics (equation 11) and both thresholds (A-029, A-051) from nominal images; the thresholds always from `images`."
     c = detector.config.inference
     if len(images) == 0: raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
     if c.statistics_images == "train" and trained is None:

@@ -29,7 +29,8 @@ from .data import augment, normalize
 
 # %% auto #0
 __all__ = ['log', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption', 'deferred_interrupts', 'Log',
-           'belonging', 'check_finite', 'remove_parts', 'save_state', 'load_state', 'learning_rate', 'fit']
+           'belonging', 'check_finite', 'remove_parts', 'save_state', 'load_state', 'learning_rate', 'Callback', 'Bar',
+           'Table', 'Patience', 'fit']
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-04
 log = logging.getLogger("mudenet")
@@ -165,9 +166,9 @@ class Log:
         for k, v in losses.items(): self.sums[k] = self.sums.get(k, 0.0) + v
         self.count += 1
 
-    def close_epoch(self, step: int, seconds: float) -> None:
-        "Turn the sums into a row."
-        means = {k: v/self.count for k, v in self.sums.items()}
+    def close_epoch(self, step: int, seconds: float, more: Mapping[str, float]|None = None) -> None:
+        "Turn the sums, and what else was measured, into a row."
+        means = {k: v/self.count for k, v in self.sums.items()} | dict(more or {})
         self.rows.append(dict(epoch=len(self.rows) + 1, step=step, **means, seconds=round(seconds, 3)))
         self.sums, self.count = {}, 0
 
@@ -264,6 +265,77 @@ def learning_rate(
     "Adam's rate for the next step: constant, or half a cosine from `lr` down to 0."
     return stage.lr if stage.schedule == "constant" else stage.lr * (1 + math.cos(math.pi*step/total))/2
 
+# %% ../nbs/04a_loop.ipynb #5c7b7f49
+class Callback:
+    "What `fit` tells how a stage goes. Override what you want to hear."
+    def begin(
+        self,
+        name: str,   # The stage, "distill" or "train"
+        start: int,  # Steps done before
+        total: int,  # Steps there will be
+    ) -> None:
+        "The stage begins, or goes on."
+
+    def step(
+        self,
+        step: int,                    # Steps done
+        losses: Mapping[str, float],  # Of the last of them
+    ) -> None:
+        "Losses are at hand: after each step on a CPU, each sixteenth on a GPU."
+
+    def epoch(
+        self,
+        rows: Sequence[Mapping[str, float]],  # The log, a row an epoch; the last one is new
+    ) -> None:
+        "An epoch has ended."
+
+    def enough(
+        self,
+        rows: Sequence[Mapping[str, float]],  # The log, a row an epoch
+    ) -> bool:
+        "Whether the stage should end here; asked before the first step and after each epoch."
+        return False
+
+    def end(self) -> None:
+        "The stage has ended, was interrupted, or failed."
+
+# %% ../nbs/04a_loop.ipynb #fd2fe675
+class Bar(Callback):
+    "A progress bar with the losses; where nobody can watch one, a line a minute for the log file."
+    def begin(self, name: str, start: int, total: int) -> None:
+        self.name, self.total, self.done, self.told = name, total, start, time.monotonic()
+        self.bar = progress(range(start, total), name, unit="step")
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        shown = {k: f"{v:.3g}" for k, v in losses.items()}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(step - self.done)
+        self.done = step
+        if self.bar.disable and time.monotonic() - self.told > 60:
+            log.info("%s: step %d of %d %s", self.name, step, self.total, shown)
+            self.told = time.monotonic()
+
+    def end(self) -> None: self.bar.close()
+
+class Table(Callback):
+    "The log as a CSV file, a row an epoch."
+    def __init__(self, path: Path): self.path = path
+
+    def epoch(self, rows: Sequence[Mapping[str, float]]) -> None: Log([dict(r) for r in rows]).write(self.path)
+
+# %% ../nbs/04a_loop.ipynb #6d25780b
+class Patience(Callback):
+    "Enough after so many epochs without a lower loss on held-out images (A-052)."
+    def __init__(
+        self,
+        epochs: int,  # `train.patience`, at least 1
+    ):
+        self.epochs = epochs
+
+    def enough(self, rows: Sequence[Mapping[str, float]]) -> bool:
+        seen = [r["validation"] for r in rows]
+        return bool(seen) and len(seen) - 1 - seen.index(min(seen)) >= self.epochs
+
 # %% ../nbs/04a_loop.ipynb #04a-loop-20
 Losses = Callable[[Tensor], Mapping[str, Tensor]]  # A normalised batch → named scalar losses, to be summed
 
@@ -288,6 +360,15 @@ def _account(pending: list[Tensor], names: Sequence[str], step: int, notes: Log,
     return values
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-21
+@contextlib.contextmanager
+def _telling(told: Sequence[Callback], name: str, start: int, total: int) -> Iterator[None]:
+    "Begin and end of a stage, however it ends."
+    try:
+        for c in told: c.begin(name, start, total)
+        yield
+    finally:
+        for c in told: c.end()
+
 def fit(
     module: nn.Module,                        # Trained in place, on the device it is on
     losses: Losses,                           # What it learns from
@@ -296,6 +377,8 @@ def fit(
     folder: Path|None = None,                 # Where log and state go: NAME.csv, NAME.state.safetensors; None: nowhere
     identity: Mapping[str, Any]|None = None,  # The configuration a state belongs to, plain values
     compute: ComputeConfig|None = None,       # Memory format and Adam
+    callbacks: Sequence[Callback] = (),       # Told beside the progress bar and the table
+    validate: Callable[[], float]|None = None,  # The loss on held-out images, a column of the log
 ) -> list[dict[str, float]]:                  # The log, a row an epoch
     "Learn for one stage; goes on where the folder holds a state of the same configuration and images, refuses another's."
     compute = compute or ComputeConfig()
@@ -304,31 +387,35 @@ def fit(
     optimiser = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], stage.lr,
                                  weight_decay=stage.weight_decay, fused=compute.fused_adam or None)
     total, each, start, notes = total_steps(data.n, stage), len(data.cut), 0, Log()
-    state, table = (folder/f"{data.name}.state.safetensors", folder/f"{data.name}.csv") if folder else (None, None)
+    state = folder/f"{data.name}.state.safetensors" if folder else None
+    told = [Bar(), *([Table(folder/f"{data.name}.csv")] if folder else []), *callbacks]
     belongs = belonging(identity or {}, data, stage, compute) if folder else {}
     if folder: remove_parts(folder)
     if state and state.exists():
         start, notes, data.memory = load_state(state, module, optimiser, belongs)
         log.info("%s: going on at step %d of %d", data.name, start, total)
+    enough = any(c.enough(notes.rows) for c in told)
     pending: list[Tensor] = []
-    saved = began = told = time.monotonic()
-    with deferred_interrupts() as interrupt, progress(range(start, total), data.name, unit="step") as bar:
-        for step in bar:
+    saved = began = time.monotonic()
+    with deferred_interrupts() as interrupt, _telling(told, data.name, start, total):
+        for step in range(start, start if enough else total):
             for group in optimiser.param_groups: group["lr"] = learning_rate(stage, step, total)
             named = losses(data[step])
             pending.append(_step(optimiser, torch.stack(list(named.values()))))
             ends = (step + 1) % each == 0 or step + 1 == total
             saves = state and (interrupt.pending or step + 1 == total or time.monotonic() - saved > 60*stage.save_minutes)
             if not (ends or saves or interrupt.pending or len(pending) == (1 if data.device.type == "cpu" else 16)): continue
-            shown = {k: f"{v:.3g}" for k, v in _account(pending, list(named), step, notes, state).items()}
-            bar.set_postfix(shown, refresh=False)
-            if bar.disable and time.monotonic() - told > 60:  # nobody watches a bar: a line a minute for the log file
-                log.info("%s: step %d of %d %s", data.name, step + 1, total, shown); told = time.monotonic()
+            values = _account(pending, list(named), step, notes, state)
+            for c in told: c.step(step + 1, values)
             if ends:
-                notes.close_epoch(step + 1, time.monotonic() - began); began = time.monotonic()
-                if table: notes.write(table)
-            if state and saves:
-                save_state(state, module, optimiser, step + 1, notes, belongs, data.memory); saved = time.monotonic()
+                notes.close_epoch(step + 1, time.monotonic() - began, dict(validation=validate()) if validate else {})
+                began = time.monotonic()
+                for c in told: c.epoch(notes.rows)
+                enough = any(c.enough(notes.rows) for c in told)
+            if state and (saves or enough):
+                save_state(state, module, optimiser, step + 1, notes, belongs, data.memory)
+                saved = time.monotonic()
             if interrupt.pending: raise KeyboardInterrupt
-    check_finite(module.state_dict(), total)
+            if enough: break
+    check_finite(module.state_dict(), int(notes.rows[-1]["step"]) if notes.rows else total)
     return notes.rows

@@ -22,6 +22,7 @@ from .corpus import Corpus, CorpusFeed
 from .distillation import (Backbone, architecture_of_t, distill, explained, load_teacher, made_with, make_target, map_statistics,
                                   save_teacher, teacher_identity)
 from .loop import log
+from .tracking import trackers
 
 # %% auto #0
 __all__ = ['Card', 'teachers', 'checked', 'find_teacher', 'resolve_teacher', 'teacher_name', 'corpus_folder', 'distill_corpus',
@@ -145,7 +146,7 @@ def distill_corpus(
     if not resume:
         Backbone(config.backbone.name, config.backbone.weights)  # refuses before anything is lost
         (folder/"distill.state.safetensors").unlink(missing_ok=True)
-    teacher = distill(config, learned, folder=folder, device=device)
+    teacher = distill(config, learned, folder=folder, device=device, callbacks=trackers(config, folder))
     feed, few = CorpusFeed(learned, config, device), min(32, -(-len(learned)//config.distill.batch_size))
     statistics = map_statistics(teacher, (feed.pixels(k) for k in range(few)))
     with open(folder/"distill.csv", encoding="utf-8") as f: loss = float(list(csv.DictReader(f))[-1]["distillation"])

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from .config import ComputeConfig, Config, identity
 from .core import digest
 from .data import normalize
 from .engine import fold, prepared
-from .loop import Batches, Losses, fit
+from .data import normalize
+from .loop import Batches, Callback, Losses, Patience, fit
 from .objective import training_losses
 from .start import begin
 
 # %% auto #0
-__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'train', 'seconds_per_step']
+__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'train', 'seconds_per_step']
 
 # %% ../nbs/06_training.ipynb #06-training-beb9cc
 def with_frozen_teacher(
@@ -63,6 +66,19 @@ def stage2(
     losses = lambda x: training_losses(run(x), config.train)
     return model, prepared(losses, config.compute, device), data
 
+@torch.no_grad()
+def held_out_loss(
+    model: MuDeNet,      # In training mode, before and after
+    losses: Losses,      # What it learns from
+    images: Tensor,      # uint8, (M, 3, S, S), nominal, not trained on
+    batch_size: int,     # Images at a time
+) -> float:
+    "Equation 8 on images that are not trained on: their mean, in evaluation mode, without augmentation."
+    model.eval()
+    means = [float(sum(losses(normalize(x)).values()))*len(x) for x in images.split(batch_size)]
+    model.train()
+    return sum(means)/len(images)
+
 def train(
     config: Config,                     # What to build and how long to learn
     images: Tensor,                     # uint8, (N, 3, S, S), nominal training images
@@ -70,10 +86,18 @@ def train(
     category: str|None = None,          # Decides the augmentation
     folder: Path|None = None,           # Where log and state go
     device: torch.device|str = "cpu",   # Where to learn
+    validation: Tensor|None = None,     # uint8, (M, 3, S, S), held-out nominal images; for `train.patience`
+    callbacks: Sequence[Callback] = (), # Told how it goes
 ) -> MuDeNet:                           # In evaluation mode
     "Stage 2: S1, A and S2 learn together (equations 3 to 8)."
     model, losses, data = stage2(config, images, teacher, category, device)
-    fit(model, losses, data, config.train, folder, train_identity(config, teacher, category), config.compute)
+    told, validate = list(callbacks), None
+    if config.train.patience:
+        if validation is None: raise ValueError("train.patience looks at held-out images: give `validation`.")
+        told.append(Patience(config.train.patience))
+        validate = partial(held_out_loss, model, losses, validation.to(device), config.train.batch_size)
+    identity = train_identity(config, teacher, category)
+    fit(model, losses, data, config.train, folder, identity, config.compute, told, validate)
     return model.eval()
 
 # %% ../nbs/06_training.ipynb #c95b8079

@@ -90,8 +90,8 @@ TABLE = {
     "seed": {"seed": 3},
 }
 LATER = {"model.centre": "place", "train.whiten": True, "preset": "fast",
-         "inference.false_alarms": None, "inference.part_weights": "learned",
-         "inference.min_area": 1}  # newer than the golden values
+         "inference.false_alarms": None, "inference.part_weights": "learned", "inference.min_area": 1,
+         "train.patience": 3, "track": ["mlflow"]}  # newer than the golden values
 
 
 def without_later(value):
@@ -139,7 +139,7 @@ def test_every_field_has_a_row():
 
 def test_later_fields_name_another_run():
     plain = config_of({})
-    for name in ("model.centre", "train.whiten"):
+    for name in ("model.centre", "train.whiten", "train.patience"):
         assert run_key(config_of({name: LATER[name]})) != run_key(plain), name
     assert teacher_identity(config_of(LATER | {"preset": "paper"})) == teacher_identity(plain)
 
@@ -157,6 +157,11 @@ def test_a_row_differs_from_its_level_on(row):
     if row in NEVER: assert same == list(LEVELS)
     elif row in LATE: assert same == list(LEVELS[:LEVELS.index(LATE[row])])
     else: assert not {"detector", "scores", "measures", "rounding"} & set(same)
+
+
+def test_a_newer_field_at_its_default_is_not_compared():
+    assert "patience" not in identity(config_of({}), "rounding")["train"]
+    assert identity(config_of({"train.patience": 3}), "detector")["train"]["patience"] == 3
 
 
 def test_settings_have_a_key_of_their_own():

@@ -68,8 +68,9 @@ def test_inline_commands(my_parts):
     assert set(re.findall(r"`(mudenet [a-zA-Z][^`]*)`", README)) == {
         "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH",
         "mudenet teachers", "mudenet export RUN --to onnx", "mudenet calibrate RUN good_parts --false-alarms 0.05",
-        "mudenet threshold RUN --bad FOLDER"}
+        "mudenet threshold RUN --bad FOLDER", "mudenet data check PATH", "mudenet zoo list"}
     assert shell("mudenet teachers", my_parts).startswith("general")
+    assert "layout folder" in shell("mudenet data check my_parts", my_parts) and "Apache-2.0" in shell("mudenet zoo list", my_parts)
     shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
     shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
     assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))
@@ -79,7 +80,7 @@ def test_inline_commands(my_parts):
         make_parser(words.split()[0]).parse_args(words.split(), defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
     assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none",
-                            "--preset fast", "--preset paper", "--train.steps 0"}
+                            "--preset fast", "--preset paper", "--train.steps 0", "--track [tensorboard]", "--train.patience 25"}
     for option in options:
         command = "benchmark" if "--ray" in option else "train"
         make_parser(command).parse_args([command, "--root", "mvtec", *option.split()], defaults=False)
@@ -88,7 +89,8 @@ def test_inline_commands(my_parts):
 def test_extras_exist():
     extras = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", README))
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
-    assert extras == {"dev", "explorer", "export", "ray"} and all(f"\n{e}_requirements = " in settings for e in extras)
+    assert extras == {"dev", "explorer", "export", "hub", "ray", "track"}
+    assert all(f"\n{e}_requirements = " in settings for e in extras)
     assert "'mudenet[" not in README  # it is not published
 
 

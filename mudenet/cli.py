@@ -23,7 +23,7 @@ from jsonargparse.typing import PositiveInt
 
 from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
-                            from_dict, from_saved, identity, load_config, merge, nest, read_yaml, shipped,
+                            from_dict, from_saved, identity, load_config, merge, nest, read_config, read_yaml, shipped,
                             to_dict)
 from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, pick_device, progress,
                           read_meta, write_json, write_text)
@@ -80,7 +80,7 @@ def configure(
     base: str|None = None,      # A shipped configuration to begin with; default: the data set's
 ) -> Config:
     "The configuration of a command. Raises `ConfigError`, `DataError`, or `CheckpointError` for --teacher."
-    tree = merge(read_yaml(file) if file else {}, given)
+    tree = merge(read_config(file) if file else {}, given)
     name = tree.get("dataset", "auto")
     if base is None and name == "auto":
         from mudenet.evaluation import recognise_dataset
@@ -117,7 +117,7 @@ def run_distill(args: Namespace) -> None:
     "Stage 1 only."
     from mudenet.evaluation import ensure_teacher, open_job
     given, resume = _given(args, "resume"), args.get("resume", True)
-    tree = merge(read_yaml(args.config) if args.get("config") else {}, given)
+    tree = merge(read_config(args.config) if args.get("config") else {}, given)
     if tree.get("distill", {}).get("images") == "folder" and not tree.get("root"):
         from mudenet.teachers import distill_corpus
         path = distill_corpus(load_config(None, [args.config] if args.get("config") else [], given), resume)
@@ -546,7 +546,7 @@ def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
     "A configuration for each category."
     from mudenet.benchmark import choose_categories
     given, file = _given(args, *own), args.get("config")
-    tree = merge(dict(evaluation=dict(pictures=0)), read_yaml(file) if file else {}, given)
+    tree = merge(dict(evaluation=dict(pictures=0)), read_config(file) if file else {}, given)
     drawn = ["synthetic"] if tree.get("dataset") == "synthetic" else []
     roots = own["roots"] or ([tree["root"]] if tree.get("root") else drawn)
     if not roots: raise ConfigError("which images? Give --root FOLDER, or --roots with several folders or the word synthetic.")

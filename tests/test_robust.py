@@ -1,11 +1,15 @@
 """Bad input and damaged files, each kind by its reproduction."""
 import json
+from functools import reduce
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mudenet.core import CheckpointError, load_tensors, read_meta, save_tensors
+from mudenet.config import field_names, from_dict, load_config, nest, to_dict
+from mudenet.core import CheckpointError, ConfigError, load_tensors, read_meta, save_tensors
 
 META = dict(detector=dict(config={}, about={"threshold": 1.5}), teacher=dict(config={}), state=dict(step=3, log={}, identity={}))
 
@@ -42,3 +46,63 @@ def test_numbers_that_cannot_be_computed_with_are_refused_without_a_digest_too(t
     header = dict(META["detector"], kind="detector", schema=1)
     save_file(tensors, tmp_path / "x.safetensors", {"mudenet": json.dumps(header)})
     with pytest.raises(CheckpointError, match=f"{name} holds {text}"): load_tensors(tmp_path / "x.safetensors", "detector")
+
+
+ODD = [None, "", " ", [], {}, [[1]], {"a": {"b": 1}}, [None], "eleven", True, 10**400, -10**400, 1e300, float("nan"), float("inf"),
+       -1, -1.5, "x\0y", b"x", "x" * 10_000, ["x"] * 1000]
+
+
+@pytest.mark.parametrize("name", field_names())
+def test_a_field_takes_a_value_or_is_named(name):
+    """Every field × every odd value, nested and with its dotted name: a configuration, or one line that names the field."""
+    for value in ODD:
+        try:
+            config = from_dict(nest({name: value}))
+        except ConfigError as e:
+            assert name in str(e) and "\n" not in str(e) and len(str(e)) < 600, e
+        else:
+            assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+            kept = reduce(getattr, name.split("."), config)
+            assert value not in ("", None) or kept is value, f"{value!r} became {kept!r}"
+    with pytest.raises(ConfigError, match=name):
+        from_dict({name: ""})
+
+
+def test_an_empty_value_in_a_file_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for name in field_names():
+        section, _, leaf = name.rpartition(".")
+        file.write_text(f"{section}:\n  {leaf}:\n" if section else f"{leaf}:\n")
+        with pytest.raises(ConfigError, match=rf"mine\.yaml: {name} is empty|mine\.yaml: Parser key \"{name}\""):
+            load_config(files=[file])
+    file.write_text("distill: {steps: null}\n")
+    assert load_config(files=[file]).distill.steps is None
+
+
+YAML = {"x: &x {a: 1}\ny: *x\n": "line 2.*the alias", "data: &d {a: *d}\n": "line 1.*the alias", "seed: 1\nseed: 2\n": "seed twice",
+        "data: " + "[" * 5000 + "]" * 5000: "more than 20 levels", "#" * 10**6 + "\nseed: 1\n": "longer than a megabyte",
+        "seed: 2001-99-99\n": "line 1.*month", "seed: " + "9" * 5000: "line 1", "\0": "special characters", "train: [": "line 1",
+        "seed: !!python/object/apply:os.getcwd []\n": "constructor", "seed: !!int x\n": "line 1", "? [1, 2]\n: 3\n": "unhashable",
+        "- 1\n": "names and values", "1: 2\n": "names and values", "category: [a, b]\n": "category.*needs type str"}
+
+
+@pytest.mark.parametrize("text", YAML, ids=range(len(YAML)))
+def test_yaml_that_cannot_be_a_configuration_is_refused_with_its_line(tmp_path, text):
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=YAML[text]) as e:
+        load_config(files=[file])
+    assert "odd.yaml" in str(e.value) and "\n" not in str(e.value)
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+NAMES = st.sampled_from([*field_names(), "train", "data", "augment", "steps"]) | st.text(max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(NAMES, x, max_size=3)))
+def test_any_tree_is_a_configuration_or_an_error(tree):
+    try:
+        from_dict(tree if isinstance(tree, dict) else {"data": tree})
+    except ConfigError as e:
+        assert "\n" not in str(e)

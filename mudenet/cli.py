@@ -5,13 +5,12 @@
 # %% ../nbs/11_cli.ipynb #11-cli-02
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import logging
-import signal
+import os
 import sys
-import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -24,9 +23,9 @@ from jsonargparse.typing import PositiveInt
 from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
                             from_dict, from_saved, identity, load_config, merge, nest, read_config, read_yaml, shipped,
-                            to_dict)
-from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, pick_device, progress,
-                          read_meta, write_json, write_text)
+                            short_key, to_dict)
+from .core import (ConfigError, DataError, MudenetError, StorageError, TrainingError, atomic, locked, pick_device, progress,
+                          read_meta, refuse_foreign, remove_parts, run_command, start_logging, storage_error, write_json)
 
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_export',
@@ -172,9 +171,11 @@ def _find_run(path: str) -> Path:
     raise ConfigError("\n".join([f"{path} holds {len(below)} runs; name one of them:", *(str(f.parent) for f in below)]))
 
 def _run_config(run: Path) -> Config:
-    "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file."
+    "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file, without places."
+    from mudenet.distillation import made_with
     if (run/"config.yaml").is_file(): return from_saved(read_yaml(run/"config.yaml"))
-    return from_saved(read_meta(run/"detector.safetensors" if run.is_dir() else run, "detector")["config"])
+    file = run/"detector.safetensors" if run.is_dir() else run
+    return made_with(file, read_meta(file, "detector"))
 
 def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     "What is to be evaluated, and which settings are not the run's own."
@@ -183,6 +184,8 @@ def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     if given.get("root") and "category" not in given and len(list_categories(given["root"])) == 1:
         given["category"] = None  # one category's folder, whatever it is called
     config = _run_config(run)
+    if config.root is None and not given.get("root"):  # nothing is drawn because a file says so
+        raise ConfigError(f"which images? {run} does not say where they are: give --root FOLDER.")
     job = open_job(from_dict(merge(to_dict(config), given, dict(teacher=None))))  # it has done its work, and may be gone
     own, now = (identity(c, "measures") for c in (config, job.config))
     return job, [d for k in ("inference", "evaluation") for d in differences(own[k], now[k], f"{k}.")]
@@ -206,6 +209,7 @@ def run_evaluate(args: Namespace) -> None:
                           f"({'; '.join(changed) or job.category.root}). Give the new record a place: --out FOLDER.")
     if anew: calibrate_on(detector, job)
     out, name = Path(args.get("out") or folder), folder.resolve().name
+    _check_out(out)
     record = evaluate(detector, replace(job, folder=out), run=setting_name(name, job.config) if changed else name)
     print(f"{metrics_table(record)}\n\nrecord: {out/'record.json'}\nreport: {out/'report.html'}")
 
@@ -221,28 +225,44 @@ def _predict_parser() -> Parser:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
     return parser
 
+def _fitting(name: str, suffix: str) -> str:
+    "A file's name with another suffix behind it; where a system would refuse its length, shortened, with a hash of the whole."
+    if len(os.fsencode(name.rpartition("/")[2] + suffix)) <= 255: return name + suffix
+    folder, _, last = name.rpartition("/")
+    short = f"{os.fsencode(last)[:200].decode(errors='ignore')}~{short_key(last)}{suffix}"
+    return f"{folder}/{short}" if folder else short
+
 def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures: bool) -> None:
     from PIL import Image
     from mudenet.images import read_image
     from mudenet.report import heat
     if maps:
-        with atomic(out/"maps"/f"{p.name}.tiff") as f: Image.fromarray(p.map).save(f, "TIFF")
+        with atomic(out/"maps"/_fitting(p.name, ".tiff")) as f: Image.fromarray(p.map).save(f, "TIFF")
     if pictures:
         pixels = Image.fromarray(read_image(file))
         both = Image.new("RGB", (2*pixels.width, pixels.height))
         both.paste(pixels, (0, 0))
         both.paste(heat(p.map, 0.0, 2*max(p.threshold, 1e-6)), (pixels.width, 0))
-        with atomic(out/"pictures"/f"{p.name}.png") as f: both.save(f, "PNG")
+        with atomic(out/"pictures"/_fitting(p.name, ".png")) as f: both.save(f, "PNG")
 
 def _to_score(images: Path, out: Path) -> dict[Path, str]:
-    "Image files and what they are called; what an earlier call wrote to `out` is left out. Raises `DataError` if there is none."
-    from mudenet.images import find_images
+    "Image files and what they are called; what was passed by is said. Raises `DataError` if there is none."
+    from mudenet.images import find_images, passed_by
     if not images.exists(): raise DataError(f"{images}: there is no such file or folder.")
     if not images.is_dir(): return {images: images.name}
-    written = [(out/part).resolve() for part in ("maps", "pictures")]
-    found = [f for f in find_images(images) if not any(f.resolve().is_relative_to(w) for w in written)]
-    if not found: raise DataError(f"{images} holds no image but what was written to {out}.")
+    left: Counter[str] = Counter()
+    found = find_images(images, left=left)
+    if passed_by(left): print(passed_by(left), flush=True)
     return {f: f.relative_to(images).as_posix() for f in found}
+
+def _check_out(out: Path, images: Path|None = None) -> None:
+    "Raise `ConfigError` for a folder of results in which they would be taken for images, or mixed with them."
+    whole = out.resolve()
+    if images is not None and images.is_dir() and whole == images.resolve():
+        raise ConfigError(f"--out {out} is the folder of the images; name another one.")
+    for here in (whole, *whole.parents):
+        if here.name in ("train", "test", "validation", "val", "ground_truth") and (here.parent/"train").is_dir():
+            raise ConfigError(f"--out {out} lies in {here}, a part of a data set that then could not be read; name another place.")
 
 def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]) -> Iterator[np.ndarray]:
     "The pixels of each file in turn, noted in `read`; a file that cannot be read is noted in `bad`, with the reason."
@@ -254,27 +274,56 @@ def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]
             read.append(f)
             yield pixels
 
-def run_predict(args: Namespace) -> None:
-    "Score images, write the table last. Raises `DataError` at the end where some could not be read."
-    from mudenet.images import ANSWER
-    from mudenet.inference import load_detector, stream
-    detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
-    files, read, bad = _to_score(images, out), deque[Path](), dict[Path, str]()
-    pixels: Any = _readable(files, read, bad)
-    rows, called = dict[Path, list[str]](), 0
-    for p in progress(stream(detector, pixels), "predicting", total=len(files), unit="image"):
+@contextlib.contextmanager
+def _table(out: Path, files: Mapping[Path, str], written: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], None]]:
+    "Gives what adds a row to the table of predictions, which is there from the first row on, whatever happens later."
+    from mudenet.images import ANSWER, HEAD, TABLE
+    refuse_foreign(out/TABLE, HEAD)
+    if not (out/TABLE).exists() and (mixed := [str(out/w) for w in written if (out/w).exists()]):
+        raise ConfigError(f"{' and '.join(mixed)} is there, and no {TABLE} that says by what it was written; name another --out.")
+    kinds = [(w, k) for w, k in (("maps", ".tiff"), ("pictures", ".png")) if w in written]
+    try:
+        with locked(out):
+            remove_parts(out/w/_fitting(n, k) for w, k in kinds for n in files.values())
+            with open(out/TABLE, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
+                rows = csv.writer(f, lineterminator="\n")
+                def add(cells: Sequence[Any]) -> None:
+                    rows.writerow(cells)
+                    f.flush()
+                add(["image", *ANSWER, "error"])
+                yield add
+    except OSError as e:
+        if isinstance(e, MudenetError): raise
+        raise storage_error(out/TABLE, e) from e
+
+def _scored(detector: Any, files: Mapping[Path, str], out: Path, maps: bool, pictures: bool,
+            add: Callable[[Sequence[Any]], None]) -> tuple[int, int, dict[Path, str]]:
+    "A row for each file. Gives how many were scored, how many called anomalous, and what went wrong with the others."
+    read, bad, waiting, n, called = deque[Path](), dict[Path, str](), deque(files), 0, 0
+    def catch_up(to: Path|None) -> None:
+        while waiting and waiting[0] != to: add([files[f := waiting.popleft()], "", "", "", "", bad[f]])
+    for p in progress(detector.stream(_readable(files, read, bad)), "predicting", total=len(files), unit="image"):
         p = replace(p, name=files[f := read.popleft()])
-        _write_prediction(p, f, out, args.maps, args.pictures)
-        rows[f], called = [*p.cells(), ""], called + p.label
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", *ANSWER, "error"])
-    for f, name in files.items(): table.writerow([name, *rows.get(f, ["", "", "", "", bad.get(f)])])
-    if rows:
-        print(f"{len(rows)} images, {called} called anomalous; "
-              f"{write_text(out/'predictions.csv', text.getvalue())}")
-    if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *list(bad.values())[:20],
-                                       *["… (all of them are in predictions.csv)"]*(len(bad) > 20)]))
+        catch_up(f)
+        try: _write_prediction(p, f, out, maps, pictures)
+        except (StorageError, DataError) as e: bad[f] = str(e)
+        add([p.name, *p.cells(), bad.get(f, "")])
+        n, called = n + 1, called + p.label
+        waiting.popleft()
+    catch_up(None)
+    return n, called, bad
+
+def run_predict(args: Namespace) -> None:
+    "Score images, row by row. Raises `DataError` at the end where something could not be read or written."
+    from mudenet.images import TABLE
+    from mudenet.inference import load_detector
+    detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
+    _check_out(out, images)
+    files, written = _to_score(images, out), [w for w in ("maps", "pictures") if getattr(args, w)]
+    with _table(out, files, written) as add: n, called, bad = _scored(detector, files, out, args.maps, args.pictures, add)
+    print(f"{n} images, {called} called anomalous; {out/TABLE}")
+    if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored or drawn:", *list(bad.values())[:20],
+                                       *[f"… (all of them are in {TABLE})"]*(len(bad) > 20)]))
 
 # %% ../nbs/11_cli.ipynb #c0d90491
 def _export_parser() -> Parser:
@@ -608,28 +657,16 @@ def make_parser(
 
 _RESUMED = ("demo", "distill", "train", "benchmark", "ablate")  # commands that keep states or finished runs
 
-def _terminate(signum: int, frame: Any) -> None: raise KeyboardInterrupt
-
 def main(
     argv: Sequence[str]|None = None,  # Arguments; default: the process's
 ) -> int:                             # Exit code
     "Entry point of `mudenet`."
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    start_logging(logging.WARNING)
     log.setLevel(logging.INFO)
     chosen = next((a for a in argv if a in COMMANDS), "")
-    there = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if there else None  # as Ctrl-C: what is half-written is removed
-    try:
+    def work() -> None:
         args = make_parser(chosen).parse_args(argv, defaults=chosen in ("predict", "export", "watch", "serve", "data"))
         COMMANDS[args.command][2](args[args.command])
-    except MudenetError as e:
-        print(f"mudenet: error: {e}", file=sys.stderr)
-        return e.exit_code
-    except KeyboardInterrupt:
-        kept = "; the same command goes on from what was saved, if anything was" if chosen in _RESUMED else ""
-        print(f"mudenet: interrupted{kept}", file=sys.stderr)
-        return 130
-    finally:
-        if there: signal.signal(signal.SIGTERM, before)
-    return 0
+    kept = "; the same command goes on from what was saved, if anything was" if chosen in _RESUMED else ""
+    return run_command(argv, work, kept)

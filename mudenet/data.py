@@ -20,11 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
 from .core import ConfigError, DataError, did_you_mean, progress, rng
-from .images import (FORMATS, SUFFIXES, _decode, _reading, _rgb_values, _subfolders, image_files, image_size, natural_key,
-                            read_image, resize_image)
+from .images import (SUFFIXES, _decode, _reading, _rgb_values, _subfolders, image_files, image_size, natural_key,
+                            open_image, read_image, resize_image)
 
 # %% auto #0
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category', 'list_categories',
@@ -480,7 +478,7 @@ def _empty(mask: Path) -> str|None:
     try: marks = _mask_values(mask).any()
     except DataError: return None  # a problem, not a note
     if marks: return None
-    with Image.open(mask, formats=FORMATS) as f: alpha = f.getchannel("A").getextrema()[0] < 255 if "A" in f.getbands() else False
+    with open_image(mask) as f: alpha = f.getchannel("A").getextrema()[0] < 255 if "A" in f.getbands() else False
     return f"{mask} marks no defect: it is all black{', and its alpha channel does not count' if alpha else ''}."
 
 def find_empty_masks(

@@ -5,6 +5,7 @@
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
@@ -24,8 +25,8 @@ from .architecture import DescriptorNetwork
 from .config import (DECIDES, Config, absolute, differences, from_dict, identity, merge, override, portable,
                             run_folder, save_config, short_key, to_dict)
 from .core import (CheckpointError, ConfigError, DataError, device_name, did_you_mean, digest, environment, fingerprint,
-                          markdown_table, new_record, pick_device, progress, read_meta, read_record, write_json,
-                          write_text)
+                          locked, markdown_table, new_record, pick_device, progress, read_meta, read_record, refuse_foreign,
+                          remove_parts, write_json, write_text)
 from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, image_size,
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
@@ -34,16 +35,16 @@ from .distillation import (Backbone, architecture_of_t, distill, load_teacher, m
                                   teacher_weights, weights_fingerprint)
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
-from .loop import remove_parts
+from .loop import RUN_FILES
 from .report import SHOWN, Case, image_mean, report_html
 from .synthetic import write_product_line
 from .teachers import resolve_teacher, teacher_name
 from .training import train, train_identity
 
 # %% auto #0
-__all__ = ['log', 'BENCHMARKS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job', 'images_of',
-           'stage1_images', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure', 'intervals',
-           'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
+__all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job',
+           'images_of', 'stage1_images', 'ensure_teacher', 'calibrate_on', 'ensure_detector', 'look', 'measure',
+           'intervals', 'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
 log = logging.getLogger("mudenet")
@@ -215,7 +216,14 @@ def ensure_teacher(
     images: torch.Tensor|None = None,  # uint8 (N, 3, S, S), if they have been read already
     resume: bool = True,               # Go on with an unfinished stage 1; else begin it anew
 ) -> DescriptorNetwork:
-    "T: the one that was given, the one that is there, or a new one (stage 1)."
+    "T: the one that was given, the one that is there, or a new one (stage 1). Raises `ConfigError` while another run makes it."
+    with _at_work(job, "teacher.safetensors", bool(job.config.teacher)): return _ensure_teacher(job, images, resume)
+
+def _at_work(job: Job, file: str, needless: bool = False) -> contextlib.AbstractContextManager[None]:
+    "Keep others out of a run's folder where a file has yet to be made."
+    return contextlib.nullcontext() if needless or (job.folder/file).exists() else locked(job.folder)
+
+def _ensure_teacher(job: Job, images: torch.Tensor|None, resume: bool) -> DescriptorNetwork:
     c, path, device = job.config, job.folder/"teacher.safetensors", pick_device(job.config.device)
     if c.teacher: return load_teacher(c.teacher, c)
     if path.exists():
@@ -257,7 +265,10 @@ def ensure_detector(
     job: Job,             # What to run
     resume: bool = True,  # Go on with an unfinished stage; else begin it anew
 ) -> Detector:            # Calibrated
-    "The detector of a job: the one that is there, or a new one (both stages and calibration)."
+    "The detector of a job: the one that is there, or a new one (both stages and calibration). Raises `ConfigError` as above."
+    with _at_work(job, "detector.safetensors"): return _ensure_detector(job, resume)
+
+def _ensure_detector(job: Job, resume: bool) -> Detector:
     c, path, device = job.config, job.folder/"detector.safetensors", pick_device(job.config.device)
     if path.exists():
         detector = load_detector(path, c.device, to_dict(c)["inference"])
@@ -412,6 +423,8 @@ def _made(job: Job, device: torch.device) -> dict[str, Any]:
     return dict(date=date.today().isoformat(), device=device_name(device), threads=torch.get_num_threads(),
                 seconds={stage: seconds(log) for stage, log in logs.items() if log.is_file()})
 
+SIGNS = {"record.json": '"kind": "evaluation"', "report.html": "<title>mudenet: "}  # what ours have near their beginning
+
 def _last_note(record: Path) -> str:
     try: return str(read_record(record)["note"])
     except (DataError, LookupError, TypeError): return ""
@@ -425,6 +438,7 @@ def evaluate(
 ) -> dict[str, Any]:          # The record, as written to record.json
     "Measure a detector on a category's test images; writes record.json and the report."
     config, category = job.config, job.category
+    for name, sign in SIGNS.items(): refuse_foreign(job.folder/name, sign)
     note = note or _last_note(job.folder/"record.json")
     if cases is None: cases = look(detector, category.test)
     threshold = float(detector.threshold)
@@ -436,9 +450,11 @@ def evaluate(
                         threshold=threshold, detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),
                         scores=images)
-    remove_parts(job.folder)
-    write_text(job.folder/"report.html", _report(record, cases, category, config))
-    write_json(job.folder/"record.json", record)
+    page = _report(record, cases, category, config)
+    with locked(job.folder):
+        remove_parts(job.folder/n for n in RUN_FILES)
+        write_text(job.folder/"report.html", page)
+        write_json(job.folder/"record.json", record)
     return record
 
 def run_category(

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from mudenet.core import DataError
+from mudenet.core import DataError, remove_parts
 from mudenet.engine import fold
 from mudenet.images import read_image
-from mudenet.loop import remove_parts
+from mudenet.loop import RUN_FILES
 
 def test_only_left_overs_of_a_run_are_removed(tmp_path):
     ours = [tmp_path/f".{n}.4711.part" for n in ("record.json", "detector.safetensors", "train.state.safetensors")]
@@ -17,7 +17,7 @@ def test_only_left_overs_of_a_run_are_removed(tmp_path):
     for p in ours + theirs: p.write_text("x")
     folder = tmp_path/".report.html.4711.part"
     folder.mkdir()
-    remove_parts(tmp_path)
+    remove_parts(tmp_path/n for n in RUN_FILES)
     assert sorted(tmp_path.iterdir()) == sorted([*theirs, folder])
 
 def test_postscript_under_an_image_suffix_is_refused(tmp_path):

@@ -225,7 +225,7 @@ def _locked_file(path: Path) -> int:
         try: _take(file)
         except OSError:
             with contextlib.suppress(OSError): os.lseek(file, 0, os.SEEK_SET)
-            who = os.read(file, 100).decode(errors="replace") if sys.platform != "win32" else ""
+            who = os.read(file, 100).decode(errors="replace").strip() if sys.platform != "win32" else ""
             os.close(file)
             raise ConfigError(f"another run uses {path.parent} ({who or 'it has just begun'}). Wait for it or end it, or name "
                               "another place (--out).") from None

@@ -72,7 +72,7 @@ def _wrong_tensor(name: str, v: Tensor, want: Tensor) -> str:
     "What is wrong with a backbone's tensor; nothing if torchvision's network can compute with it."
     if v.layout != torch.strided or v.is_meta or v.is_quantized: return "holds no plain numbers"
     if v.shape != want.shape: return f"has the shape {tuple(v.shape)}, not {tuple(want.shape)}"
-    if v.is_floating_point() != want.is_floating_point() or v.is_complex(): return f"is of type {v.dtype}, not {want.dtype}"
+    if v.dtype != want.dtype: return f"is of type {v.dtype}, not {want.dtype}"
     if not bool(v.isfinite().all()): return "holds NaN or infinite numbers"
     if name.endswith("running_var") and bool((v < 0).any()): return "holds negative variances"
     return ""

@@ -142,7 +142,8 @@ def _reading(path: str|Path) -> Iterator[None]:
     except (DataError, MemoryError): raise
     except FileNotFoundError: raise DataError(f"{path}: there is no such file.") from None
     except Image.DecompressionBombError as e:
-        raise DataError(f"{path}: {str(e).rstrip('.')}. If it is to be read all the same, set MUDENET_MEGAPIXELS to what is allowed.") from None
+        why = str(e).rstrip(".")
+        raise DataError(f"{path}: {why}. To read it all the same, set MUDENET_MEGAPIXELS to what is allowed.") from None
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error …
         if isinstance(e, OSError) and e.errno: raise DataError(f"{path} cannot be read: {e.strerror}.") from None
         why = "no known image format" if isinstance(e, UnidentifiedImageError) else str(e)

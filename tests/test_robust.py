@@ -1,4 +1,5 @@
 """Bad input and damaged files, each kind by its reproduction."""
+import copy
 import json
 from functools import reduce
 
@@ -7,9 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torchvision.models import resnet18
 
-from mudenet.config import field_names, from_dict, load_config, nest, to_dict
-from mudenet.core import CheckpointError, ConfigError, load_tensors, read_meta, save_tensors
+from mudenet.architecture import MuDeNet
+from mudenet.config import Config, field_names, from_dict, load_config, nest, override, to_dict
+from mudenet.core import CheckpointError, ConfigError, WeightsError, load_tensors, read_meta, save_tensors
+from mudenet.distillation import Backbone
+from mudenet.inference import Detector, load_detector
 
 META = dict(detector=dict(config={}, about={"threshold": 1.5}), teacher=dict(config={}), state=dict(step=3, log={}, identity={}))
 
@@ -106,3 +111,59 @@ def test_any_tree_is_a_configuration_or_an_error(tree):
         from_dict(tree if isinstance(tree, dict) else {"data": tree})
     except ConfigError as e:
         assert "\n" not in str(e)
+
+
+NAN = float("nan")
+SPOILED = dict(
+    nan=(lambda w: w | {"conv1.weight": w["conv1.weight"] * NAN}, "conv1.weight holds NaN"),
+    infinite=(lambda w: w | {"bn1.bias": w["bn1.bias"] + float("inf")}, "bn1.bias holds NaN or infinite"),
+    negative=(lambda w: w | {"bn1.running_var": w["bn1.running_var"] - 2}, "bn1.running_var holds negative variances"),
+    complex=(lambda w: w | {"conv1.weight": w["conv1.weight"].to(torch.complex64)}, "conv1.weight is of type torch.complex64"),
+    whole=(lambda w: w | {"conv1.weight": w["conv1.weight"].to(torch.int8)}, "conv1.weight is of type torch.int8"),
+    sparse=(lambda w: w | {"conv1.weight": w["conv1.weight"].flatten(1).to_sparse()}, "conv1.weight holds no plain numbers"),
+    meta=(lambda w: w | {"conv1.weight": w["conv1.weight"].to("meta")}, "conv1.weight holds no plain numbers"),
+    shape=(lambda w: w | {"conv1.weight": w["conv1.weight"][:3]}, "conv1.weight has the shape (3, 3, 7, 7), not (64, 3, 7, 7)"),
+    missing=(lambda w: {k: v for k, v in w.items() if k != "layer2.0.bn1.bias"}, "1 tensors are missing (layer2.0.bn1.bias)"),
+    half=(lambda w: w | {"conv1.weight": w["conv1.weight"].half()}, "conv1.weight is of type torch.float16, not torch.float32"),
+    unknown=(lambda w: w | {"layer2.9.weight": w["conv1.weight"]}, "1 are unknown (layer2.9.weight)"),
+    numbers=(lambda w: dict(enumerate(w.values())), "holds no state dict"),
+    words=(lambda w: w | {"conv1.weight": "eleven"}, "holds no state dict"),
+    list=(lambda w: list(w.values()), "holds no state dict"),
+)
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_weights_of_a_backbone_that_torchvision_could_not_use(tmp_path, what):
+    spoil, text = SPOILED[what]
+    torch.save(spoil(resnet18().state_dict()), tmp_path / "r18.pth")
+    with pytest.raises(WeightsError) as e:
+        Backbone("resnet18", str(tmp_path / "r18.pth"))
+    assert "r18.pth" in str(e.value) and text in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    config = override(Config(), {"data.image_size": 64, "model.channels": 4, "model.width": 4})
+    made = Detector(MuDeNet(config.model, 64), config, dict(teacher=dict(name="x"), identity={}, versions={}))
+    made.threshold.fill_(1.0)
+    return made.save(tmp_path_factory.mktemp("detector") / "d.safetensors")
+
+
+ANYTHING = [None, 1, 1.5, True, "text", [], [1], {}, {"a": 1}, {"a": {"b": [None]}}]
+
+
+def test_metadata_of_wrong_types_are_one_line(detector, tmp_path):
+    """Every name of a detector's metadata × every type, with the digest made anew: it loads, or a line names the file."""
+    tensors, meta = load_tensors(detector, "detector")
+    own = {k: v for k, v in meta.items() if k not in ("kind", "schema", "sha256")}
+    places = [(k,) for k in own] + [(k, n) for k in own for n in own[k]]
+    for place in places:
+        for value in ANYTHING:
+            changed = copy.deepcopy(own)
+            part = reduce(lambda d, k: d[k], place[:-1], changed)
+            part[place[-1]] = value
+            save_tensors(tmp_path / "x.safetensors", tensors, "detector", changed)
+            try:
+                load_detector(tmp_path / "x.safetensors", "cpu")
+            except CheckpointError as e:
+                assert "x.safetensors" in str(e) and "\n" not in str(e)

@@ -423,6 +423,7 @@ def _made(job: Job, device: torch.device) -> dict[str, Any]:
     return dict(date=date.today().isoformat(), device=device_name(device), threads=torch.get_num_threads(),
                 seconds={stage: seconds(log) for stage, log in logs.items() if log.is_file()})
 
+_OTHER_IMAGES = "The nominal images here are not those that the detector was trained on."
 SIGNS = {"record.json": '"kind": "evaluation"', "report.html": "<title>mudenet: "}  # what ours have near their beginning
 
 def _last_note(record: Path) -> str:
@@ -440,6 +441,9 @@ def evaluate(
     config, category = job.config, job.category
     for name, sign in SIGNS.items(): refuse_foreign(job.folder/name, sign)
     note = note or _last_note(job.folder/"record.json")
+    if detector.about.get("data", job.data_fingerprint) != job.data_fingerprint:
+        log.warning("%s: %s", category.root, _OTHER_IMAGES)
+        note = " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))
     if cases is None: cases = look(detector, category.test)
     threshold = float(detector.threshold)
     images = [dict(image=c.item.image.relative_to(category.root).as_posix(), defect=c.item.defect, score=c.score,

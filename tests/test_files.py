@@ -255,3 +255,105 @@ def test_an_image_of_more_pixels_than_usual(run, tmp_path, monkeypatch, capsys):
     assert "a.png: Image size" in (err := capsys.readouterr().err) and "set MUDENET_MEGAPIXELS" in err
     monkeypatch.setenv("MUDENET_MEGAPIXELS", "0.002")
     assert predict(run, tmp_path/"images", tmp_path/"out") == 0
+
+
+def part_of(root, good=6, bad=2, mask=None):
+    for k in range(good):
+        put(root/f"train/good/{k}.png", k)
+    for k in range(bad):
+        put(root/f"test/good/{k}.png", 50 + k)
+        put(root/f"test/hole/{k}.png", 60 + k)
+    if mask is not None:
+        (root/"ground_truth/hole").mkdir(parents=True)
+        for k in range(bad):
+            Image.fromarray(mask).save(root/f"ground_truth/hole/{k}_mask.png")
+    return root
+
+
+def checked(root, capsys, code=0):
+    assert main(["data", "check", str(root)]) == code
+    said = capsys.readouterr()
+    return said.out + said.err
+
+
+def test_data_check_says_what_is_left_out(tmp_path, capsys):
+    root = part_of(tmp_path/"part")
+    put(root/"train/good/lot/1.png")
+    put(root/"test/@eaDir/x.png")
+    (root/"train/good/a.jfif").write_text("")
+    said = checked(root, capsys)
+    assert f"{root/'train'/'good'}: left out: 1 images in folders below it, 1 of another type (.jfif)" in said
+    assert "1 held-out image gives the threshold: expect 50 % of good parts above it" in said
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_three_nominal_images_are_the_least(tmp_path, capsys, good):
+    root = part_of(tmp_path/"part", good)
+    (root/"train/good").mkdir(parents=True, exist_ok=True)
+    said = checked(root, capsys, 2)
+    assert "at least three are needed" in said or good == 0 and "holds no image" in said
+
+
+ALPHA = np.dstack([np.full((40, 50, 3), 255, np.uint8), np.zeros((40, 50), np.uint8)])
+MASKS = dict(inverted=(255 - 255*np.eye(40, 50, dtype=np.uint8), "marks 98 % of its image: is it inverted?"),
+             alpha=(ALPHA, "marks all of its image: its shape seems to be in its alpha channel"))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_that_mark_most_of_their_image_are_noted(tmp_path, capsys, kind):
+    mask, text = MASKS[kind]
+    assert checked(part_of(tmp_path/"part", mask=mask), capsys).count(text) == 2
+
+
+@pytest.mark.parametrize("new", ["train/ok", "Train", "train/Good", "train/normal"])
+def test_names_that_people_use_are_named_with_the_rename(tmp_path, capsys, new):
+    root = part_of(tmp_path/"part")
+    (root/("train/good" if "/" in new else "train")).rename(root/new)
+    found = root/new if "/" in new else root/new/"good"
+    assert f"{found}: rename it to train/good" in checked(root, capsys, 2)
+
+
+@pytest.mark.parametrize("name", ["0_GT.png", "0_gt.png", "mask_0.png"])
+def test_masks_of_other_names_are_named_with_the_rename(tmp_path, capsys, name):
+    root = part_of(tmp_path/"part", bad=1, mask=np.eye(40, 50, dtype=np.uint8)*255)
+    (root/"ground_truth/hole/0_mask.png").rename(root/"ground_truth/hole"/name)
+    assert f"There is {name}: rename it to 0_mask.png" in checked(root, capsys, 2)
+
+
+def test_visa_names_an_image_once(tmp_path, capsys):
+    for k in range(5):
+        put(tmp_path/f"visa/candle/Data/Images/Normal/{k}.png", k)
+    rows = [f"candle,{'test' if k == 4 else 'train'},normal,candle/Data/Images/Normal/{k % 5}.png," for k in range(6)]
+    (tmp_path/"visa/split_csv").mkdir()
+    (tmp_path/"visa/split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
+    assert "1cls.csv, line 7: the image candle/Data/Images/Normal/0.png is in line 2 already" in checked(tmp_path/"visa", capsys, 2)
+
+
+def test_changed_images_are_said(run, tmp_path, capsys):
+    shutil.copytree(run.parents[3]/"part", tmp_path/"part")
+    put(tmp_path/"part/train/good/0.png", 99)
+    for _ in range(2):  # the sentence stands there once
+        assert main(["evaluate", str(run), "--root", str(tmp_path/"part"), "--out", str(tmp_path/"out")]) == 0
+    assert json.loads((tmp_path/"out/record.json").read_text())["note"].count("not those that the detector was trained on") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX permissions")
+def test_what_may_not_be_read_is_one_line(run, tmp_path):
+    """As an ordinary user: a folder, a file and a configuration without permissions."""
+    tmp_path.chmod(0o755)
+    for p in tmp_path.parents[:2]:
+        p.chmod(0o755)
+    root = part_of(tmp_path/"part")
+    (root/"train").chmod(0)
+    (tmp_path/"mine.yaml").write_text("seed: 1\n")
+    (tmp_path/"mine.yaml").chmod(0)
+    code = ("import os, sys; from mudenet.cli import main, make_parser\n"  # all that is imported later, before it cannot be read
+            "import mudenet.data, mudenet.evaluation, mudenet.inference\n"
+            "for name in ('data', 'train'): make_parser(name).parse_args([name, *(['show', 'x'] if name == 'data' else [])])\n"
+            "if os.geteuid() == 0: os.setuid(65534)\nsys.exit(main())")
+    train = ["train", "--root", root, "--config", tmp_path/"mine.yaml"]
+    for command, name in (["data", "check", root], "train"), (train, "mine.yaml"):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 2 and name in done.stderr and "ermission" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
+    (root/"train").chmod(0o755)

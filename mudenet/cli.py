@@ -143,12 +143,12 @@ def _job_note(job: Job) -> str:
 
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
-    from mudenet.data import find_passed_by, threshold_worth
+    from mudenet.data import find_dark, find_passed_by, threshold_worth
     from mudenet.evaluation import ensure_detector, open_job
     job = open_job(configure(_given(args, "resume"), args.get("config")))
     print(_job_note(job), flush=True)
-    few = threshold_worth(job.category)
-    for note in [*find_passed_by(job.category, "train", "validation"), *[few]*bool(few)]: print(f"note: {note}", flush=True)
+    notes = [*find_passed_by(job.category, "train", "validation"), find_dark(job.category, 8), threshold_worth(job.category)]
+    for note in filter(None, notes): print(f"note: {note}", flush=True)
     ensure_detector(job, resume=args.get("resume", True))
     print(f"detector: {job.folder/'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 
@@ -400,8 +400,8 @@ def _data_parser() -> Parser:
 
 def run_data(args: Namespace) -> None:
     "show, check or draw."
-    from mudenet.data import (find_odd_masks, find_passed_by, find_problems, list_categories, open_category, recognise, summary,
-                              threshold_worth)
+    from mudenet.data import (find_dark, find_odd_masks, find_passed_by, find_problems, list_categories, open_category,
+                              recognise, summary, threshold_worth)
     if args.action == "draw":
         from mudenet.synthetic import write_product_line
         print(f"product line: {write_product_line(args.folder, seed=args.seed, size=args.size)}")
@@ -418,9 +418,9 @@ def run_data(args: Namespace) -> None:
         print(f"{s['name']}: train {s['train']}, validation {s['validation']}, test {kinds}; masks {'yes' if s['masks'] else 'no'}")
         if args.action == "show": continue
         problems += find_problems(category)
-        few = threshold_worth(category)
-        for note in [*find_passed_by(category, "train", "validation", "test"), *find_odd_masks(category), *[few]*bool(few)]:
-            print(f"note: {note}")
+        notes = [*find_passed_by(category, "train", "validation", "test"), find_dark(category), *find_odd_masks(category),
+                 threshold_worth(category)]
+        for note in filter(None, notes): print(f"note: {note}")
     if problems: raise DataError("\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *problems]))
     if args.action == "check": print("every file can be read and fits its image")
 

@@ -28,7 +28,7 @@ from .images import (SUFFIXES, _decode, _reading, _rgb_values, _subfolders, imag
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category', 'list_categories',
            'recognise', 'read_defects_config', 'hold_out', 'open_category', 'summary', 'read_mask_channels',
            'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_odd_masks', 'find_passed_by',
-           'threshold_worth', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
+           'find_dark', 'threshold_worth', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
 
 # %% ../nbs/02_data.ipynb #02-data-05
 @dataclass(frozen=True, kw_only=True)
@@ -521,6 +521,26 @@ def find_passed_by(
         left["images that no list names"] = sum("/" not in name and folder/name not in used for name in found)
         if passed_by(left): said.append(f"{folder}: {passed_by(left)}")
     return said
+
+def _little_range(image: Path) -> int:
+    "The largest value of an image of more than 8 bits that uses less than a quarter of its range; else 0."
+    try: values = _mask_values(image)
+    except DataError: return 0  # a problem, not a note
+    return int(values.max()) if values.dtype != np.uint8 and values.max() < 16384 else 0
+
+def find_dark(
+    category: Category,
+    most: int|None = None,        # Look at so many training images, evenly chosen; default: all
+    text: str = "looking at the range",  # What the progress bar says
+) -> str:                         # Empty where there is nothing to say
+    "Whether training images of 16 bits hold values of fewer, as 12-bit cameras write them: 8 bits of their range are too dark."
+    items = category.train[::max(1, len(category.train)//most)] if most else category.train
+    found = {i.image: v for i, v in zip(items, _each(lambda i: _little_range(i.image), items, text)) if v}
+    if not found: return ""
+    name, top = max(found.items(), key=lambda x: x[1])
+    return (f"{len(found)} of {len(items)} training images of 16 bits or more use a small part of their range, none more than "
+            f"{name} with values up to {top}, which becomes {(top + 128)//257} of 255. Save them with 8 bits, or multiplied to "
+            "reach 65535.")
 
 def threshold_worth(
     category: Category,

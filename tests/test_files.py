@@ -357,3 +357,18 @@ def test_what_may_not_be_read_is_one_line(run, tmp_path):
         assert done.returncode == 2 and name in done.stderr and "ermission" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
     (root/"train").chmod(0o755)
+
+
+WIDE = dict(twelve_bits=("png", np.uint16, 16, "values up to 4080, which becomes 16 of 255"),
+            eight_in_32=("tif", np.int32, 1, "values up to 255, which becomes 1 of 255"), whole=("png", np.uint16, 257, ""))
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_images_that_use_little_of_their_range_are_noted(tmp_path, capsys, kind):
+    suffix, dtype, factor, text = WIDE[kind]
+    root = part_of(tmp_path/"part", good=0)
+    for k in range(4):
+        (root/"train/good").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(k)[..., 0].astype(dtype)*factor).save(root/f"train/good/{k}.{suffix}")
+    said = checked(root, capsys)
+    assert text in said and ("of 16 bits or more use a small part of their range" in said) == bool(text)

@@ -418,10 +418,14 @@ def setting_name(
 def _made(job: Job, device: torch.device) -> dict[str, Any]:
     "When and where a record was made, how many threads there were, and the seconds that each stage's log has."
     logs = {stage: job.folder/f"{stage}.csv" for stage in ("distill", "train")}
-    def seconds(log: Path) -> float:
-        return round(sum(float(row["seconds"]) for row in csv.DictReader(log.read_text(encoding="utf-8").splitlines())), 1)
+    def seconds(table: Path) -> float|None:
+        try: return round(sum(float(row["seconds"]) for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())), 1)
+        except (ValueError, LookupError, TypeError, csv.Error) as e:  # somebody has edited it; a record is worth more than this
+            log.warning("%s cannot be read as a log (%s): the record says nothing of its seconds", table, e)
+            return None
+    found = {stage: seconds(table) for stage, table in logs.items() if table.is_file()}
     return dict(date=date.today().isoformat(), device=device_name(device), threads=torch.get_num_threads(),
-                seconds={stage: seconds(log) for stage, log in logs.items() if log.is_file()})
+                seconds={stage: s for stage, s in found.items() if s is not None})
 
 _OTHER_IMAGES = "The nominal images here are not those that the detector was trained on."
 SIGNS = {"record.json": '"kind": "evaluation"', "report.html": "<title>mudenet: "}  # what ours have near their beginning

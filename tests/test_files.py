@@ -372,3 +372,26 @@ def test_images_that_use_little_of_their_range_are_noted(tmp_path, capsys, kind)
         Image.fromarray(pixels(k)[..., 0].astype(dtype)*factor).save(root/f"train/good/{k}.{suffix}")
     said = checked(root, capsys)
     assert text in said and ("of 16 bits or more use a small part of their range" in said) == bool(text)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_second_training_is_told_of_the_first(run, tmp_path, capsys):
+    folder = tmp_path/"folder"/"part"/run.name
+    code = f"import time; from mudenet.core import locked\nwith locked({str(folder)!r}): print(flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    command = ["train", "--root", str(run.parents[3]/"part"), "--out", str(tmp_path), *OPTIONS]
+    assert main(command) == 2
+    one_line(capsys, f"another run uses {folder} (process {other.pid}, since ")
+    other.kill()
+    other.wait()
+    assert main(command) == 0 and not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("text", ["", "epoch,step", "epoch,seconds\n1,x\n", "\udce4"])
+def test_a_log_that_was_edited_costs_no_record(run, tmp_path, text):
+    shutil.copytree(run, tmp_path/"run")
+    (tmp_path/"run/train.csv").write_text(text, errors="surrogateescape")
+    (tmp_path/"run/config.yaml").write_text("")
+    assert main(["evaluate", str(tmp_path/"run"), "--root", str(run.parents[3]/"part")]) == 0
+    assert (tmp_path/"run/record.json").exists()

@@ -385,6 +385,7 @@ def parse():
     parser.add_argument("work", type=Path)
     parser.add_argument("--share", type=float, default=1.0, help="of all attempts")
     parser.add_argument("--only", nargs="*", help="kinds of inputs, or commands")
+    parser.add_argument("--record", action="store_true", help="write the record of what was tried so far")
     return parser.parse_args()
 
 
@@ -409,6 +410,12 @@ def run():
         if found["outcome"] == "failed":
             print(f"{what} {k}: {found['why']}", flush=True)
 
+    def write():
+        failed = [f"{r['what']} {r['k']}: {r['why']}" for r in rows if r["outcome"] == "failed"]
+        write_json(RESULT, new_record("campaign", spoilt=summary(rows, SPOILT), killed=summary(rows, KILLED), failures=failed))
+
+    if args.record:
+        return write()
     for kind, n in SPOILT.items():
         if not args.only or kind in args.only:
             for k in range(round(n*args.share)):
@@ -420,11 +427,10 @@ def run():
             whole, seconds = undisturbed(what, work)
             for k in todo:
                 note(what, k, killed(what, k, work, whole, seconds))
-    failed = [r for r in rows if r["outcome"] == "failed"]
-    print(f"{len(rows)} attempts, {len(failed)} failed")
+    failed = sum(r["outcome"] == "failed" for r in rows)
+    print(f"{len(rows)} attempts, {failed} failed")
     if args.share == 1 and not args.only:
-        write_json(RESULT, new_record("campaign", spoilt=summary(rows, SPOILT), killed=summary(rows, KILLED),
-                                      failures=[f"{r['what']} {r['k']}: {r['why']}" for r in failed]))
+        write()
     return int(bool(failed))
 
 

@@ -51,7 +51,7 @@ def forked(work, log):
         os.dup2(out, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         for s in ENDS:
-            signal.signal(s, signal.default_int_handler)
+            signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
         signal.alarm(SECONDS)
         code = work()
     except SystemExit as e:

@@ -170,7 +170,7 @@ class Log:
         if not self.rows: return
         text = io.StringIO()
         losses = sorted(set(self.rows[0]) - {"epoch", "step", "seconds"})
-        out = csv.DictWriter(text, ["epoch", "step", *losses, "seconds"], lineterminator="\n")
+        out = csv.DictWriter(text, ["epoch", "step", *losses, "seconds"], extrasaction="ignore", lineterminator="\n")
         out.writeheader(); out.writerows(self.rows)
         write_text(path, text.getvalue())
 
@@ -233,10 +233,22 @@ def load_state(
                               "Delete it to start over, or use that configuration.")
     try:
         _fill(module, optimiser, tensors)
-        return int(meta["step"]), Log(**meta["log"]), dict(meta.get("memory", {}))
-    except (RuntimeError, LookupError, TypeError, ValueError) as e:
+        return _count(meta["step"]), _log_of(meta["log"]), dict(meta.get("memory", {}))
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         why = " ".join(str(e).split())[:200]
         raise CheckpointError(f"{path} does not fit what is trained ({why}). Delete it to start over.") from None
+
+def _count(n: Any) -> int:
+    if not isinstance(n, int) or n < 0: raise ValueError(f"{n!r} is no number of steps")
+    return n
+
+def _log_of(tree: Mapping[str, Any]) -> Log:
+    "The log in a state's metadata. Raises `ValueError`, `TypeError` or `AttributeError` for something else."
+    found = Log(**tree)
+    numbers = [*found.sums.values(), _count(found.count), *(v for row in found.rows for v in row.values())]
+    if not isinstance(found.rows, list) or not all(isinstance(v, (int, float)) for v in numbers):
+        raise ValueError("its log holds something else than numbers")
+    return found
 
 def _fill(module: nn.Module, optimiser: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
     "Give weights and moments to those that they belong to."

@@ -395,6 +395,7 @@ def parse():
     parser.add_argument("--share", type=float, default=1.0, help="of all attempts")
     parser.add_argument("--only", nargs="*", help="kinds of inputs, or commands")
     parser.add_argument("--record", action="store_true", help="write the record of what was tried so far")
+    parser.add_argument("--note", default="", help="a sentence for the record")
     return parser.parse_args()
 
 
@@ -421,7 +422,7 @@ def run():
 
     def write():
         failed = [f"{r['what']} {r['k']}: {r['why']}" for r in rows if r["outcome"] == "failed"]
-        write_json(RESULT, new_record("campaign", spoilt=summary(rows, SPOILT), killed=summary(rows, KILLED), failures=failed))
+        write_json(RESULT, new_record("campaign", note=args.note, spoilt=summary(rows, SPOILT), killed=summary(rows, KILLED), failures=failed))
 
     if args.record:
         return write()

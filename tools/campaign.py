@@ -422,7 +422,8 @@ def run():
 
     def write():
         failed = [f"{r['what']} {r['k']}: {r['why']}" for r in rows if r["outcome"] == "failed"]
-        write_json(RESULT, new_record("campaign", note=args.note, spoilt=summary(rows, SPOILT), killed=summary(rows, KILLED), failures=failed))
+        ends = dict(spoilt=summary(rows, SPOILT), killed=summary(rows, KILLED), failures=failed)
+        write_json(RESULT, new_record("campaign", note=args.note, **ends))
 
     if args.record:
         return write()

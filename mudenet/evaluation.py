@@ -445,10 +445,10 @@ def evaluate(
     config, category = job.config, job.category
     for name, sign in SIGNS.items(): refuse_foreign(job.folder/name, sign)
     note = note or _last_note(job.folder/"record.json")
+    if cases is None: cases = look(detector, category.test)
     if detector.about.get("data", job.data_fingerprint) != job.data_fingerprint:
         log.warning("%s: %s", category.root, _OTHER_IMAGES)
         note = " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))
-    if cases is None: cases = look(detector, category.test)
     threshold = float(detector.threshold)
     images = [dict(image=c.item.image.relative_to(category.root).as_posix(), defect=c.item.defect, score=c.score,
                    anomalous=c.score > threshold, loudest=c.loudest) for c in cases]

@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -423,7 +424,7 @@ def run():
     def write():
         failed = [f"{r['what']} {r['k']}: {r['why']}" for r in rows if r["outcome"] == "failed"]
         ends = dict(spoilt=summary(rows, SPOILT), killed=summary(rows, KILLED), failures=failed)
-        write_json(RESULT, new_record("campaign", note=args.note, **ends))
+        write_json(RESULT, new_record("campaign", note=args.note, made=dict(date=date.today().isoformat()), **ends))
 
     if args.record:
         return write()

@@ -5,14 +5,13 @@
 # %% ../nbs/11_cli.ipynb #11-cli-02
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import logging
+import os
 import re
-import signal
 import sys
-import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -26,10 +25,11 @@ from jsonargparse.typing import PositiveInt
 
 from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
-                            from_dict, from_saved, identity, load_config, merge, nest, read_yaml, shipped,
-                            to_dict)
-from .core import (ConfigError, DataError, MudenetError, TrainingError, atomic, markdown_table, pick_device, progress,
-                          read_meta, write_json, write_text)
+                            from_dict, from_saved, identity, load_config, merge, nest, read_config, read_yaml, shipped,
+                            short_key, to_dict)
+from .core import (ConfigError, DataError, MudenetError, StorageError, TrainingError, atomic, locked, markdown_table,
+                          pick_device, progress, read_meta, refuse_foreign, remove_parts, run_command, start_logging,
+                          storage_error, write_json)
 
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict',
@@ -87,7 +87,7 @@ def configure(
     base: str|None = None,      # A shipped configuration to begin with; default: the data set's
 ) -> Config:
     "The configuration of a command. Raises `ConfigError`, `DataError`, or `CheckpointError` for --teacher."
-    tree = merge(read_yaml(file) if file else {}, given)
+    tree = merge(read_config(file) if file else {}, given)
     name = tree.get("dataset", "auto")
     if base is None and name == "auto":
         from mudenet.evaluation import recognise_dataset
@@ -124,7 +124,7 @@ def run_distill(args: Namespace) -> None:
     "Stage 1 only."
     from mudenet.evaluation import ensure_teacher, open_job
     given, resume = _given(args, "resume"), args.get("resume", True)
-    tree = merge(read_yaml(args.config) if args.get("config") else {}, given)
+    tree = merge(read_config(args.config) if args.get("config") else {}, given)
     if tree.get("distill", {}).get("images") == "folder" and not tree.get("root"):
         from mudenet.teachers import distill_corpus
         path = distill_corpus(load_config(None, [args.config] if args.get("config") else [], given), resume)
@@ -165,14 +165,17 @@ def _fitted(job: Job, minutes: float) -> Job:
 
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
+    from mudenet.data import find_dark, find_passed_by, threshold_worth
     from mudenet.evaluation import ensure_detector, open_job
     from mudenet.health import Health, advice
     job = open_job(configure(_given(args, "resume", "minutes"), args.get("config")))
     if args.get("minutes") is not None: job = _fitted(job, args.minutes)
     print(_job_note(job), flush=True)
+    notes = [*find_passed_by(job.category, "train", "validation"), find_dark(job.category, 8), threshold_worth(job.category)]
+    for note in filter(None, notes): print(f"note: {note}", flush=True)
     about = ensure_detector(job, resume=args.get("resume", True)).about
     if about.get("health"):
-        for sentence in advice(Health(**about["health"]), job.config.train.steps != 0): print(f"Note: {sentence}")
+        for sentence in advice(Health(**about["health"]), job.config.train.steps != 0): print(f"note: {sentence}")
     print(f"detector: {job.folder/'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 
 # %% ../nbs/11_cli.ipynb #11-cli-10
@@ -197,9 +200,11 @@ def _find_run(path: str) -> Path:
     raise ConfigError("\n".join([f"{path} holds {len(below)} runs; name one of them:", *(str(f.parent) for f in below)]))
 
 def _run_config(run: Path) -> Config:
-    "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file."
-    if (run/"config.yaml").is_file(): return from_saved(read_yaml(run/"config.yaml"))
-    return from_saved(read_meta(run/"detector.safetensors" if run.is_dir() else run, "detector")["config"])
+    "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file, without places."
+    from mudenet.distillation import made_with
+    if (run/"config.yaml").is_file() and (tree := read_yaml(run/"config.yaml")): return from_saved(tree)
+    file = run/"detector.safetensors" if run.is_dir() else run
+    return made_with(file, read_meta(file, "detector"))
 
 def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     "What is to be evaluated, and which settings are not the run's own."
@@ -208,6 +213,8 @@ def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     if given.get("root") and "category" not in given and len(list_categories(given["root"])) == 1:
         given["category"] = None  # one category's folder, whatever it is called
     config = _run_config(run)
+    if config.root is None and not given.get("root"):  # nothing is drawn because a file says so
+        raise ConfigError(f"which images? {run} does not say where they are: give --root FOLDER.")
     job = open_job(from_dict(merge(to_dict(config), given, dict(teacher=None))))  # it has done its work, and may be gone
     own, now = (identity(c, "measures") for c in (config, job.config))
     return job, [d for k in ("inference", "evaluation") for d in differences(own[k], now[k], f"{k}.")]
@@ -231,6 +238,7 @@ def run_evaluate(args: Namespace) -> None:
                           f"({'; '.join(changed) or job.category.root}). Give the new record a place: --out FOLDER.")
     if anew: calibrate_on(detector, job)
     out, name = Path(args.get("out") or folder), folder.resolve().name
+    _check_out(out)
     record = evaluate(detector, replace(job, folder=out), run=setting_name(name, job.config) if changed else name)
     print(f"{metrics_table(record)}\n\nrecord: {out/'record.json'}\nreport: {out/'report.html'}")
 
@@ -250,35 +258,51 @@ def _predict_parser() -> Parser:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
     return parser
 
+def _fitting(name: str, suffix: str) -> str:
+    "A file's name with another suffix behind it; where a system would refuse its length, shortened, with a hash of the whole."
+    if len(os.fsencode(name.rpartition("/")[2] + suffix)) <= 255: return name + suffix
+    folder, _, last = name.rpartition("/")
+    short = f"{os.fsencode(last)[:200].decode(errors='ignore')}~{short_key(last)}{suffix}"
+    return f"{folder}/{short}" if folder else short
+
 def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures: bool) -> None:
     from PIL import Image
     from mudenet.images import read_image
     from mudenet.report import heat
     if maps:
-        with atomic(out/"maps"/f"{p.name}.tiff") as f: Image.fromarray(p.map).save(f, "TIFF")
+        with atomic(out/"maps"/_fitting(p.name, ".tiff")) as f: Image.fromarray(p.map).save(f, "TIFF")
     if pictures:
         pixels = Image.fromarray(read_image(file))
         both = Image.new("RGB", (2*pixels.width, pixels.height))
         both.paste(pixels, (0, 0))
         both.paste(heat(p.map, 0.0, 2*max(p.threshold, 1e-6)), (pixels.width, 0))
-        with atomic(out/"pictures"/f"{p.name}.png") as f: both.save(f, "PNG")
+        with atomic(out/"pictures"/_fitting(p.name, ".png")) as f: both.save(f, "PNG")
 
 def _write_regions(detector: Detector, p: Prediction, out: Path) -> tuple[str, tuple[int, int], list[Region]]:
     "The mask of an image, and what `coco` is told of it."
     from PIL import Image
     regions, mask = detector.regions(p)
-    with atomic(out/"masks"/f"{p.name}.png") as f: Image.fromarray(mask).save(f, "PNG")
+    with atomic(out/"masks"/_fitting(p.name, ".png")) as f: Image.fromarray(mask).save(f, "PNG")
     return p.name, (mask.shape[0], mask.shape[1]), regions
 
 def _to_score(images: Path, out: Path) -> dict[Path, str]:
-    "Image files and what they are called; what an earlier call wrote to `out` is left out. Raises `DataError` if there is none."
-    from mudenet.images import find_images
+    "Image files and what they are called; what was passed by is said. Raises `DataError` if there is none."
+    from mudenet.images import find_images, passed_by
     if not images.exists(): raise DataError(f"{images}: there is no such file or folder.")
     if not images.is_dir(): return {images: images.name}
-    written = [(out/part).resolve() for part in ("maps", "pictures", "masks")]
-    found = [f for f in find_images(images) if not any(f.resolve().is_relative_to(w) for w in written)]
-    if not found: raise DataError(f"{images} holds no image but what was written to {out}.")
+    left: Counter[str] = Counter()
+    found = find_images(images, left=left)
+    if passed_by(left): print(passed_by(left), flush=True)
     return {f: f.relative_to(images).as_posix() for f in found}
+
+def _check_out(out: Path, images: Path|None = None) -> None:
+    "Raise `ConfigError` for a folder of results in which they would be taken for images, or mixed with them."
+    whole = out.resolve()
+    if images is not None and images.is_dir() and whole == images.resolve():
+        raise ConfigError(f"--out {out} is the folder of the images; name another one.")
+    for here in (whole, *whole.parents):
+        if here.name in ("train", "test", "validation", "val", "ground_truth") and (here.parent/"train").is_dir():
+            raise ConfigError(f"--out {out} lies in {here}, a part of a data set that then could not be read; name another place.")
 
 def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]) -> Iterator[np.ndarray]:
     "The pixels of each file in turn, noted in `read`; a file that cannot be read is noted in `bad`, with the reason."
@@ -290,37 +314,73 @@ def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]
             read.append(f)
             yield pixels
 
-def run_predict(args: Namespace) -> None:
-    "Score images, write the table last. Raises `DataError` at the end where some could not be read."
-    from mudenet.drift import open_drift
+@contextlib.contextmanager
+def _table(out: Path, files: Mapping[Path, str], written: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], None]]:
+    "Gives what adds a row to the table of predictions, which is there from the first row on, whatever happens later."
+    from mudenet.images import ANSWER, HEAD, TABLE
+    refuse_foreign(out/TABLE, HEAD)
+    if not (out/TABLE).exists() and (mixed := [str(out/w) for w in written if (out/w).exists()]):
+        raise ConfigError(f"{' and '.join(mixed)} is there, and no {TABLE} that says by what it was written; name another --out.")
+    kinds = [(w, k) for w, k in (("maps", ".tiff"), ("pictures", ".png"), ("masks", ".png")) if w in written]
+    try:
+        with locked(out):
+            remove_parts(out/w/_fitting(n, k) for w, k in kinds for n in files.values())
+            with open(out/TABLE, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
+                rows = csv.writer(f, lineterminator="\n")
+                def add(cells: Sequence[Any]) -> None:
+                    rows.writerow(cells)
+                    f.flush()
+                add(["image", *ANSWER, "error"])
+                yield add
+    except OSError as e:
+        if isinstance(e, MudenetError): raise
+        raise storage_error(out/TABLE, e) from e
+
+def _scored(detector: Detector, files: Mapping[Path, str], out: Path, written: Sequence[str], add: Callable[[Sequence[Any]], None],
+            also: Callable[[Prediction], None]) -> tuple[int, int, dict[Path, str]]:
+    "A row for each file. Gives how many were scored, how many called anomalous, and what went wrong with the others."
     from mudenet.images import ANSWER
-    from mudenet.inference import load_detector, stream
+    read, bad, waiting, n, called = deque[Path](), dict[Path, str](), deque(files), 0, 0
+    def catch_up(to: Path|None) -> None:
+        while waiting and waiting[0] != to: add([files[f := waiting.popleft()], *[""]*len(ANSWER), bad[f]])
+    for p in progress(detector.stream(_readable(files, read, bad)), "predicting", total=len(files), unit="image"):
+        p = replace(p, name=files[f := read.popleft()])
+        catch_up(f)
+        try:
+            _write_prediction(p, f, out, "maps" in written, "pictures" in written)
+            also(p)
+        except (StorageError, DataError) as e: bad[f] = str(e)
+        add([p.name, *p.cells(), bad.get(f, "")])
+        n, called = n + 1, called + p.label
+        waiting.popleft()
+    catch_up(None)
+    return n, called, bad
+
+def run_predict(args: Namespace) -> None:
+    "Score images, row by row. Raises `DataError` at the end where something could not be read or written."
+    from mudenet.drift import open_drift
+    from mudenet.images import TABLE
+    from mudenet.inference import load_detector
     from mudenet.regions import coco
     from mudenet.runtime import detector_id
     detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
-    files, read, bad = _to_score(images, out), deque[Path](), dict[Path, str]()
-    pixels: Any = _readable(files, read, bad)
-    rows, called = dict[Path, list[str]](), 0
-    marked: list[tuple[str, tuple[int, int], list[Region]]] = []
+    _check_out(out, images)
+    if args.regions: refuse_foreign(out/"regions.json", '"mudenet"')
     drift = open_drift(detector, args.drift, int(detector_id(detector), 16))
-    for p in progress(stream(detector, pixels), "predicting", total=len(files), unit="image"):
-        p = replace(p, name=files[f := read.popleft()])
+    marked: list[tuple[str, tuple[int, int], list[Region]]] = []
+    def also(p: Prediction) -> None:
         if args.regions: marked.append(_write_regions(detector, p, out))
-        _write_prediction(p, f, out, args.maps, args.pictures)
         if drift and drift.add(p.score): log.warning("%s: %s", p.name, drift.advice())
-        rows[f], called = [*p.cells(), ""], called + p.label
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", *ANSWER, "error"])
-    for f, name in files.items(): table.writerow([name, *rows.get(f, [*[""]*len(ANSWER), bad.get(f)])])
-    if rows:
-        print(f"{len(rows)} images, {called} called anomalous; "
-              f"{write_text(out/'predictions.csv', text.getvalue())}")
+    files = _to_score(images, out)
+    written = [w for w, wanted in (("maps", args.maps), ("pictures", args.pictures), ("masks", args.regions)) if wanted]
+    with _table(out, files, written) as add: n, called, bad = _scored(detector, files, out, written, add, also)
+    print(f"{n} images, {called} called anomalous; {out/TABLE}")
     if marked:
         limits = dict(threshold=detector.pixel_threshold, min_area=detector.config.inference.min_area)
-        print(f"{sum(len(r) for _, _, r in marked)} regions; {write_json(out/'regions.json', coco(marked, **limits))}")
-    if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored:", *list(bad.values())[:20],
-                                       *["… (all of them are in predictions.csv)"]*(len(bad) > 20)]))
+        print(f"{sum(len(r) for _, _, r in marked)} regions; "
+              f"{write_json(out/'regions.json', coco(marked, program='mudenet', **limits))}")
+    if bad: raise DataError("\n".join([f"{len(bad)} of {len(files)} images could not be scored or drawn:", *list(bad.values())[:20],
+                                       *[f"… (all of them are in {TABLE})"]*(len(bad) > 20)]))
 
 # %% ../nbs/11_cli.ipynb #504e6fd6
 def _calibrate_parser() -> Parser:
@@ -496,7 +556,8 @@ def _data_parser() -> Parser:
 
 def run_data(args: Namespace) -> None:
     "show, check or draw."
-    from mudenet.data import find_empty_masks, find_problems, list_categories, open_category, recognise, summary
+    from mudenet.data import (find_dark, find_odd_masks, find_passed_by, find_problems, list_categories, open_category,
+                              recognise, summary, threshold_worth)
     if args.action == "draw":
         from mudenet.synthetic import write_product_line
         print(f"product line: {write_product_line(args.folder, seed=args.seed, size=args.size)}")
@@ -513,7 +574,9 @@ def run_data(args: Namespace) -> None:
         print(f"{s['name']}: train {s['train']}, validation {s['validation']}, test {kinds}; masks {'yes' if s['masks'] else 'no'}")
         if args.action == "show": continue
         problems += find_problems(category)
-        for note in find_empty_masks(category): print(f"note: {note}")
+        notes = [*find_passed_by(category, "train", "validation", "test"), find_dark(category), *find_odd_masks(category),
+                 threshold_worth(category)]
+        for note in filter(None, notes): print(f"note: {note}")
     if problems: raise DataError("\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *problems]))
     if args.action == "check": print("every file can be read and fits its image")
 
@@ -697,7 +760,7 @@ def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
     "A configuration for each category."
     from mudenet.benchmark import choose_categories
     given, file = _given(args, *own), args.get("config")
-    tree = merge(dict(evaluation=dict(pictures=0)), read_yaml(file) if file else {}, given)
+    tree = merge(dict(evaluation=dict(pictures=0)), read_config(file) if file else {}, given)
     drawn = ["synthetic"] if tree.get("dataset") == "synthetic" else []
     roots = own["roots"] or ([tree["root"]] if tree.get("root") else drawn)
     if not roots: raise ConfigError("which images? Give --root FOLDER, or --roots with several folders or the word synthetic.")
@@ -805,28 +868,16 @@ _RESUMED = ("demo", "distill", "train", "benchmark", "ablate")  # commands that 
 
 _WHOLE = ("predict", "calibrate", "threshold", "export", "watch", "serve", "data")  # whose options have their defaults filled in
 
-def _terminate(signum: int, frame: Any) -> None: raise KeyboardInterrupt
-
 def main(
     argv: Sequence[str]|None = None,  # Arguments; default: the process's
 ) -> int:                             # Exit code
     "Entry point of `mudenet`."
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    start_logging(logging.WARNING)
     log.setLevel(logging.INFO)
     chosen = next((a for a in argv if a in COMMANDS), "")
-    there = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if there else None  # as Ctrl-C: what is half-written is removed
-    try:
+    def work() -> None:
         args = make_parser(chosen).parse_args(argv, defaults=chosen in _WHOLE)
         COMMANDS[args.command][2](args[args.command])
-    except MudenetError as e:
-        print(f"mudenet: error: {e}", file=sys.stderr)
-        return e.exit_code
-    except KeyboardInterrupt:
-        kept = "; the same command goes on from what was saved, if anything was" if chosen in _RESUMED else ""
-        print(f"mudenet: interrupted{kept}", file=sys.stderr)
-        return 130
-    finally:
-        if there: signal.signal(signal.SIGTERM, before)
-    return 0
+    kept = "; the same command goes on from what was saved, if anything was" if chosen in _RESUMED else ""
+    return run_command(argv, work, kept)

@@ -27,22 +27,28 @@ from .core import ConfigError, did_you_mean, write_text
 __all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES', 'decides',
            'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig',
            'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser',
-           'to_dict', 'from_dict', 'merge', 'from_saved', 'nest', 'override', 'shipped', 'read_yaml', 'load_config',
-           'save_config', 'portable', 'absolute', 'stage1_augmentation', 'deciding', 'image_treatment', 'identity',
-           'short_key', 'run_key', 'run_folder', 'differences']
+           'to_dict', 'from_dict', 'merge', 'from_saved', 'nest', 'override', 'shipped', 'read_yaml', 'read_config',
+           'load_config', 'save_config', 'portable', 'absolute', 'stage1_augmentation', 'deciding', 'image_treatment',
+           'identity', 'short_key', 'run_key', 'run_folder', 'differences']
 
 # %% ../nbs/01_config.ipynb #01-config-04
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its help text
 
 # %% ../nbs/01_config.ipynb #01-config-06
-def _require(ok: bool, name: str, value: Any, rule: str) -> None:
-    if not ok: raise ConfigError(f"{name}={value!r} {rule}")
+def _brief(value: Any) -> str:
+    "What a message shows of a value, which may be a page long."
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} … {text[-9:]}"
 
-def _positive(prefix: str, obj: Any, *names: str) -> None:
-    "Every named number must be finite and above zero."
+def _require(ok: bool, name: str, value: Any, rule: str) -> None:
+    if not ok: raise ConfigError(f"{name}={_brief(value)} {rule}")
+
+def _positive(prefix: str, obj: Any, *names: str, most: float = 1e9) -> None:
+    "Every named number must be above zero, and no slip of the keyboard that asks for a machine's whole memory."
     for n in names:
         v = getattr(obj, n)
-        _require(v is None or (math.isfinite(v) and v > 0), f"{prefix}.{n}", v, "must be above 0.")
+        _require(v is None or v > 0, f"{prefix}.{n}", v, "must be above 0.")
+        _require(v is None or v <= most, f"{prefix}.{n}", v, f"must be at most {most:,.0f}.")
 
 # %% ../nbs/01_config.ipynb #e9245401
 Level = Literal["images", "teacher", "detector", "scores", "measures", "rounding"]
@@ -95,6 +101,7 @@ class DataConfig:
     def __post_init__(self):
         s = self.image_size
         _require(s >= 64 and s % 32 == 0, "data.image_size", s, "must be a multiple of 32, at least 64 (A-028).")
+        _positive("data", self, "image_size", most=8192)
         _require(0 < self.holdout < 1, "data.holdout", self.holdout, "must lie between 0 and 1.")
         _require(0 <= self.rotate_degrees <= 180, "data.rotate_degrees", self.rotate_degrees, "must lie in 0 to 180.")
         _require(0 <= self.jitter_strength < 1, "data.jitter_strength", self.jitter_strength, "must lie in [0, 1).")
@@ -161,12 +168,15 @@ class ModelConfig:
     "What S1, A and S2 add their maps to: nothing, or T's mean map over the nominal images, place by place (A-048)."
 
     def __post_init__(self):
-        _positive("model", self, "channels", "latent", "width")
-        _require(len(self.depths) > 0 and all(d > 0 for d in self.depths), "model.depths", self.depths, "must be above 0.")
+        _positive("model", self, "channels", "latent", "width", most=2**16)
+        _require(len(self.depths) > 0 and all(0 < d <= 100 for d in self.depths), "model.depths", self.depths,
+                 "must be from 1 to 100.")
         _require(len(self.kernels) == len(self.depths), "model.kernels", self.kernels,
                  f"must have as many numbers as model.depths={self.depths}.")
-        _require(all(k > 0 and k % 2 for k in self.kernels), "model.kernels", self.kernels, "must be odd (A-001).")
-        _require(all(w > 0 for w in self.encoder_widths), "model.encoder_widths", self.encoder_widths, "must be above 0.")
+        _require(all(0 < k < 100 and k % 2 for k in self.kernels), "model.kernels", self.kernels,
+                 "must be odd (A-001), from 1 to 99.")
+        _require(all(0 < w <= 2**16 for w in self.encoder_widths), "model.encoder_widths", self.encoder_widths,
+                 f"must be from 1 to {2**16}.")
         if self.centre == "place":
             _require(self.projection == "bare", "model.projection", self.projection,
                      "cannot begin at 0, as model.centre='place' needs; leave it bare.")
@@ -199,7 +209,8 @@ class StageConfig:
         _positive(p, self, "epochs", "lr", "save_minutes")
         _require(self.steps is None or self.steps >= 0, f"{p}.steps", self.steps, "must not be negative.")
         _require(self.batch_size >= 2, f"{p}.batch_size", self.batch_size, "must be at least 2: BatchNorm needs company.")
-        _require(self.weight_decay >= 0, f"{p}.weight_decay", self.weight_decay, "must not be negative.")
+        _positive(p, self, "batch_size", most=2**16)
+        _require(0 <= self.weight_decay < math.inf, f"{p}.weight_decay", self.weight_decay, "must not be negative or infinite.")
 
     def _prefix(self) -> str: return type(self).__name__.removesuffix("Config").lower()
 
@@ -293,6 +304,7 @@ class InferenceConfig:
 
     def __post_init__(self):
         _require(self.smoothing >= 0, "inference.smoothing", self.smoothing, "must not be negative; 0 turns it off.")
+        _require(self.smoothing <= 1000, "inference.smoothing", self.smoothing, "must be at most 1,000 pixels.")
         _require(0 < self.top_fraction <= 1, "inference.top_fraction", self.top_fraction, "must lie in (0, 1].")
         _require(0 < self.threshold_quantile <= 1, "inference.threshold_quantile", self.threshold_quantile,
                  "must lie in (0, 1].")
@@ -301,7 +313,7 @@ class InferenceConfig:
                      "must lie between 0 and 1: 0.05 is one in twenty.")
             _require(self.normalization == "none" or self.statistics_images == "train", "inference.false_alarms", self.false_alarms,
                      "holds where the held-out images give the threshold only: set inference.statistics_images=train.")
-        _positive("inference", self, "batch_size", "min_area")
+        _positive("inference", self, "batch_size", "min_area", most=2**16)
         if self.normalization == "none":
             for name, default in dict(clamp="none", statistics_images="validation", statistics_per="level").items():
                 _require((v := getattr(self, name)) == default, f"inference.{name}", v,
@@ -348,6 +360,7 @@ class ComputeConfig:
 
     def __post_init__(self):
         _require(self.workers is None or self.workers >= 0, "compute.workers", self.workers, "must not be negative.")
+        _require(self.workers is None or self.workers <= 1000, "compute.workers", self.workers, "must be at most 1,000.")
         _require(self.cache_mb >= 0, "compute.cache_mb", self.cache_mb, "must not be negative; 0 keeps none.")
 
 # %% ../nbs/01_config.ipynb #01-config-18
@@ -439,7 +452,9 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception|None = None):
         if isinstance(ex, ConfigError): raise ex
         text = " ".join(str(message).split())
-        raise ConfigError(f"{_plainly(text)}{_neighbours(text, _option_names(self))}") from None
+        said = _plainly(text)
+        if len(said) > 400: said = f"{said[:350]} … {said[-20:]}"
+        raise ConfigError(f"{said}{_neighbours(text, _option_names(self))}") from None
 
 def _option_names(parser: ArgumentParser) -> list[str]:
     "Names of a parser's options and of those of its commands, without dashes."
@@ -453,7 +468,13 @@ def _plainly(message: str) -> str:
     message = re.sub(r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, e.g. [\1]", message)
     message = re.sub(r"Expected a <class '(\w+)'>", r"needs type \1", message)
     message = re.sub(r"Not of type PositiveInt: .*", "must be a whole number above 0.", message)
+    union = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: "
+    message = re.sub(union, _one_of, message)
     return re.sub(r" \(choose from .*\)", ".", message.replace("Expected a typing.Literal", "Expected one of "))
+
+def _one_of(found: re.Match) -> str:
+    names = [n.rpartition(".")[2] for n in re.findall(r"'([\w.]+)'", found[1])]
+    return f"needs type {' or '.join(n for n in names if n != 'NoneType')}, or nothing. Got value: "
 
 def _neighbours(message: str, known: Sequence[str]) -> str:
     "What to say about the unknown names in one of jsonargparse's messages."
@@ -496,6 +517,26 @@ def to_dict(
 def _tree_parser() -> Parser:
     return config_parser()  # takes a tenth of a second to build, and parsing leaves it as it is
 
+def _refuse_impossible(name: str, value: Any) -> None:
+    "Raise `ConfigError` for what no field can be, alone or in a list: a number of a hundred digits, a name with a NUL in it."
+    if isinstance(value, Mapping): value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        for v in value: _refuse_impossible(name, v)
+    if isinstance(value, int) and abs(value) >= 2**63: raise ConfigError(f"{name} is a whole number of more than 18 digits.")
+    if isinstance(value, str) and "\0" in value: raise ConfigError(f"{name}={_brief(value)} holds a NUL character.")
+    if isinstance(value, str) and len(value) > 4096: raise ConfigError(f"{name}={_brief(value)} is longer than any name can be.")
+
+def _refuse_empty(tree: Mapping[str, Any]) -> None:
+    "Raise `ConfigError` for a field that is there without a value; null is one where it is the field's default."
+    for name, f in _leaves(Config):
+        section, _, leaf = name.rpartition(".")
+        for part, key in [(tree, name), (tree.get(section, {}), leaf)][:2 if section else 1]:
+            value = part.get(key, f)
+            if value is None and f.default is not None or isinstance(value, str) and not value.strip():
+                default = "null for none, or leave it out" if f.default is None else "or leave it out for the default"
+                raise ConfigError(f"{name} is empty; give it a value, {default}.")
+            _refuse_impossible(name, value)
+
 def from_dict(
     tree: Mapping[str, Any],  # Nested plain values; what is absent keeps its default
 ) -> Config:
@@ -503,7 +544,9 @@ def from_dict(
     parser = _tree_parser()
     for name, default in vars(Config()).items():
         if dataclasses.is_dataclass(default) and not isinstance(tree.get(name, {}), Mapping):
-            raise ConfigError(f"{name}={tree[name]!r} must hold names and values, e.g. {name}.{field_names(type(default))[0]}.")
+            raise ConfigError(f"{name}={_brief(tree[name])} must hold names and values, e.g. "
+                              f"{name}.{field_names(type(default))[0]}.")
+    _refuse_empty(tree)
     made = parser.instantiate(parser.parse_object(_plain(tree)))  # a copy: parsing puts tuples into what it is given
     return Config(**{f.name: made[f.name] for f in dataclasses.fields(Config)})
 
@@ -521,7 +564,8 @@ def from_saved(
     tree: Mapping[str, Any],  # A whole tree, as a checkpoint, a record or a run's folder keeps it
 ) -> Config:
     "The configuration of a finished run. One of before `data.holdout_seed` held out the images that its own seed drew."
-    data = {"holdout_seed": tree.get("seed", 0), **tree.get("data", {})}
+    data = tree.get("data", {})
+    if isinstance(data, Mapping): data = {"holdout_seed": tree.get("seed", 0), **data}
     return from_dict({**tree, "data": data})
 
 def nest(
@@ -550,16 +594,66 @@ def shipped() -> list[str]:  # Names for `load_config`
     "Names of the configurations that come with the package."
     return sorted(p.stem for p in _configs().glob("*.yaml"))
 
+# %% ../nbs/01_config.ipynb #b7a1c0d2
+_DEEP, _LONG = 20, 10**6  # levels of a file and its bytes, far beyond any configuration
+
+class _Loader(yaml.SafeLoader):
+    "YAML as far as a configuration needs it. Every complaint has a line."
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        "As the library does, but no deeper than `_DEEP`, and without aliases."
+        event, self.depth = self.peek_event(), self.depth + 1
+        if isinstance(event, yaml.AliasEvent): raise _at(event, f"the alias *{event.anchor}; write out what it stands for")
+        if self.depth > _DEEP: raise _at(event, f"more than {_DEEP} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        "As the library does, but an empty value is no null, and a date that is none is no Python error."
+        if node.tag.endswith(":null") and not node.value: return ""
+        try: return super().construct_object(node, deep)
+        except yaml.YAMLError: raise
+        except Exception as e: raise _at(node, f"a value that cannot be read ({_brief(e)})") from None
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        "As the library does, which lets the last of two values win."
+        names = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
+        if twice := [n for n in names if names.count(n) > 1]: raise _at(node, f"{twice[0]} twice")
+        return super().construct_mapping(node, deep)
+
+def _at(where: Any, what: str) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=f"it holds {what}", problem_mark=where.start_mark)
+
+# %% ../nbs/01_config.ipynb #b7a1c0d3
 def read_yaml(
     path: str|Path,  # A YAML file
 ) -> dict[str, Any]: # Its tree
-    "Read one configuration file. Raises `ConfigError` naming the file."
+    "Read one configuration file. Raises `ConfigError` naming the file, and the line where there is one."
     path = Path(path)
     if not path.is_file(): raise ConfigError(f"--config {path}: there is no such file.")
-    try: tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ConfigError(f"{path} is not YAML: {e}") from None
-    if not isinstance(tree, (dict, type(None))): raise ConfigError(f"{path} must hold names and values, e.g. `train:`.")
+    try:
+        if path.stat().st_size > _LONG: raise ConfigError(f"{path} is longer than a megabyte: no configuration.")
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except OSError as e: raise ConfigError(f"--config {path} cannot be read: {e.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        why = " ".join(str(getattr(e, "problem", None) or e).split())
+        raise ConfigError(f"{path}{line} cannot be read as YAML: {why}.") from None
+    if not isinstance(tree, (dict, type(None))) or not all(isinstance(k, str) for k in tree or ()):
+        raise ConfigError(f"{path} must hold names and values, e.g. `train:`.")
     return tree or {}
+
+def read_config(
+    path: str|Path,  # A YAML file
+) -> dict[str, Any]: # Its tree, which may be laid on others
+    "Read one configuration file whose values are possible. Raises `ConfigError` naming the file."
+    tree = read_yaml(path)
+    try: from_dict(tree)
+    except ConfigError as e: raise ConfigError(f"{path}: {e}") from None
+    return tree
 
 # %% ../nbs/01_config.ipynb #01-config-32
 def load_config(
@@ -572,15 +666,11 @@ def load_config(
     if name is not None:
         if name not in shipped(): raise ConfigError(f"no shipped configuration {name!r}. {did_you_mean(name, shipped())}")
         layers.append(read_yaml(_configs() / f"{name}.yaml"))
-    trees = {f: read_yaml(f) for f in files}
-    asked = merge(*layers, *trees.values(), tree or {}).get("preset", "paper")
+    trees = [read_config(f) for f in files]
+    asked = merge(*layers, *trees, tree or {}).get("preset", "paper")
     below = any("preset" in layer for layer in layers)     # a shipped file that names its preset changes it
     if asked in shipped(): layers.insert(0 if below else len(layers), read_yaml(_configs() / f"{asked}.yaml"))
-    for f, one in trees.items():
-        layers.append(one)
-        try: from_dict(one)
-        except ConfigError as e: raise ConfigError(f"{f}: {e}") from None
-    return from_dict(merge(*layers, tree or {}))
+    return from_dict(merge(*layers, *trees, tree or {}))
 
 def save_config(
     path: str|Path,  # File to write

@@ -10,11 +10,16 @@ import difflib
 import errno
 import hashlib
 import json
+import logging
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
-           'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
-           'device_name', 'atomic', 'write_text', 'write_json', 'digest', 'fingerprint', 'save_tensors', 'read_meta',
-           'load_tensors', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
+__all__ = ['SCHEMA', 'PACKAGES', 'ENDS', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError',
+           'DeviceError', 'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng',
+           'pick_device', 'device_name', 'storage_error', 'atomic', 'write_text', 'write_json', 'remove_parts',
+           'refuse_foreign', 'locked', 'digest', 'fingerprint', 'save_tensors', 'read_meta', 'load_tensors',
+           'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress', 'shown', 'Shown',
+           'start_logging', 'Ended', 'end', 'heeding', 'run_command']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -118,11 +125,22 @@ def device_name(
 
 # %% ../nbs/00_core.ipynb #00-core-19
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
-def _storage_error(path: Path, e: OSError) -> StorageError:
-    what = "the disk is full" if e.errno in _FULL else (e.strerror or str(e))
-    return StorageError(f"cannot write {path}: {what}. Free some space or name another place (--out); "
-                        "nothing half-written was left.")
+def storage_error(
+    path: Path,  # What was to be written
+    e: OSError,  # Why it was not
+) -> StorageError:
+    "What happened, and what helps against it."
+    if e.errno in _FULL: what = "the disk is full. Free some space or name another place (--out)"
+    elif e.errno in _DENIED: what = f"{e.strerror}. Change the permissions or name another place (--out)"
+    elif e.errno == errno.ENAMETOOLONG: what = f"{e.strerror}. Choose a shorter one"
+    else: what = f"{e.strerror or e}. Name another place (--out)"
+    return StorageError(f"cannot write {path}: {what}; nothing half-written was left.")
+
+def _beginning(name: str) -> str:
+    "As much of a name as leaves room for more: a system allows 255 bytes."
+    return os.fsencode(name)[:200].decode(errors="ignore")
 
 @contextlib.contextmanager
 def atomic(
@@ -130,7 +148,7 @@ def atomic(
 ) -> Iterator[Path]:   # A temporary name in the same folder: write there
     "Write a file whole or not at all. Raises `StorageError` where the system refuses."
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{_beginning(path.name)}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -138,7 +156,7 @@ def atomic(
         os.replace(part, path)
     except OSError as e:
         if isinstance(e, MudenetError): raise
-        raise _storage_error(path, e) from e
+        raise storage_error(path, e) from e
     finally:
         with contextlib.suppress(OSError): part.unlink(missing_ok=True)
 
@@ -147,8 +165,8 @@ def write_text(
     path: str|Path,  # File to write
     text: str,       # Its content, written as UTF-8
 ) -> Path:
-    "Write a text file, atomically."
-    with atomic(path) as part: part.write_text(text, encoding="utf-8", newline="\n")
+    "Write a text file, atomically. Of a file name that is not UTF-8 the odd bytes are written out."
+    with atomic(path) as part: part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return Path(path)
 
 def write_json(
@@ -157,6 +175,85 @@ def write_json(
 ) -> Path:
     "Write a JSON file, atomically and with a stable layout."
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+# %% ../nbs/00_core.ipynb #d41c07aa
+_PART = re.compile(r"\.(.+)\.[0-9]+\.part", re.DOTALL)  # what `atomic` writes to: .NAME.PID.part
+
+def remove_parts(
+    files: Iterable[Path],  # That are about to be written, by somebody who holds their folder
+) -> None:
+    "Remove what killed writes of these files left beside them; nothing else, and no folder."
+    names: dict[Path, set[str]] = {}
+    for f in files: names.setdefault(f.parent, set()).add(_beginning(f.name))
+    for folder, ours in names.items():
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for e in entries:
+                left = _PART.fullmatch(e.name)
+                if left and left[1] in ours and e.is_file(follow_symlinks=False): os.unlink(e.path)
+
+def refuse_foreign(
+    path: Path,   # A file that is about to be written
+    sign: str,    # What the beginning of every such file of this program holds
+) -> None:
+    "Raise `StorageError` where somebody else's file would be overwritten."
+    if not os.path.lexists(path): return
+    try:
+        with open(path, "rb") as f: head = f.read(4096) if path.is_file() else b"-"
+    except OSError as e: raise storage_error(path, e) from None
+    if head and sign.encode() not in head:
+        raise StorageError(f"{path} is there and was not written by this program. Move it away, or name another place (--out).")
+
+# %% ../nbs/00_core.ipynb #d41c07ab
+_held: dict[Path, int] = {}  # folders of this process
+
+def _take(file: int) -> None:
+    "A lock that ends with the process, and that its children do not inherit. Raises `OSError` where another one has it."
+    if sys.platform == "win32":
+        import msvcrt
+        os.lseek(file, 2**20, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+        try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in (errno.EACCES, errno.EAGAIN): raise  # others: a file system without locks
+
+def _locked_file(path: Path) -> int:
+    "The open lock file of a folder. Raises `ConfigError` where another process has it."
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try: _take(file)
+        except OSError:
+            with contextlib.suppress(OSError): os.lseek(file, 0, os.SEEK_SET)
+            who = os.read(file, 100).decode(errors="replace").strip() if sys.platform != "win32" else ""
+            os.close(file)
+            raise ConfigError(f"another run uses {path.parent} ({who or 'it has just begun'}). Wait for it or end it, or name "
+                              "another place (--out).") from None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file), os.stat(path)): return file
+        os.close(file)  # its owner has removed it in between
+
+@contextlib.contextmanager
+def locked(
+    folder: str|Path,     # Made where it is not there
+    nested: bool = True,  # Nothing is to be done where this process has it already; else that is an error too
+) -> Iterator[None]:
+    "Keep other processes out of a folder that is written to. Raises `ConfigError` where one is at work in it, `StorageError`."
+    folder = Path(folder).resolve()
+    if folder in _held and not nested: raise ConfigError(f"another run of this process uses {folder}. Name another place (--out).")
+    if folder in _held:
+        yield
+        return
+    path = folder/".mudenet.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _held[folder] = _locked_file(path)
+        os.write(file, f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+    except OSError as e: raise storage_error(path, e) from e
+    try: yield
+    finally:
+        with contextlib.suppress(OSError): path.unlink()
+        os.close(_held.pop(folder))
 
 # %% ../nbs/00_core.ipynb #00-core-29
 def digest(
@@ -178,7 +275,7 @@ def fingerprint(
     "SHA-256 over relative names and contents of files, whatever their order. Raises `DataError` where one cannot be read."
     h = hashlib.sha256()
     for f in sorted(set(files)):
-        h.update(f.relative_to(root).as_posix().encode() + b"\0")
+        h.update(os.fsencode(f.relative_to(root).as_posix()) + b"\0")
         try: h.update(hashlib.sha256(f.read_bytes()).digest())
         except OSError as e:
             raise DataError(f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?") from None
@@ -186,7 +283,9 @@ def fingerprint(
 
 # %% ../nbs/00_core.ipynb #00-core-24
 SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
-_NEEDS = dict(teacher=("config",), detector=("config", "about"), state=("step", "log", "identity"))  # in a header of that kind
+_NEEDS: dict[str, dict[str, type]] = dict(teacher=dict(config=dict), detector=dict(config=dict, about=dict),
+                                          state=dict(step=int, log=dict, identity=dict))  # in a header of that kind
+_MAPS = ("about.teacher", "about.versions", "about.identity", "about.corpus", "about.explained", "identity", "memory")
 
 def _content(
     tensors: Mapping[str, torch.Tensor],
@@ -220,6 +319,9 @@ def read_meta(
     path = Path(path)
     if not path.is_file(): raise CheckpointError(f"{path}: there is no such file; a {kind} checkpoint was expected there.")
     try:
+        with open(path, "rb"): pass  # the library would say of one that it may not read that there is none
+    except OSError as e: raise CheckpointError(f"{path} cannot be read: {e.strerror}.") from None
+    try:
         with safe_open(path, framework="pt") as f: header = (f.metadata() or {}).get("mudenet")
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path} is not a checkpoint: {e}. Checkpoints are safetensors files that "
@@ -233,8 +335,15 @@ def read_meta(
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has schema {meta.get('schema')}, this version reads {SCHEMA}; "
                               "use the mudenet version that wrote it, or train again.")
-    if lacks := [k for k in _NEEDS.get(kind, ()) if k not in meta]:
-        raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; copy or make the file again.")
+    again = "copy or make the file again."
+    if lacks := [k for k in _NEEDS.get(kind, {}) if k not in meta]:
+        raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; {again}")
+    for k, needed in _NEEDS.get(kind, {}).items():
+        if not isinstance(meta[k], needed): raise CheckpointError(f"{path}: {k} in its header is no {needed.__name__}; {again}")
+    for name in _MAPS:
+        section, _, k = name.rpartition(".")
+        found = (meta.get(section, {}) if section else meta).get(k)
+        if not isinstance(found, (dict, type(None))): raise CheckpointError(f"{path}: {name} in its header is no dict; {again}")
     return meta
 
 def _check_content(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -331,3 +440,115 @@ def progress(
     from tqdm.auto import tqdm
     watched = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("IN_TEST"))
     return tqdm(items, desc=text, total=total, unit=unit, dynamic_ncols=True, disable=not watched, leave=False)
+
+# %% ../nbs/00_core.ipynb #d41c07ac
+_PLAIN = str.maketrans({"–": "-", "±": "+/-", "×": "x", "→": "->", "…": "...", "≤": "<=", "≥": ">=", "−": "-", "’": "'", "·": "*"})
+
+def _written_out(c: str) -> str:
+    "A character that is none: a byte of a file name, a control character."
+    return f"\\x{ord(c) - 0xdc00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+
+def shown(
+    text: str,                  # With names in it, which may hold anything
+    encoding: str|None = None,  # Of where it is shown, e.g. "cp437"; default: any character can be shown
+) -> str:
+    "A text that does nothing to a terminal: escape sequences are written out, and so is what its code page lacks."
+    if not text.isprintable(): text = "".join(c if c.isprintable() or c in "\n\t" else _written_out(c) for c in text)
+    try: return text if encoding is None or text.encode(encoding) is not None else ""
+    except (UnicodeEncodeError, LookupError): return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+
+class Shown:
+    "A text stream that everything goes through as `shown` gives it."
+    def __init__(
+        self,
+        stream: Any,  # e.g. `sys.stdout`
+    ):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(shown(text, getattr(self.stream, "encoding", None)))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any: return getattr(self.stream, name)
+
+class _Line(logging.Formatter):
+    "The message, as `shown` gives it."
+    def format(self, record: logging.LogRecord) -> str: return shown(super().format(record), getattr(sys.stderr, "encoding", None))
+
+def start_logging(
+    level: int,  # e.g. `logging.WARNING`
+) -> None:
+    "Messages on standard error, without decoration."
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Line("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
+
+# %% ../nbs/00_core.ipynb #d41c07ad
+ENDS = tuple(s for n in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, n, None)))  # signals that ask for an end
+
+class Ended(KeyboardInterrupt):
+    "A signal asked for an end."
+    def __init__(
+        self,
+        signum: int,  # Which one
+    ):
+        super().__init__()
+        self.signum = signum
+
+def end(signum: int, frame: Any) -> None:
+    "A signal's handler: as Ctrl-C, so that what is half-written is removed."
+    raise Ended(signum)
+
+@contextlib.contextmanager
+def heeding(
+    handler: Callable[[int, Any], None] = end,  # Gets every signal that asks for an end
+) -> Iterator[None]:
+    "Within, that handler; what is ignored stays ignored (nohup). Does nothing outside the main thread."
+    here = threading.current_thread() is threading.main_thread()
+    old = {s: h for s in ENDS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)} if here else {}
+    for s in old: signal.signal(s, handler)
+    try: yield
+    finally:
+        for s, h in old.items(): signal.signal(s, h)
+
+def _no_memory(e: BaseException) -> bool:
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and bool(re.search("out of memory|allocate memory", str(e)))
+
+def _check_words(argv: Sequence[str]) -> None:
+    "Raise `ConfigError` for an argument that is empty, which most often was to be a variable of the shell, or no name at all."
+    for before, a in zip(["", *argv], argv):
+        if not a.strip() or a.startswith("--") and a.endswith("="):
+            raise ConfigError(f"{a.rstrip('=') or before or 'the first argument'} is empty; give it a value, or leave it out.")
+        if "\0" in a: raise ConfigError(f"{a!r} holds a NUL character, which no name can.")
+
+def run_command(
+    argv: Sequence[str],       # Its arguments
+    work: Callable[[], None],  # What it does
+    kept: str = "",            # What to say of what is left after an interruption
+) -> int:                      # Exit code
+    "Run a command as a shell expects it: a message instead of a traceback, 128 + N after signal N, no complaint at a closed pipe."
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError): print(shown(f"mudenet: {text}", sys.stderr.encoding), file=sys.stderr)
+    try:
+        with heeding(), contextlib.redirect_stdout(Shown(sys.stdout)):
+            _check_words(argv)
+            work()
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MudenetError as e:
+        say(f"error: {e}")
+        return e.exit_code
+    except OSError as e:
+        if e.filename is None: raise
+        say(f"error: {e.filename} cannot be used: {e.strerror}.")
+        return 2
+    except KeyboardInterrupt as e:
+        say(f"interrupted{kept}")
+        return 128 + getattr(e, "signum", signal.SIGINT)
+    except (MemoryError, RuntimeError) as e:
+        if not _no_memory(e): raise
+        say(f"error: there is not enough memory ({e}). Take fewer or smaller images, or a smaller batch_size.")
+        return 1
+    return 0

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import signal
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import FOLDER_AUGMENT, ComputeConfig, Config
-from .core import DataError, rng
-from .images import SUFFIXES, ignored, read_image, resize_image
-from .loop import Feed
+from .core import ENDS, DataError, rng
+from .images import SUFFIXES, passed_by, read_image, resize_image, walk_images
+from .loop import Feed, log
 
 # %% auto #0
 __all__ = ['Corpus', 'random_crop', 'Crops', 'workers', 'CorpusFeed']
 
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-corpus
-def _listing(root: Path) -> Iterator[tuple[bytes, int]]:
-    "Relative name and size of every image file below a folder, without hidden entries and previews."
-    for folder, below, _ in os.walk(root):
-        below[:] = [d for d in below if not ignored(d)]
-        with os.scandir(folder) as entries:
-            for e in entries:
-                if Path(e.name).suffix.lower() in SUFFIXES and not ignored(e.name) and e.is_file():
-                    yield os.fsencode(os.path.relpath(e.path, root)), e.stat().st_size
-
 class Corpus:
     "The image files below a folder, by name."
     def __init__(
@@ -55,7 +46,9 @@ class Corpus:
     ) -> Corpus:
         "Read the names. Raises `DataError` where there is no image."
         if not Path(root).is_dir(): raise DataError(f"{root}: there is no such folder.")
-        found = sorted(_listing(Path(root)))
+        left: Counter[str] = Counter()
+        found = sorted((os.fsencode(name), status.st_size) for name, status in walk_images(root, left=left))
+        if passed_by(left): log.info("%s: %s", root, passed_by(left))
         if len(found) < 2: raise DataError(f"{root} holds {len(found)} images ({', '.join(SUFFIXES)}); a teacher wants thousands.")
         return cls(root, np.array([name for name, _ in found]), np.array([size for _, size in found], np.int64))
 
@@ -160,7 +153,7 @@ def workers(
 
 def _undisturbed(worker: int) -> None:
     "Ctrl-C and a cluster's SIGTERM reach every process of a group; only the main process decides when to end."
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+    for s in ENDS: signal.signal(s, signal.SIG_IGN)
 
 class CorpusFeed(Feed):
     "Crops of a corpus, read ahead by worker processes."

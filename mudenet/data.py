@@ -20,18 +20,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
 from .core import ConfigError, DataError, did_you_mean, progress, rng
-from .images import (FORMATS, _decode, _reading, _rgb_values, _subfolders, image_files, image_size, natural_key,
-                            read_image, resize_image)
+from .images import (_decode, _reading, _rgb_values, _subfolders, image_files, image_size, natural_key,
+                            open_image, passed_by, read_image, resize_image, walk_images)
 from .layouts import OTHERS, images_in, masks_for, missing_of
 
 # %% auto #0
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category', 'list_categories',
            'recognise', 'read_defects_config', 'hold_out', 'open_category', 'summary', 'read_mask_channels',
-           'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_empty_masks', 'normalize',
-           'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
+           'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_odd_masks', 'find_passed_by',
+           'find_dark', 'threshold_worth', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
 
 # %% ../nbs/02_data.ipynb #02-data-05
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +87,7 @@ def _good(folder: Path, split: str) -> tuple[Item, ...]:
     return tuple(Item(image=f, label=0, defect="good") for f in images_in(folder, split))
 
 # %% ../nbs/02_data.ipynb #02-data-23
+_MEANS_GOOD = {"good", "ok", "normal", "nominal", "pass"}
 LAYOUTS = ("visa", *OTHERS, "mvtec_loco", "mvtec_ad", "folder")  # in the order in which they are tried
 _LOCO_CONFIG = "defects_config.json"
 _VISA_CSV = Path("split_csv/1cls.csv")
@@ -136,13 +135,23 @@ def _categories(folder: Path, accepted: Sequence[str]) -> dict[str, Path]:
     plain = [a for a in accepted if a != "visa"]
     return {p.name: p for p in _subfolders(folder) if _layout_of(p, plain)}
 
+def _to_rename(folder: Path) -> str:
+    "What to rename so that a folder becomes one of nominal images; empty where nothing is called like it."
+    for p in (folder, *_subfolders(folder)):
+        for train in (t for t in _subfolders(p) if t.name.casefold() == "train"):
+            for good in (g for g in _subfolders(train) if g.name.casefold() in _MEANS_GOOD):
+                if (train.name, good.name) == ("train", "good"): continue
+                return f"{good}: rename it to train/good, if its images are nominal."
+    return ""
+
 def _no_layout(folder: Path, accepted: Sequence[str]) -> DataError:
     "What to say of a folder that fits no layout, or not the one that was asked for."
     lines = [f"  {a}: missing {', '.join(_missing(folder, a)) or 'folders of categories'}" for a in accepted]
     below = _subfolders(folder)
     deeper = [p.name for p in below if _layout_of(p, accepted) or _categories(p, accepted)]
     others = sorted({a for p in (folder, *below) if (a := _layout_of(p, LAYOUTS))})
-    if deeper: hint = f"{' and '.join(deeper[:3])} below it looks like a data set: give that folder."
+    if renamed := _to_rename(folder): hint = renamed
+    elif deeper: hint = f"{' and '.join(deeper[:3])} below it looks like a data set: give that folder."
     elif others: hint = f"What is there has the layout {' and '.join(others)}."
     else: hint = "For images of your own, put nominal ones in train/good, and those to test on in test/good and test/<defect>."
     what = "of no known layout" if tuple(accepted) == LAYOUTS else f"not of layout {' or '.join(accepted)}"
@@ -179,8 +188,6 @@ def recognise(
     return str(below.pop()) if len(below) == 1 else "folder"
 
 # %% ../nbs/02_data.ipynb #02-data-28
-_MEANS_GOOD = {"good", "ok", "normal", "nominal", "pass"}
-
 def _test_items(folder: Path, masks: bool) -> tuple[Item, ...]:
     "All test images below test/, the nominal ones first."
     test = folder/"test"
@@ -223,8 +230,8 @@ def read_defects_config(
     path: Path,                  # defects_config.json
 ) -> tuple[dict[str, Any], ...]: # One entry for each kind of defect
     "LOCO's saturation rules. Raises `DataError` where one is incomplete or impossible."
-    try: entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as why:
+    try: entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as why:
         raise DataError(f"{path} cannot be read as JSON: {why}. Unpack the data set again.") from None
     if not entries or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise DataError(f"{path} must be a list of entries, one for each kind of defect.")
@@ -278,6 +285,10 @@ def _index_visa(folder: Path) -> dict[str, Any]:
     "VisA as published; the csv calls a category by the name of its folder."
     root, category = _visa_root(folder) or folder, _name(folder)
     rows = [(line, row) for line, row in _visa_rows(root/_VISA_CSV) if row["object"] == category]
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        if (first := lines.setdefault(row["image"], line)) != line:
+            raise DataError(f"{root/_VISA_CSV}, line {line}: the image {row['image']} is in line {first} already; remove one.")
     rows.sort(key=lambda r: (r[1]["label"] == "anomaly", natural_key(r[1]["image"])))
     items = [(_visa_item(root, line, row), row["split"]) for line, row in rows]
     splits = {name: tuple(i for i, s in items if s == name) for name in ("train", "test")}
@@ -303,11 +314,11 @@ def hold_out(
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]: # What is left to train on; what was held out
     "Split nominal images at random, both parts in the order they came in and neither empty."
     if not 0 < fraction < 1: raise ConfigError(f"holdout={fraction} must lie between 0 and 1, for example 0.1.")
-    if len(items) < 2:
+    if len(items) < 3:
         where = items[0].image.parent if items else "the train split"
-        raise DataError(f"{where} holds {len(items)} image; at least two are needed, one to train on and one held out. "
-                        "Add nominal images or a validation/good folder.")
-    n = min(max(1, math.floor(fraction*len(items) + 0.5)), len(items) - 1)
+        raise DataError(f"{where} holds {len(items)} image{'s'*(len(items) != 1)}; at least three are needed, two to train on and "
+                        "one held out. Add nominal images, or to two of them a validation/good folder.")
+    n = min(max(1, math.floor(fraction*len(items) + 0.5)), len(items) - 2)
     held = set(rng(seed, "holdout").permutation(len(items))[:n].tolist())
     return (tuple(x for i, x in enumerate(items) if i not in held), tuple(x for i, x in enumerate(items) if i in held))
 
@@ -341,6 +352,7 @@ def open_category(
     folder, name, found = _locate(_folder(root), category, _accepted(layout))
     parts: dict[str, Any] = dict(root=folder, validation=()) | _INDEXERS[found](folder)
     if not parts["validation"]: parts["train"], parts["validation"] = hold_out(parts["train"], holdout, seed)
+    elif len(parts["train"]) < 2: raise DataError(f"{folder} holds one image to train on; at least two are needed.")
     return Category(layout=found, name=name, **parts)
 
 # %% ../nbs/02_data.ipynb #02-data-42
@@ -446,20 +458,67 @@ def find_problems(
     items = (*category.train, *category.validation, *category.test)
     return [p for p in _each(lambda i: _problem(i, category), items, text) if p]
 
-def _empty(mask: Path) -> str|None:
-    "What to say of a mask that marks nothing."
-    try: marks = _mask_values(mask).any()
+def _odd(mask: Path) -> str|None:
+    "What to say of a mask that marks nothing, or most of its image."
+    try: share = float((_mask_values(mask) != 0).mean())
     except DataError: return None  # a problem, not a note
-    if marks: return None
-    with Image.open(mask, formats=FORMATS) as f: alpha = f.getchannel("A").getextrema()[0] < 255 if "A" in f.getbands() else False
-    return f"{mask} marks no defect: it is all black{', and its alpha channel does not count' if alpha else ''}."
+    if 0 < share <= 0.5: return None
+    with open_image(mask) as f: alpha = f.getchannel("A").getextrema()[0] < 255 if "A" in f.getbands() else False
+    if share == 0: return f"{mask} marks no defect: it is all black{', and its alpha channel does not count' if alpha else ''}."
+    why = "its shape seems to be in its alpha channel, which does not count" if alpha else "is it inverted? Defects are not black"
+    return f"{mask} marks {'all' if share == 1 else f'{100*share:.0f} %'} of its image: {why}."
 
-def find_empty_masks(
+def find_odd_masks(
     category: Category,
-    text: str = "looking for empty masks",  # What the progress bar says
-) -> list[str]:                             # One message for each such file
-    "Masks that mark nothing: allowed, but mostly a slip."
-    return [p for p in _each(_empty, [m for i in category.test for m in i.masks], text) if p]
+    text: str = "looking for odd masks",  # What the progress bar says
+) -> list[str]:                           # One message for each such file
+    "Masks that mark nothing, or more than half of their image: allowed, but mostly a slip."
+    return [p for p in _each(_odd, [m for i in category.test for m in i.masks], text) if p]
+
+# %% ../nbs/02_data.ipynb #e8d3a511
+def find_passed_by(
+    category: Category,
+    *splits: str,        # Of "train", "validation", "test"
+) -> list[str]:          # One message for each folder
+    "What lies in a category's folders of images and is not used: of another type, hidden, in folders below."
+    items = [i for s in splits for i in getattr(category, s)]
+    used, said = {i.image for i in (*category.train, *category.validation, *category.test)}, []
+    for folder in dict.fromkeys(i.image.parent for i in items):
+        left: Counter[str] = Counter()
+        found = [name for name, _ in walk_images(folder, left=left)]
+        left["images in folders below it"] = sum("/" in name for name in found)
+        left["images that no list names"] = sum("/" not in name and folder/name not in used for name in found)
+        if passed_by(left): said.append(f"{folder}: {passed_by(left)}")
+    return said
+
+def _little_range(image: Path) -> int:
+    "The largest value of an image of more than 8 bits that uses less than a quarter of its range; else 0."
+    try: values = _mask_values(image)
+    except DataError: return 0  # a problem, not a note
+    return int(values.max()) if values.dtype != np.uint8 and values.max() < 16384 else 0
+
+def find_dark(
+    category: Category,
+    most: int|None = None,        # Look at so many training images, evenly chosen; default: all
+    text: str = "looking at the range",  # What the progress bar says
+) -> str:                         # Empty where there is nothing to say
+    "Whether training images of 16 bits hold values of fewer, as 12-bit cameras write them: 8 bits of their range are too dark."
+    items = category.train[::max(1, len(category.train)//most)] if most else category.train
+    found = {i.image: v for i, v in zip(items, _each(lambda i: _little_range(i.image), items, text)) if v}
+    if not found: return ""
+    name, top = max(found.items(), key=lambda x: x[1])
+    return (f"{len(found)} of {len(items)} training images of 16 bits or more use a small part of their range, none more than "
+            f"{name} with values up to {top}, which becomes {(top + 128)//257} of 255. Save them with 8 bits, or multiplied to "
+            "reach 65535.")
+
+def threshold_worth(
+    category: Category,
+) -> str:            # Empty where there are enough
+    "What a threshold from so few held-out images is worth: the highest of n scores is exceeded by one in n + 1."
+    n = len(category.validation)
+    if n >= 20: return ""
+    return (f"{n} held-out image{'s give' if n > 1 else ' gives'} the threshold: expect {100/(n + 1):.0f} % of good parts above "
+            "it; with more nominal images it is less.")
 
 # %% ../nbs/02_data.ipynb #02-data-85
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values in 0..1

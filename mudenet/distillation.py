@@ -20,7 +20,7 @@ from torch.optim.swa_utils import update_bn
 from torchvision import models
 
 from .architecture import DescriptorNetwork, seeded
-from .config import (BackboneConfig, Config, DistillConfig, differences, from_saved, identity,
+from .config import (BackboneConfig, Config, DistillConfig, differences, from_dict, from_saved, identity,
                             portable, stage1_augmentation)
 from .core import (CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator, load_tensors,
                    progress, save_tensors)
@@ -64,9 +64,18 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as e:  # whatever torch.load makes of a file that is something else: IndexError, KeyError, …
         raise WeightsError(f"backbone.weights={path} cannot be read as a state dict: {_why_not(path, e)}.") from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict): found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise WeightsError(f"backbone.weights={path} holds no state dict (names and tensors).")
     return found
+
+def _wrong_tensor(name: str, v: Tensor, want: Tensor) -> str:
+    "What is wrong with a backbone's tensor; nothing if torchvision's network can compute with it."
+    if v.layout != torch.strided or v.is_meta or v.is_quantized: return "holds no plain numbers"
+    if v.shape != want.shape: return f"has the shape {tuple(v.shape)}, not {tuple(want.shape)}"
+    if v.dtype != want.dtype: return f"is of type {v.dtype}, not {want.dtype}"
+    if not bool(v.isfinite().all()): return "holds NaN or infinite numbers"
+    if name.endswith("running_var") and bool((v < 0).any()): return "holds negative variances"
+    return ""
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-06
 def _download(name: str, weights: str) -> Mapping[str, Tensor]:
@@ -113,13 +122,16 @@ class Backbone(nn.Module):
         local = Path(weights).suffix or "/" in weights or Path(weights).exists()
         state = _read_weights(Path(weights)) if local else _download(name, weights)
         state = {k: v for k, v in state.items() if k.split(".")[0] in _KEPT}
-        want = {k: v.shape for k, v in net.state_dict().items() if k.split(".")[0] in _KEPT}
+        want = {k: v for k, v in net.state_dict().items() if k.split(".")[0] in _KEPT}
         missing = [k for k in want if k not in state and not k.endswith("num_batches_tracked")]
-        wrong = [k for k in state if k not in want or state[k].shape != want[k]]
-        if missing or wrong:
+        unknown = [k for k in state if k not in want]
+        if missing or unknown:
             raise WeightsError(f"backbone.weights={weights} does not fit {name}: {len(missing)} tensors are missing "
-                               f"({', '.join(missing[:3]) or 'none'}), {len(wrong)} are unknown or of another shape "
-                               f"({', '.join(wrong[:3]) or 'none'}). Is it another network's file?")
+                               f"({', '.join(missing[:3]) or 'none'}), {len(unknown)} are unknown "
+                               f"({', '.join(unknown[:3]) or 'none'}). Is it another network's file?")
+        if wrong := [f"{k} {why}" for k in state if (why := _wrong_tensor(k, state[k], want[k]))]:
+            raise WeightsError(f"backbone.weights={weights} does not fit {name}: {wrong[0]}{', and more' if wrong[1:] else ''}. "
+                               "Is it another network's file, or damaged?")
         net.load_state_dict(state, strict=False)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -280,8 +292,8 @@ def made_with(
     path: str|Path,             # A checkpoint, for the message
     meta: Mapping[str, Any],    # Its metadata
 ) -> Config:
-    "The configuration in a checkpoint. Raises `CheckpointError` where this version does not know it."
-    try: return from_saved(dict(meta["config"]))
+    "The configuration in a checkpoint, which names no place. Raises `CheckpointError` where this version does not know it."
+    try: return from_dict(portable(from_saved(dict(meta["config"]))))
     except (TypeError, ValueError) as e: raise CheckpointError(f"{path}: the configuration in it cannot be used: {e}") from None
 
 def fill(

@@ -5,6 +5,7 @@
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
@@ -25,8 +26,8 @@ from .architecture import DescriptorNetwork, MuDeNet
 from .config import (DECIDES, Config, absolute, differences, from_dict, identity, merge, override, portable,
                             run_folder, save_config, short_key, to_dict)
 from .core import (CheckpointError, ConfigError, DataError, device_name, did_you_mean, digest, environment, fingerprint,
-                          markdown_table, new_record, pick_device, progress, read_meta, read_record, write_json,
-                          write_text)
+                          locked, markdown_table, new_record, pick_device, progress, read_meta, read_record, refuse_foreign,
+                          remove_parts, write_json, write_text)
 from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, image_size,
                           list_categories, load_images, load_masks, normalize, open_category, read_mask_channels,
                           recognise, summary)
@@ -38,7 +39,7 @@ from .health import health
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
 from .intervals import auroc_interval, bootstrap
 from .layouts import OTHERS
-from .loop import remove_parts, total_steps
+from .loop import RUN_FILES, total_steps
 from .report import SHOWN, Case, image_mean, report_html
 from .start import begin
 from .synthetic import write_product_line
@@ -47,9 +48,10 @@ from .tracking import trackers
 from .training import seconds_per_step, train, train_identity
 
 # %% auto #0
-__all__ = ['log', 'BENCHMARKS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job', 'images_of',
-           'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within', 'ensure_detector', 'look', 'measure',
-           'intervals', 'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
+__all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job',
+           'images_of', 'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within', 'ensure_detector', 'look',
+           'measure', 'intervals', 'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values',
+           'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
 log = logging.getLogger("mudenet")
@@ -222,7 +224,14 @@ def ensure_teacher(
     images: torch.Tensor|None = None,  # uint8 (N, 3, S, S), if they have been read already
     resume: bool = True,               # Go on with an unfinished stage 1; else begin it anew
 ) -> DescriptorNetwork:
-    "T: the one that was given, the one that is there, or a new one (stage 1)."
+    "T: the one that was given, the one that is there, or a new one (stage 1). Raises `ConfigError` while another run makes it."
+    with _at_work(job, "teacher.safetensors", bool(job.config.teacher)): return _ensure_teacher(job, images, resume)
+
+def _at_work(job: Job, file: str, needless: bool = False) -> contextlib.AbstractContextManager[None]:
+    "Keep others out of a run's folder where a file has yet to be made."
+    return contextlib.nullcontext() if needless or (job.folder/file).exists() else locked(job.folder)
+
+def _ensure_teacher(job: Job, images: torch.Tensor|None, resume: bool) -> DescriptorNetwork:
     c, path, device = job.config, job.folder/"teacher.safetensors", pick_device(job.config.device)
     if c.teacher: return load_teacher(c.teacher, c)
     if path.exists():
@@ -287,7 +296,10 @@ def ensure_detector(
     job: Job,             # What to run
     resume: bool = True,  # Go on with an unfinished stage; else begin it anew
 ) -> Detector:            # Calibrated
-    "The detector of a job: the one that is there, or a new one (both stages and calibration)."
+    "The detector of a job: the one that is there, or a new one (both stages and calibration). Raises `ConfigError` as above."
+    with _at_work(job, "detector.safetensors"): return _ensure_detector(job, resume)
+
+def _ensure_detector(job: Job, resume: bool) -> Detector:
     c, path, device = job.config, job.folder/"detector.safetensors", pick_device(job.config.device)
     if path.exists():
         detector = load_detector(path, c.device, to_dict(c)["inference"])
@@ -441,10 +453,17 @@ def setting_name(
 def _made(job: Job, device: torch.device) -> dict[str, Any]:
     "When and where a record was made, how many threads there were, and the seconds that each stage's log has."
     logs = {stage: job.folder/f"{stage}.csv" for stage in ("distill", "train")}
-    def seconds(log: Path) -> float:
-        return round(sum(float(row["seconds"]) for row in csv.DictReader(log.read_text(encoding="utf-8").splitlines())), 1)
+    def seconds(table: Path) -> float|None:
+        try: return round(sum(float(row["seconds"]) for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())), 1)
+        except (ValueError, LookupError, TypeError, csv.Error) as e:  # somebody has edited it; a record is worth more than this
+            log.warning("%s cannot be read as a log (%s): the record says nothing of its seconds", table, e)
+            return None
+    found = {stage: seconds(table) for stage, table in logs.items() if table.is_file()}
     return dict(date=date.today().isoformat(), device=device_name(device), threads=torch.get_num_threads(),
-                seconds={stage: seconds(log) for stage, log in logs.items() if log.is_file()})
+                seconds={stage: s for stage, s in found.items() if s is not None})
+
+_OTHER_IMAGES = "The nominal images here are not those that the detector was trained on."
+SIGNS = {"record.json": '"kind": "evaluation"', "report.html": "<title>mudenet: "}  # what ours have near their beginning
 
 def _last_note(record: Path) -> str:
     try: return str(read_record(record)["note"])
@@ -459,8 +478,12 @@ def evaluate(
 ) -> dict[str, Any]:          # The record, as written to record.json
     "Measure a detector on a category's test images; writes record.json and the report."
     config, category = job.config, job.category
+    for name, sign in SIGNS.items(): refuse_foreign(job.folder/name, sign)
     note = note or _last_note(job.folder/"record.json")
     if cases is None: cases = look(detector, category.test)
+    if detector.about.get("data", job.data_fingerprint) != job.data_fingerprint:
+        log.warning("%s: %s", category.root, _OTHER_IMAGES)
+        note = " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))
     threshold = float(detector.threshold)
     images = [dict(image=c.item.image.relative_to(category.root).as_posix(), defect=c.item.defect, score=c.score,
                    p_value=c.p_value, anomalous=c.score > threshold, loudest=c.loudest) for c in cases]
@@ -471,9 +494,11 @@ def evaluate(
                         health=detector.about.get("health"), held_out=detector.held_out, detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),
                         scores=images)
-    remove_parts(job.folder)
-    write_text(job.folder/"report.html", _report(record, cases, category, config))
-    write_json(job.folder/"record.json", record)
+    page = _report(record, cases, category, config)
+    with locked(job.folder):
+        remove_parts(job.folder/n for n in RUN_FILES)
+        write_text(job.folder/"report.html", page)
+        write_json(job.folder/"record.json", record)
     return record
 
 def run_category(

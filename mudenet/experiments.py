@@ -73,7 +73,7 @@ def read_variants(
 ) -> dict[str, dict[str, Any]]:
     "Variants from a file. Raises `ConfigError`."
     tree = read_yaml(path)
-    if not tree or not all(isinstance(v, (Mapping, type(None))) for v in tree.values()):
+    if not tree or not all(isinstance(v, Mapping) or v in ("", None) for v in tree.values()):
         raise ConfigError(f"{path} must hold names of variants and the fields they set, e.g. "
                           "joint: {train.detach_autoencoder: false}.")
     return {str(k): dict(v or {}) for k, v in tree.items()}

@@ -10,7 +10,7 @@ import copy
 import io
 import json
 import logging
-import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from . import __version__
 from .config import override, portable
-from .core import SCHEMA, CheckpointError, ConfigError, DataError, TrainingError, digest, rng
+from .core import (SCHEMA, CheckpointError, ConfigError, DataError, TrainingError, atomic, digest, locked,
+                          remove_parts, rng)
 from .data import MEAN, STD, Category, Item, load_images, normalize
 from .images import read_image
 from .inference import Detector, calibrate
@@ -396,7 +397,7 @@ def export_detector(
     path = _checked(Path(path), detector, to, precision, category)
     own, squares = copy.deepcopy(detector).cpu(), np.empty(0)
     own.config = override(own.config, {"compute.precision": "float32"})
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         trial, measured, write = Path(folder)/path.name, own, _WRITERS[to]
         if precision != "float32" and category is not None:
             def images(items: Sequence[Item]) -> Tensor:
@@ -418,8 +419,11 @@ def export_detector(
             raise TrainingError(f"{path} was not written: it differs from the detector in {', '.join(found['faults'])}. "
                                 "--force writes it all the same.")
         write(trial, graph, dict(about, checked=found))
-        for suffix in (".bin", path.suffix):
-            if (made := trial.with_suffix(suffix)).is_file(): os.replace(made, path.with_suffix(suffix))
+        made = {trial.with_suffix(k): path.with_suffix(k) for k in (".bin", path.suffix) if trial.with_suffix(k).is_file()}
+        with locked(path.parent):
+            remove_parts(made.values())
+            for source, target in made.items():
+                with atomic(target) as part: shutil.copyfile(source, part)
     return found
 
 def _checked(path: Path, detector: Detector, to: str, precision: str, category: Category|None) -> Path:

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,14 +22,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .core import DataError
 
 # %% auto #0
-__all__ = ['FORMATS', 'SUFFIXES', 'Inputs', 'BRANCHES', 'ANSWER', 'natural_key', 'ignored', 'image_files', 'find_images',
-           'read_image', 'to_rgb', 'image_size', 'image_mode', 'resize_image', 'named_images', 'loudest',
-           'answer_cells', 'Prediction']
+__all__ = ['FORMATS', 'SUFFIXES', 'BRANCHES', 'ANSWER', 'TABLE', 'HEAD', 'Inputs', 'natural_key', 'ignored', 'image_files',
+           'walk_images', 'passed_by', 'find_images', 'open_image', 'read_image', 'to_rgb', 'image_size', 'image_mode',
+           'resize_image', 'named_images', 'loudest', 'answer_cells', 'Prediction']
 
 # %% ../nbs/01a_images.ipynb #02-data-12
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # what a file may hold: no format that starts another program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_IGNORED = {"thumbs", "thumbnails", "__macosx", "__pycache__"}
+_IGNORED = {"thumbs", "thumbnails", "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin"}
 
 def natural_key(
     name: str,  # A file or folder name
@@ -57,16 +60,78 @@ def image_files(
     "The image files that lie directly in a folder."
     return tuple(p for p in _entries(Path(folder)) if p.suffix.lower() in SUFFIXES and p.is_file())
 
+# %% ../nbs/01a_images.ipynb #c5e10b01
+BRANCHES = ("structural", "logical")
+ANSWER = ("score", "p_value", "anomalous", "threshold", "loudest")  # columns of a table of predictions, after the image
+TABLE = "predictions.csv"                                # what `mudenet predict` calls its table
+HEAD = "image,score,"                                    # how each such table begins, in every version
+
+def _results(folder: str, names: set[str]) -> set[str]:
+    "The folders of pictures that `mudenet predict` wrote there."
+    if TABLE not in names: return set()
+    try:
+        with open(os.path.join(folder, TABLE), "rb") as f: ours = f.read(len(HEAD)) == HEAD.encode()
+    except OSError: return set()
+    return {"maps", "pictures", "masks"} if ours else set()
+
+def _scan(folder: str, left: Counter[str]) -> Iterator[tuple[str, os.stat_result]]:
+    "Name and status of what lies in a folder, in natural order; without what is hidden, previews, or results of this program."
+    with os.scandir(folder) as listing: entries = sorted(listing, key=lambda e: natural_key(e.name))
+    ours = _results(folder, {e.name for e in entries})
+    for e in entries:
+        kind = os.path.splitext(e.name)[1].lower()
+        try: status = e.stat()
+        except OSError: left["broken links" if e.is_symlink() else "files that cannot be looked at"] += kind in SUFFIXES
+        else:
+            folder_ = stat.S_ISDIR(status.st_mode)
+            if e.name in ours and folder_: left["folders of results"] += 1
+            elif ignored(e.name): left["hidden or previews"] += folder_ or kind in SUFFIXES
+            elif folder_ or kind in SUFFIXES: yield e.name, status
+            else: left[f"of another type ({kind or 'no suffix'})"] += 1
+
+def walk_images(
+    folder: str|Path,                 # Where to look, at any depth; linked folders are followed
+    without: Iterable[str|Path] = (), # Folders that are left out; they need not exist
+    left: Counter[str]|None = None,   # Gets what was passed by: how many of which kind
+) -> Iterator[tuple[str, os.stat_result]]: # Name below the folder with /, and the file's status
+    "Every image file below a folder, each real folder once. Raises `DataError` where the folder cannot be read."
+    left, seen, below = Counter() if left is None else left, set[tuple[int, int]](), [""]
+    for w in without:
+        with contextlib.suppress(OSError): seen.add(((s := os.stat(w)).st_dev, s.st_ino))
+    while below:
+        here = os.path.join(folder, name := below.pop())
+        try:
+            place = ((s := os.stat(here)).st_dev, s.st_ino)
+            found = list(_scan(here, left)) if place not in seen else []
+        except OSError as e:
+            if not name: raise DataError(f"{folder} cannot be read as a folder ({e.strerror}); give one that is there.") from None
+            left["folders that cannot be read"] += 1
+            continue
+        seen.add(place)
+        for entry, status in found:
+            if stat.S_ISREG(status.st_mode): yield f"{name}{entry}", status
+            elif not stat.S_ISDIR(status.st_mode): left["no regular files"] += 1
+        below += [f"{name}{entry}/" for entry, status in reversed(found) if stat.S_ISDIR(status.st_mode)]
+
+def passed_by(
+    left: Counter[str],  # Of `walk_images`
+) -> str:                # e.g. "left out: 20 of another type (.jfif), 1 hidden or previews"; empty where there is none
+    "What was left out, for people."
+    said = ", ".join(f"{n} {what}" for what, n in sorted(left.items()) if n)
+    return f"left out: {said}" if said else ""
+
 def find_images(
     folder: str|Path,              # Where to look, at any depth
     without: str|Path|None = None, # A folder that is left out, such as one for results; it need not exist
-) -> tuple[Path, ...]:             # In natural order of their paths; hidden files are left out
+    left: Counter[str]|None = None, # As for `walk_images`
+) -> tuple[Path, ...]:             # In natural order of their paths
     "All image files below a folder. Raises `DataError` where there is none."
-    if not Path(folder).is_dir(): raise DataError(f"{folder}: there is no such folder.")
-    inside = [f for f in Path(folder).rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
-    if without is not None: inside = [f for f in inside if not f.parent.resolve().is_relative_to(Path(without).resolve())]
+    left = Counter() if left is None else left
+    inside = [Path(folder, name) for name, _ in walk_images(folder, () if without is None else (without,), left)]
     if not inside:
-        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}){'' if without is None else f' outside of {without}'}.")
+        outside = "" if without is None else f" outside of {without}"
+        said = f"; {passed_by(left)}" if passed_by(left) else ""
+        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}){outside}{said}.")
     return tuple(sorted(inside, key=lambda f: natural_key(f.as_posix())))
 
 # %% ../nbs/01a_images.ipynb #02-data-59
@@ -76,14 +141,27 @@ def _reading(path: str|Path) -> Iterator[None]:
     try: yield
     except (DataError, MemoryError): raise
     except FileNotFoundError: raise DataError(f"{path}: there is no such file.") from None
+    except Image.DecompressionBombError as e:
+        why = str(e).rstrip(".")
+        raise DataError(f"{path}: {why}. To read it all the same, set MUDENET_MEGAPIXELS to what is allowed.") from None
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error …
+        if isinstance(e, OSError) and e.errno: raise DataError(f"{path} cannot be read: {e.strerror}.") from None
         why = "no known image format" if isinstance(e, UnidentifiedImageError) else str(e)
         raise DataError(f"{path} cannot be read as an image ({why}). It may be truncated or of another type than its "
                         "name says: copy or save it again, or take it out of the data set.") from None
 
-def _decode(path: Path) -> Image.Image:
+def open_image(
+    source: str|Path|BinaryIO,  # A file, open or not
+) -> Image.Image:               # Not decoded yet
+    "An image of one of the `FORMATS`, as large as $MUDENET_MEGAPIXELS allows. Raises `DataError`, and whatever Pillow does."
+    if allowed := os.environ.get("MUDENET_MEGAPIXELS"): Image.MAX_IMAGE_PIXELS = int(float(allowed)*1e6/2)  # refuses twice as many
+    if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):
+        raise DataError(f"{source} is no regular file: a pipe, a device or a folder cannot be read as an image.")
+    return Image.open(source, formats=FORMATS)
+
+def _decode(source: str|Path|BinaryIO) -> Image.Image:
     "Decode the whole file and turn the image upright."
-    with Image.open(path, formats=FORMATS) as f:
+    with open_image(source) as f:
         f.load()
         return ImageOps.exif_transpose(f)
 
@@ -119,7 +197,7 @@ def image_size(
 ) -> tuple[int, int]:    # H, W as `read_image` would give them
     "Height and width of the upright image, as far as possible without decoding it."
     path = Path(path)
-    with _reading(path), Image.open(path, formats=FORMATS) as f:
+    with _reading(path), open_image(path) as f:
         turned = f.getexif().get(0x0112, 1) >= 5
         width, height = _decode(path).size if turned else f.size
     return height, width
@@ -141,10 +219,16 @@ def resize_image(
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling[interpolation.upper()]))
 
 # %% ../nbs/01a_images.ipynb #cd4ba634
-Inputs = str|Path|np.ndarray|Image.Image|Iterable[Any]
+Inputs = str|Path|bytes|bytearray|memoryview|BinaryIO|np.ndarray|Image.Image|Iterable[Any]
+
+def _array(image: np.ndarray, name: str) -> np.ndarray:
+    "An array that can be looked at. Raises `DataError`."
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(f"{name}: an array must be uint8 (H, W, 3), RGB, with at least one pixel; got {image.dtype} {image.shape}.")
+    return image
 
 def named_images(
-    inputs: Inputs,                 # Folder, file, image, uint8 array (H, W, 3), or a list of them
+    inputs: Inputs,                 # Folder, file, bytes of a file, image, uint8 array (H, W, 3) in RGB, or a list of them
     without: str|Path|None = None,  # A folder to leave out where `inputs` is one
     name: str = "0",                # What an input without a name of its own is called
 ) -> Iterator[tuple[str, np.ndarray]]: # Name and uint8 pixels (H, W, 3), RGB
@@ -155,27 +239,24 @@ def named_images(
         for f in find_images(path, without) if path.is_dir() else [path]:
             yield (f.relative_to(path).as_posix() if path.is_dir() else f.name), read_image(f)
     elif isinstance(inputs, Image.Image): yield name, to_rgb(inputs, f"input {name}")
-    elif isinstance(inputs, np.ndarray):
-        if inputs.dtype != np.uint8 or inputs.ndim != 3 or inputs.shape[2] != 3:
-            raise DataError(f"input {name}: an array must be uint8 (H, W, 3), got {inputs.dtype} {inputs.shape}.")
-        yield name, inputs
+    elif isinstance(inputs, np.ndarray): yield name, _array(inputs, f"input {name}")
+    elif isinstance(inputs, (bytes, bytearray, memoryview)) or hasattr(inputs, "read"):
+        with _reading(f"input {name}"):
+            source: Any = inputs if hasattr(inputs, "read") else io.BytesIO(inputs)
+            yield name, _rgb_values(_decode(source), f"input {name}")
     elif isinstance(inputs, Iterable) and not hasattr(inputs, "dtype"):
         for i, one in enumerate(inputs): yield from named_images(one, without, str(i))
     else:
-        raise DataError(f"input {name} is of type {type(inputs).__name__}; give a file, a folder, a Pillow image, a uint8 array "
-                        "(H, W, 3), or a list of them. For normalised tensors call the detector itself.")
+        raise DataError(f"input {name} is of type {type(inputs).__name__}; give a file, a folder, the bytes of a file, a Pillow "
+                        "image, a uint8 array (H, W, 3) in RGB, or a list of them. Normalised tensors are for the detector itself.")
 
 # %% ../nbs/01a_images.ipynb #f87fc53a
-BRANCHES = ("structural", "logical")
-
 def loudest(
     parts: np.ndarray,    # (2, L, h, w)
 ) -> tuple[str, int]:     # e.g. ("logical", 3)
     "Branch and level (from 1) with the highest part."
     branch, level = np.unravel_index(parts.max((2, 3)).argmax(), parts.shape[:2])
     return BRANCHES[branch], int(level) + 1
-
-ANSWER = ("score", "p_value", "anomalous", "threshold", "loudest")  # columns of a table of predictions, after the image
 
 def answer_cells(
     score: float,

@@ -39,8 +39,10 @@ def _masks_of(image: Path, index: dict[str, list[tuple[Path, ...]]], folder: Pat
     "The masks of one defective image. Raises `DataError` unless exactly one way of naming them is used."
     claims = index.get(image.stem, [])
     if not claims:
+        near = [m.name for s, c in index.items() if s.strip("_") != image.stem and image.stem in s for m in c[0]]
+        hint = f"There is {near[0]}: rename it to {image.stem}_mask.png" if near else "Add the mask"
         raise DataError(f"{image} has no mask: looked for {image.stem}_mask.png, {image.stem}.png and a folder {image.stem} in "
-                        f"{folder}. Add the mask; if this is a published data set, unpack it again.")
+                        f"{folder}. {hint}.")
     if len(claims) > 1:
         names = ", ".join(c[0].name for c in claims)
         raise DataError(f"{image} has masks under {len(claims)} names ({names}) in {folder}; keep one.")

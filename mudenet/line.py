@@ -8,15 +8,13 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .core import MudenetError
+from .core import run_command, start_logging
 from .images import ANSWER
 from .runtime import open_detector
 from .serve import run_serve, serve_arguments
@@ -42,25 +40,17 @@ COMMANDS = dict(predict=("score images, print a table", _predict_arguments, run_
                 watch=("score every image that appears in a folder", watch_arguments, run_watch),
                 serve=("answer over HTTP", serve_arguments, run_serve))
 
-def _terminate(signum: int, frame: Any) -> None: raise KeyboardInterrupt
-
 def main(
     argv: Sequence[str]|None = None,  # Arguments; default: the process's
 ) -> int:                             # Exit code
     "Entry point of `mudenet` in the distribution mudenet-runtime."
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    start_logging(logging.INFO)
     parser = argparse.ArgumentParser(prog="mudenet", description="Exported MuDeNet detectors beside a camera.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name, (text, add, _) in COMMANDS.items(): add(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
-    args = parser.parse_args(argv)
-    there = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if there else None
-    try: COMMANDS[args.command][2](args)
-    except MudenetError as e:
-        print(f"mudenet: error: {e}", file=sys.stderr)
-        return e.exit_code
-    except KeyboardInterrupt: return 130
-    finally:
-        if there: signal.signal(signal.SIGTERM, before)
-    return 0
+    def work() -> None:
+        args = parser.parse_args(argv)
+        COMMANDS[args.command][2](args)
+    return run_command(argv, work)

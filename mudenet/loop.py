@@ -10,9 +10,6 @@ import csv
 import io
 import logging
 import math
-import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from .config import ComputeConfig, DataConfig, StageConfig, deciding, differences, image_treatment, merge
-from .core import (CheckpointError, DataError, TrainingError, digest, generator, load_tensors, progress, save_tensors,
-                          write_text)
+from .core import (CheckpointError, DataError, Ended, TrainingError, digest, generator, heeding, load_tensors, progress,
+                          remove_parts, save_tensors, write_text)
 from .data import augment, normalize
 
 # %% auto #0
-__all__ = ['log', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption', 'deferred_interrupts', 'Log',
-           'belonging', 'check_finite', 'remove_parts', 'save_state', 'load_state', 'learning_rate', 'Callback', 'Bar',
-           'Table', 'Patience', 'fit']
+__all__ = ['log', 'RUN_FILES', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption',
+           'deferred_interrupts', 'Log', 'belonging', 'check_finite', 'save_state', 'load_state', 'learning_rate',
+           'Callback', 'Bar', 'Table', 'Patience', 'fit']
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-04
 log = logging.getLogger("mudenet")
@@ -136,22 +133,18 @@ class Batches(Feed):
 # %% ../nbs/04a_loop.ipynb #04a-loop-14
 @dataclass
 class Interruption:
-    "Whether somebody asked for an end."
-    pending: bool = False
+    "Which signal asked for an end, if one did."
+    pending: int = 0
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Interruption]:
-    "Collect SIGINT and SIGTERM instead of raising at once; the second one raises. Does nothing outside the main thread."
-    flag, old = Interruption(), {}
+    "Collect SIGINT, SIGTERM and SIGHUP instead of raising at once; the second one raises. Does nothing outside the main thread."
+    flag = Interruption()
     def ask(signum: int, frame: Any) -> None:
-        if flag.pending: raise KeyboardInterrupt
-        flag.pending = True
+        if flag.pending: raise Ended(signum)
+        flag.pending = signum
         log.warning("interrupted: saving after this step (once more to end at once)")
-    if threading.current_thread() is threading.main_thread():
-        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield flag
-    finally:
-        for s, handler in old.items(): signal.signal(s, handler)
+    with heeding(ask): yield flag
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-17
 @dataclass
@@ -177,7 +170,7 @@ class Log:
         if not self.rows: return
         text = io.StringIO()
         losses = sorted(set(self.rows[0]) - {"epoch", "step", "seconds"})
-        out = csv.DictWriter(text, ["epoch", "step", *losses, "seconds"], lineterminator="\n")
+        out = csv.DictWriter(text, ["epoch", "step", *losses, "seconds"], extrasaction="ignore", lineterminator="\n")
         out.writeheader(); out.writerows(self.rows)
         write_text(path, text.getvalue())
 
@@ -207,15 +200,8 @@ def check_finite(
         raise TrainingError(f"after step {step}: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]} …). "
                             f"{_advice(state)}")
 
-_LEFT_OVER = re.compile(r"\.((train|distill)\.(state\.safetensors|csv)|(detector|teacher)\.safetensors|"
-                        r"record\.json|report\.html|config\.yaml)\.[0-9]+\.part")  # names that only `atomic` gives
-
-def remove_parts(
-    folder: Path,  # A run's folder
-) -> None:
-    "Remove what interrupted writes of a run's own files left, .NAME.PID.part; nothing else, and no folder."
-    for part in folder.glob(".*.part"):
-        if _LEFT_OVER.fullmatch(part.name) and part.is_file() and not part.is_symlink(): part.unlink(missing_ok=True)
+RUN_FILES = ("distill.csv", "distill.state.safetensors", "teacher.safetensors", "config.yaml", "train.csv",
+             "train.state.safetensors", "detector.safetensors", "record.json", "report.html")  # what a run writes to its folder
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-18
 def save_state(
@@ -245,6 +231,27 @@ def load_state(
     if diff := differences(meta["identity"], identity):
         raise CheckpointError(f"{path} belongs to another configuration ({'; '.join(diff)}). "
                               "Delete it to start over, or use that configuration.")
+    try:
+        _fill(module, optimiser, tensors)
+        return _count(meta["step"]), _log_of(meta["log"]), dict(meta.get("memory", {}))
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
+        why = " ".join(str(e).split())[:200]
+        raise CheckpointError(f"{path} does not fit what is trained ({why}). Delete it to start over.") from None
+
+def _count(n: Any) -> int:
+    if not isinstance(n, int) or n < 0: raise ValueError(f"{n!r} is no number of steps")
+    return n
+
+def _log_of(tree: Mapping[str, Any]) -> Log:
+    "The log in a state's metadata. Raises `ValueError`, `TypeError` or `AttributeError` for something else."
+    found = Log(**tree)
+    numbers = [*found.sums.values(), _count(found.count), *(v for row in found.rows for v in row.values())]
+    if not isinstance(found.rows, list) or not all(isinstance(v, (int, float)) for v in numbers):
+        raise ValueError("its log holds something else than numbers")
+    return found
+
+def _fill(module: nn.Module, optimiser: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
+    "Give weights and moments to those that they belong to."
     module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     moments: dict[int, dict[str, Tensor]] = {}
     weights = [p for group in optimiser.param_groups for p in group["params"]]
@@ -254,7 +261,6 @@ def load_state(
         # the fused kernel goes through memory in order: moments must lie as their weights do
         moments.setdefault(i, {})[name] = v if v.ndim == 0 else torch.empty_like(weights[i]).copy_(v)
     optimiser.load_state_dict(dict(state=moments, param_groups=optimiser.state_dict()["param_groups"]))
-    return meta["step"], Log(**meta["log"]), meta.get("memory", {})
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-99d578
 def learning_rate(
@@ -390,7 +396,7 @@ def fit(
     state = folder/f"{data.name}.state.safetensors" if folder else None
     told = [Bar(), *([Table(folder/f"{data.name}.csv")] if folder else []), *callbacks]
     belongs = belonging(identity or {}, data, stage, compute) if folder else {}
-    if folder: remove_parts(folder)
+    if folder: remove_parts(folder/n for n in RUN_FILES)
     if state and state.exists():
         start, notes, data.memory = load_state(state, module, optimiser, belongs)
         log.info("%s: going on at step %d of %d", data.name, start, total)
@@ -415,7 +421,7 @@ def fit(
             if state and (saves or enough):
                 save_state(state, module, optimiser, step + 1, notes, belongs, data.memory)
                 saved = time.monotonic()
-            if interrupt.pending: raise KeyboardInterrupt
+            if interrupt.pending: raise Ended(interrupt.pending)
             if enough: break
     check_finite(module.state_dict(), int(notes.rows[-1]["step"]) if notes.rows else total)
     return notes.rows

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .core import ConfigError, DataError, did_you_mean
-from .images import BRANCHES, FORMATS, Prediction, to_rgb
+from .images import BRANCHES, Prediction, open_image, to_rgb
 from .runtime import open_detector
 
 # %% auto #0
@@ -61,7 +61,7 @@ def decoded(
     "Pixels of a request. Raises `Refused` with 400 or 413."
     if not body: raise Refused(400, "the body is empty; send an image file as it is, e.g. curl --data-binary @part.png URL.")
     try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+        with open_image(io.BytesIO(body)) as image:
             if image.width*image.height > limits.megapixels*1e6:
                 raise Refused(413, f"{image.width}×{image.height} pixels are more than {limits.megapixels:g} million.")
             return to_rgb(image, name)

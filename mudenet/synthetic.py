@@ -5,6 +5,8 @@
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-02
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import math
 import os
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import DataError, StorageError, did_you_mean, progress, rng, write_json
+from .core import DataError, MudenetError, StorageError, did_you_mean, locked, progress, rng, write_json
 
 # %% auto #0
 __all__ = ['SCREWS', 'HOLES', 'SLOTS', 'FUSES', 'TERMINALS', 'TERMINAL', 'COLOURS', 'Colour', 'SIZES', 'RADII', 'PAINTERS',
@@ -708,6 +710,12 @@ def _same_line(folder: Path, manifest: dict) -> bool:
     except (OSError, ValueError): return False
     return found == manifest and all(len(list((folder / s).glob("*.png"))) == n for s, n in manifest["images"].items())
 
+def _remove_abandoned(folder: Path) -> None:
+    "Remove what a killed process had drawn of this line: a folder with that name, with a manifest in it, and nobody at work."
+    for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+        if not (part / MANIFEST).is_file() or part.is_symlink(): continue
+        with contextlib.suppress(MudenetError), locked(part): shutil.rmtree(part, ignore_errors=True)
+
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-58
 def write_product_line(
     folder: str|Path,       # The category's folder
@@ -728,19 +736,21 @@ def write_product_line(
         if _same_line(folder, manifest): return folder
         raise DataError(f"{folder} already holds something else than this product line (seed {seed}, size {size}, "
                         f"{sum(images.values())} images); name another folder or delete that one.")
+    _remove_abandoned(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
-        for s in SPLITS: (part / s).mkdir(parents=True)
-        for s, k in progress([(s, k) for s, n in images.items() for k in range(n)], "drawing", unit="image"):
-            _write_image(part, seed, s, k, size)
-        write_json(part / "defects_config.json", defects_config(size))
-        write_json(part / MANIFEST, manifest)
+        with locked(part):
+            write_json(part / MANIFEST, manifest)
+            for s in SPLITS: (part / s).mkdir(parents=True)
+            for s, k in progress([(s, k) for s, n in images.items() for k in range(n)], "drawing", unit="image"):
+                _write_image(part, seed, s, k, size)
+            write_json(part / "defects_config.json", defects_config(size))
         if folder.exists(): folder.rmdir()
         os.replace(part, folder)
     except OSError as e:
         if _same_line(folder, manifest): return folder   # another process was quicker
         if isinstance(e, StorageError): raise
-        raise StorageError(f"cannot write the product line {folder}: {e.strerror or e}. Free some space or name another "
-                           "place; nothing half-written was left.") from e
+        raise StorageError(f"cannot write the product line {folder}: {e.strerror or e}. Name another place; nothing half-written "
+                           "was left.") from e
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder

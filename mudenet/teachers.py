@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, differences, override, short_key
-from .core import (CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, pick_device, read_meta, read_record,
-                          write_json)
+from .core import (CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, locked, pick_device,
+                          read_meta, read_record, write_json)
 from .corpus import Corpus, CorpusFeed
 from .distillation import (Backbone, architecture_of_t, distill, explained, load_teacher, made_with, make_target, map_statistics,
                                   save_teacher, teacher_identity)
@@ -135,6 +135,9 @@ def distill_corpus(
     resume: bool = True,   # Go on with an unfinished run; else begin it anew
 ) -> Path:                 # The teacher's file
     "Distil a teacher on a folder of photographs. Goes on where it was interrupted; what is finished is not made again."
+    with locked(corpus_folder(config)): return _distill_corpus(config, resume)
+
+def _distill_corpus(config: Config, resume: bool) -> Path:
     folder, device = corpus_folder(config), pick_device(config.device)
     path, corpus = folder/"teacher.safetensors", Corpus.of(str(config.distill.folder))
     learned, held = corpus.split(config.distill.folder_holdout)

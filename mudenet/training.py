@@ -19,7 +19,6 @@ from torch import Tensor
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, identity
 from .core import digest
-from .data import normalize
 from .engine import fold, prepared
 from .data import normalize
 from .loop import Batches, Callback, Losses, Patience, fit

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -21,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from .core import ConfigError, DataError, write_text
+from .core import ConfigError, DataError, atomic, locked, refuse_foreign, remove_parts, write_text
 from .drift import Drift, open_drift
-from .images import ANSWER, SUFFIXES, Prediction, answer_cells, read_image
+from .images import ANSWER, HEAD, Prediction, answer_cells, read_image, walk_images
 from .runtime import detector_id, open_detector
 
 # %% auto #0
@@ -52,17 +53,11 @@ class Arrivals:
         without: Sequence[Path] = (),    # Folders in it that are left out
     ):
         self.folder, self.settle, self.patience = folder, settle, patience
-        self.without, self.waiting = [w.resolve() for w in without], dict[str, _Seen]()
+        self.without, self.waiting = list(without), dict[str, _Seen]()
 
     def keys(self) -> Iterator[Key]:
         "Every image file that is there now."
-        for here, folders, files in os.walk(self.folder):
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(here, f).resolve() not in self.without)
-            for f in sorted(files):
-                if f.startswith(".") or Path(f).suffix.lower() not in SUFFIXES: continue
-                try: s = os.stat(path := Path(here, f))
-                except FileNotFoundError: continue  # moved away in between
-                yield path.relative_to(self.folder).as_posix(), s.st_size, s.st_mtime_ns
+        for name, status in walk_images(self.folder, self.without): yield name, status.st_size, status.st_mtime_ns
 
     def ready(
         self,
@@ -100,13 +95,21 @@ class Journal:
         self,
         out: Path,  # Folder of results.jsonl and results.csv
     ):
-        out.mkdir(parents=True, exist_ok=True)
-        self.path, self.table, self.lock = out/"results.jsonl", out/"results.csv", _locked(out/".watch.lock")
+        self.path, self.table, self.held = out/"results.jsonl", out/"results.csv", contextlib.ExitStack()
+        self.held.enter_context(locked(out, nested=False))
+        try: self._open()
+        except BaseException:
+            self.held.close()
+            raise
+
+    def _open(self) -> None:
+        "Read what is known, and bring the table up to it."
+        if not self.path.is_file(): refuse_foreign(self.table, HEAD)
+        remove_parts([self.table])
         whole = self.path.read_bytes() if self.path.is_file() else b""
         whole = whole[:whole.rfind(b"\n") + 1]
         try: self.known = {(d["image"], d["size"], d["changed"]): d for d in map(json.loads, whole.splitlines())}
         except (ValueError, LookupError, TypeError) as e:
-            os.close(self.lock)
             raise DataError(f"{self.path} holds a line that is not ours ({e}); take it out, or give another --out.") from None
         self.lines = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self.lines, len(whole))
@@ -119,25 +122,14 @@ class Journal:
         text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         if os.write(self.lines, text) < len(text): raise DataError(f"{self.path} cannot be written: the disk is full.")
         os.fsync(self.lines)
-        with self.table.open("a", encoding="utf-8") as f: f.write(_row(line))
+        with self.table.open("a", encoding="utf-8", errors="backslashreplace") as f: f.write(_row(line))
         self.known[key] = line
         return line
 
     def close(self) -> None:
         "Let another watcher have the place."
         os.close(self.lines)
-        os.close(self.lock)
-
-def _locked(path: Path) -> int:
-    "A file that this process holds; the system lets go of it when the process ends, however it does."
-    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try: import fcntl
-    except ImportError: return held  # Windows: two watchers are then not kept apart
-    try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(held)
-        raise ConfigError(f"{path.parent} is being written by another watcher; give this one another --out.") from None
-    return held
+        self.held.close()
 
 # %% ../nbs/15b_watch.ipynb #1221ecdb
 def _move(file: Path, folder: Path, name: str) -> None:
@@ -150,9 +142,7 @@ def _move(file: Path, folder: Path, name: str) -> None:
     try: os.rename(file, target)
     except FileNotFoundError: return
     except OSError:  # another file system
-        part = target.with_name(f".{target.name}.part")
-        shutil.copy2(file, part)
-        os.replace(part, target)
+        with atomic(target) as part: shutil.copy2(file, part)
         file.unlink()
 
 def watch(

@@ -54,11 +54,17 @@ def at_step(monkeypatch, n, action):
     monkeypatch.setattr(loop.Batches, "__getitem__", getting)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first(line, undisturbed, tmp_path, monkeypatch, capsys, signum):
-    with monkeypatch.context() as m:
-        at_step(m, 3 + 4, lambda x: signal.raise_signal(signum))
-        assert main(command(line, tmp_path)) == 130
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", pytest.param("SIGHUP", marks=pytest.mark.skipif(
+    sys.platform == "win32", reason="no SIGHUP"))])
+def test_a_signal_saves_first(line, undisturbed, tmp_path, monkeypatch, capsys, name):
+    signum = getattr(signal, name)
+    before = signal.signal(signum, signal.default_int_handler)  # under nohup it would be ignored
+    try:
+        with monkeypatch.context() as m:
+            at_step(m, 3 + 4, lambda x: signal.raise_signal(signum))
+            assert main(command(line, tmp_path)) == 128 + signum
+    finally:
+        signal.signal(signum, before)
     assert "the same command goes on" in capsys.readouterr().err
     assert saved(tmp_path) == 4
     assert detector(line, tmp_path) == undisturbed
@@ -124,13 +130,13 @@ def test_another_configuration_is_another_run(line, tmp_path, monkeypatch, capsy
     """It never touches the unfinished one, and a state that was put into its folder is refused with the fields that differ."""
     with monkeypatch.context() as m:
         at_step(m, 3 + 4, lambda x: signal.raise_signal(signal.SIGTERM))
-        assert main(command(line, tmp_path)) == 130
+        assert main(command(line, tmp_path)) == 143
     state = next(tmp_path.rglob("train.state.safetensors"))
     content = state.read_bytes()
     other = command(line, tmp_path, "--train.lr=0.002")
     with monkeypatch.context() as m:
         at_step(m, 3 + 1, lambda x: signal.raise_signal(signal.SIGTERM))
-        assert main(other) == 130
+        assert main(other) == 143
     assert state.read_bytes() == content
     target, = set(tmp_path.rglob("train.state.safetensors")) - {state}
     target.write_bytes(content)

@@ -118,5 +118,5 @@ def test_interrupted_by_hand(bare, part, tmp_path):
         twin = bare(*argv, timeout=60)
         process.terminate()
         assert process.wait(20) == 0
-    assert twin.returncode == 2 and "another watcher" in twin.stderr
+    assert twin.returncode == 2 and "another run uses" in twin.stderr and "process" in twin.stderr
     assert "1 fine; 0 ANOMALOUS; 0 unreadable" in (tmp_path / "said").read_text()

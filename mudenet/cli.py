@@ -365,7 +365,9 @@ def run_predict(args: Namespace) -> None:
     from mudenet.runtime import detector_id
     detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
     _check_out(out, images)
-    if args.regions: refuse_foreign(out/"regions.json", '"mudenet"')
+    if args.regions:
+        detector.marking()  # told before anything is written
+        refuse_foreign(out/"regions.json", '"mudenet"')
     drift = open_drift(detector, args.drift, int(detector_id(detector), 16))
     marked: list[tuple[str, tuple[int, int], list[Region]]] = []
     def also(p: Prediction) -> None:

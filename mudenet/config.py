@@ -650,10 +650,12 @@ def read_config(
     path: str|Path,  # A YAML file
 ) -> dict[str, Any]: # Its tree, which may be laid on others
     "Read one configuration file whose values are possible. Raises `ConfigError` naming the file."
-    tree = read_yaml(path)
-    try: from_dict(tree)
-    except ConfigError as e: raise ConfigError(f"{path}: {e}") from None
-    return tree
+    tree, wrong = read_yaml(path), list[ConfigError]()
+    for below in ({}, *(read_yaml(_configs()/f"{name}.yaml") for name in shipped())):  # what it may be laid on
+        try: from_dict(merge(below, tree))
+        except ConfigError as e: wrong.append(e)
+        else: return tree
+    raise ConfigError(f"{path}: {wrong[0]}")
 
 # %% ../nbs/01_config.ipynb #01-config-32
 def load_config(

@@ -26,7 +26,7 @@ class Health(NamedTuple):
     images: int             # How many were looked at
     rim: float              # Share whose map has its maximum in the rim, 0 to 1; 0.12 of the area lies there
     learned: list[float]    # Shares of S1, A and S2, mean over levels, at most 1; empty where one image is all there is
-    halves: float           # Difference of the largest scores of two halves of the images, in medians of all scores
+    halves: float|None      # Difference of the largest scores of two halves of the images, in medians of all scores
 
 def in_rim(
     maps: Tensor,  # (N, S, S)
@@ -41,11 +41,11 @@ def in_rim(
 
 def halves_apart(
     scores: np.ndarray,  # (N,)
-) -> float:              # At least 0; NaN for one image
+) -> float|None:         # At least 0; none for one image
     "How far the largest scores of the images at even and at odd places lie apart, in medians of all."
-    if len(scores) < 2: return float("nan")
+    if len(scores) < 2: return None
     largest = [float(np.max(scores[k::2])) for k in (0, 1)]
-    return abs(largest[0] - largest[1])/max(abs(float(np.median(scores))), 1e-12)
+    return round(abs(largest[0] - largest[1])/max(abs(float(np.median(scores))), 1e-12), 4)
 
 @torch.inference_mode()
 def health(
@@ -59,7 +59,7 @@ def health(
     maps, scores = (torch.cat([getattr(o, name).float().cpu() for o in outs]) for name in ("map", "score"))
     shares = detector.shares or shares_on(detector, images).tolist()
     learned = [round(float(np.mean(row)), 4) for row in shares]
-    return Health(len(few), round(float(in_rim(maps).float().mean()), 4), learned, round(halves_apart(scores.numpy()), 4))
+    return Health(len(few), round(float(in_rim(maps).float().mean()), 4), learned, halves_apart(scores.numpy()))
 
 # %% ../nbs/07e_health.ipynb #aaf59b8a
 LIMITS = dict(rim=0.5, student=0.05, logical=0.1, halves=0.5)
@@ -82,7 +82,7 @@ def advice(
         if a*s2 < LIMITS["logical"]:
             out.append(f"The logical branch has not learned yet (A gives {a:.0%} of what T does beyond its mean): parts that are "
                        "missing or swapped are found by the structural branch alone. Train longer (--train.steps).")
-    if found.halves > LIMITS["halves"]:
+    if found.halves is not None and found.halves > LIMITS["halves"]:
         out.append("The largest scores of two halves of the held-out images are far apart: the threshold is an accident of which "
                    "images were held out. Keep more good parts for it (--data.holdout), or run mudenet calibrate with new ones.")
     return out

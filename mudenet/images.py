@@ -104,6 +104,7 @@ def walk_images(
             place = ((s := os.stat(here)).st_dev, s.st_ino)
             found = list(_scan(here, left)) if place not in seen else []
         except OSError as e:
+            if not name and not os.path.lexists(folder): raise DataError(f"{folder}: there is no such folder.") from None
             if not name: raise DataError(f"{folder} cannot be read as a folder ({e.strerror}); give one that is there.") from None
             left["folders that cannot be read"] += 1
             continue

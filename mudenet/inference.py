@@ -245,12 +245,15 @@ class Detector(nn.Module):
         "Predictions of a folder, a file, an image, an array, or a list of them; see `predict`."
         return predict(self, inputs, without)
 
+    def marking(self) -> float:
+        "The pixel threshold. Raises `DataError` where there is none."
+        if self.pixel_threshold is not None: return self.pixel_threshold
+        raise DataError("this detector has no pixel threshold: it was calibrated before there were regions. New good "
+                        "parts give it one: mudenet calibrate RUN IMAGES.")
+
     def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
         "What is marked in a predicted image, and the mask; see `find_regions`. Raises `DataError` without a pixel threshold."
-        if self.pixel_threshold is None:
-            raise DataError("this detector has no pixel threshold: it was calibrated before there were regions. New good "
-                            "parts give it one: mudenet calibrate RUN IMAGES.")
-        return find_regions(p, self.pixel_threshold, self.config.inference.min_area)
+        return find_regions(p, self.marking(), self.config.inference.min_area)
 
     @staticmethod
     def from_pretrained(name: str|Path, device: str = "auto", revision: str|None = None, **hub: Any) -> Detector:

@@ -80,7 +80,8 @@ def test_inline_commands(my_parts):
         make_parser(words.split()[0]).parse_args(words.split(), defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
     assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none",
-                            "--preset fast", "--preset paper", "--train.steps 0", "--minutes 10", "--track [tensorboard]", "--train.patience 25"}
+                            "--preset fast", "--preset paper", "--train.steps 0", "--minutes 10", "--track [tensorboard]",
+                            "--train.patience 25"}
     for option in options:
         command = "benchmark" if "--ray" in option else "train"
         make_parser(command).parse_args([command, "--root", "mvtec", *option.split()], defaults=False)

@@ -35,10 +35,11 @@ from .metrics import VERSIONS
 from .objective import distillation_loss, level_loss, training_losses
 
 # %% auto #0
-__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'settle', 'Comparison', 'plan',
-           'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting', 'pack', 'unpack',
-           'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table', 'kinds_table', 'losses_table', 'scope',
-           'looked_at', 'findings', 'forest', 'loss_correlations', 'correlation_table']
+__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'resolve_variants', 'Comparison',
+           'plan', 'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting', 'pack',
+           'unpack', 'digest_of_predictions', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table',
+           'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'loss_correlations',
+           'correlation_table']
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-05
 def variants(
@@ -78,7 +79,7 @@ def _ignored(a: Config, b: Config) -> str:
     return "; ".join(f"{f} is ignored under {under[f]}" for f in differ) if set(differ) <= set(under) else ""
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-5e7703
-def settle(
+def resolve_variants(
     config: Config,         # The run to vary
     choices: Variants,      # The first one is the baseline
     assumption: str = "",   # Named in errors
@@ -146,7 +147,7 @@ def _check_images(category: Category) -> None:
 
 def _compared(config: Config, assumption: str, choices: Variants, seeds: Iterable[int]) -> list[Comparison]:
     "The runs of one assumption: seed by seed, the baseline first."
-    configs, _ = settle(absolute(config), choices, assumption)
+    configs, _ = resolve_variants(absolute(config), choices, assumption)
     first = next(iter(configs.values()))
     if config.teacher and any(teacher_identity(c) != teacher_identity(first) for c in configs.values()):
         raise ConfigError(f"{assumption} changes stage 1, and --teacher {config.teacher} takes its place; "
@@ -295,7 +296,7 @@ def _pixel_draws(cases: Sequence[Case], job: Job, resamples: int) -> dict[str, s
     def draws(k: str) -> Any: return bootstrap_draws(k, maps, masks, limit=e.pro_limit, resamples=resamples)
     return {k: pack(draws(k)[1:]) for k in METRICS[1:]}
 
-def _said(detector: Detector, cases: Sequence[Case]) -> str:
+def digest_of_predictions(detector: Detector, cases: Sequence[Case]) -> str:
     "Everything that a detector says about the test images, as a digest."
     return digest(dict(maps=torch.from_numpy(np.stack([c.map for c in cases])), threshold=detector.threshold,
                        scores=torch.tensor([c.score for c in cases], dtype=torch.float64)))
@@ -308,7 +309,7 @@ def _measure(run: Comparison, job: Job, detector: Detector, kept: dict[str, Any]
         kept |= dict(baseline=run.baseline, losses=validation_losses(detector, job, run.baseline))
     variant, cases = at_setting(detector, job, kept["raw"])
     return dict(identity=_identity(run, job), detector=digest(variant.state_dict()), losses=kept["losses"],
-                teacher=digest(detector.model.teacher.state_dict()), said=_said(variant, cases),
+                teacher=digest(detector.model.teacher.state_dict()), said=digest_of_predictions(variant, cases),
                 results=measure(cases, job.category, job.config), scores=[c.score for c in cases],
                 draws=_pixel_draws(cases, job, run.resamples))
 
@@ -394,7 +395,7 @@ def ablate(
 ) -> dict[str, Any]:                  # A record of kind "ablation", as written to `record_path`
     "Run every variant with every seed, compare, and write the record. What is finished is not made again."
     path = record_path(config, assumption, choices, seeds)
-    configs, left = settle(config, choices, assumption)
+    configs, left = resolve_variants(config, choices, assumption)
     runs = plan(config, {assumption: choices}, seeds, resamples)
     found = _carried_out(runs, pool or Here())
     left |= _idle(found, list(configs))
@@ -413,7 +414,7 @@ def record_path(
     seeds: Sequence[int] = (),   # Its seeds
 ) -> Path:                       # OUT/ablation-A-012-CATEGORY.json
     "Where an ablation's record goes. Raises where one that was made otherwise, or holds more, lies there."
-    c = next(iter(settle(config, choices, assumption)[0].values()))
+    c = next(iter(resolve_variants(config, choices, assumption)[0].values()))
     if not (path := config.out/f"ablation-{assumption}-{c.category}.json").exists(): return path
     try:
         there = json.loads(path.read_text(encoding="utf-8"))

@@ -725,7 +725,7 @@ class _Trial:
         from mudenet.distillation import teacher_identity
         from mudenet.config import run_folder
         from mudenet.data import load_images
-        from mudenet.evaluation import Job, calibrate_on, ensure_teacher, look, measure
+        from mudenet.evaluation import Job, calibrate_on, ensure_teacher, measure, score_images
         from mudenet.inference import Detector, predict
         from mudenet.training import train, train_identity
         if "backbone.weights" in settings: _named_weights(str(settings["backbone.weights"]))
@@ -738,7 +738,7 @@ class _Trial:
             return train(config, images, teacher, validation=held)
         detector = Detector(self.once(train_identity(config, teacher), learn), config)
         calibrate_on(detector, job)
-        cases = look(detector, job.category.test)
+        cases = score_images(detector, job.category.test)
         shown = predict(detector, job.category.test[0].image)[0]
         maps = {str(i): torch.from_numpy(m) for i, m in enumerate((*(c.map for c in cases), shown.map))}
         limits = dict(threshold=detector.threshold, pixels=torch.tensor(detector.pixel_threshold))

@@ -201,10 +201,10 @@ def _find_run(path: str) -> Path:
 
 def _run_config(run: Path) -> Config:
     "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file, without places."
-    from mudenet.distillation import made_with
+    from mudenet.distillation import config_of
     if (run/"config.yaml").is_file() and (tree := read_yaml(run/"config.yaml")): return from_saved(tree)
     file = run/"detector.safetensors" if run.is_dir() else run
-    return made_with(file, read_meta(file, "detector"))
+    return config_of(file, read_meta(file, "detector"))
 
 def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     "What is to be evaluated, and which settings are not the run's own."

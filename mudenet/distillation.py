@@ -32,8 +32,8 @@ from .objective import distillation_loss, match_grid
 
 # %% auto #0
 __all__ = ['backbone_names', 'Backbone', 'Target', 'make_target', 'stage1', 'distill', 'architecture_of_t', 'weights_fingerprint',
-           'teacher_identity', 'save_teacher', 'made_with', 'fill', 'teacher_weights', 'load_teacher', 'explained',
-           'map_statistics']
+           'teacher_identity', 'save_teacher', 'config_of', 'load_weights', 'teacher_weights', 'load_teacher',
+           'explained', 'map_statistics']
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-05
 _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -288,7 +288,7 @@ def save_teacher(
     extra = {f"{_CORPUS}{k}": v for k, v in (statistics or {}).items()}
     return save_tensors(path, {**teacher.state_dict(), **extra}, "teacher", dict(config=portable(config), **about))
 
-def made_with(
+def config_of(
     path: str|Path,             # A checkpoint, for the message
     meta: Mapping[str, Any],    # Its metadata
 ) -> Config:
@@ -296,7 +296,7 @@ def made_with(
     try: return from_dict(portable(from_saved(dict(meta["config"]))))
     except (TypeError, ValueError) as e: raise CheckpointError(f"{path}: the configuration in it cannot be used: {e}") from None
 
-def fill(
+def load_weights(
     module: nn.Module,              # Built from the checkpoint's configuration
     tensors: Mapping[str, Tensor],  # The checkpoint's
     path: str|Path,                 # Its file, for the message
@@ -319,11 +319,11 @@ def load_teacher(
 ) -> DescriptorNetwork:
     "Read T. Raises `CheckpointError` where the file is none of ours or does not fit the configuration."
     tensors, meta = teacher_weights(path)
-    if diff := differences(architecture_of_t(made_with(path, meta)), architecture_of_t(config)):
+    if diff := differences(architecture_of_t(config_of(path, meta)), architecture_of_t(config)):
         raise CheckpointError(f"the teacher {path} belongs to another configuration: {'; '.join(diff)}. "
                               "Use that configuration, or distil a new teacher (leave --teacher out).")
     teacher = DescriptorNetwork(config.model)
-    fill(teacher, tensors, path)
+    load_weights(teacher, tensors, path)
     return teacher.eval()
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-9bd2e4

@@ -33,7 +33,7 @@ from .data import (MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, im
                           recognise, summary)
 from .corpus import Corpus
 from .decisions import p_value
-from .distillation import (Backbone, architecture_of_t, distill, load_teacher, made_with, save_teacher, teacher_identity,
+from .distillation import (Backbone, architecture_of_t, distill, load_teacher, config_of, save_teacher, teacher_identity,
                                   teacher_weights, weights_fingerprint)
 from .health import health
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
@@ -49,9 +49,9 @@ from .training import seconds_per_step, train, train_identity
 
 # %% auto #0
 __all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job',
-           'images_of', 'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within', 'ensure_detector', 'look',
-           'measure', 'intervals', 'setting_key', 'setting_name', 'evaluate', 'run_category', 'metric_values',
-           'results_table']
+           'images_of', 'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within', 'ensure_detector',
+           'score_images', 'measure', 'intervals', 'setting_key', 'setting_name', 'evaluate', 'run_category',
+           'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-04
 log = logging.getLogger("mudenet")
@@ -121,7 +121,7 @@ def with_teacher(
     here, default = portable(config), portable(Config())
     changed = {k: {n: v for n, v in here[k].items() if v != default[k][n]} for k in ("backbone", "distill")}
     asked = changed if said is None else said
-    there = made_with(config.teacher, read_meta(config.teacher, "teacher"))
+    there = config_of(config.teacher, read_meta(config.teacher, "teacher"))
     made = portable(there)
     own = {k: {n: v for n, v in made[k].items() if DECIDES[f"{k}.{n}"] == "teacher" and v != here[k][n]}
            for k in ("backbone", "distill")}
@@ -136,7 +136,7 @@ def with_teacher(
 def _check_split(job: Job, teacher: str, split: Callable[[float, int], Category]) -> None:
     "Raise `CheckpointError` where a given teacher was distilled on images that this job holds out."
     data, meta = job.config.data, read_meta(teacher, "teacher")
-    made, about = made_with(teacher, meta), meta.get("about", {})
+    made, about = config_of(teacher, meta), meta.get("about", {})
     then, whole = made.data, made.distill.images == "dataset" and about.get("dataset") == job.config.dataset
     if (then.holdout, then.holdout_seed) == (data.holdout, data.holdout_seed): return
     known = {i.image for i in split(then.holdout, then.holdout_seed).train} & {i.image for i in job.category.validation}
@@ -306,7 +306,7 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
         _check_sources(path, detector.about, job)
         log.info("already trained: %s", path)
         for stage in ("distill", "train"): _remove_state(job, stage)
-        there = made_with(path, read_meta(path, "detector"))
+        there = config_of(path, read_meta(path, "detector"))
         if identity(there, "scores")["inference"] != identity(c, "scores")["inference"]: calibrate_on(detector, job)
         return detector
     images, validation = images_of(job, "train"), images_of(job, "validation")
@@ -328,7 +328,7 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-16
 @torch.inference_mode()
-def look(
+def score_images(
     detector: Detector,       # Calibrated
     items: Sequence[Item],    # Test images
 ) -> list[Case]:
@@ -480,7 +480,7 @@ def evaluate(
     config, category = job.config, job.category
     for name, sign in SIGNS.items(): refuse_foreign(job.folder/name, sign)
     note = note or _last_note(job.folder/"record.json")
-    if cases is None: cases = look(detector, category.test)
+    if cases is None: cases = score_images(detector, category.test)
     if detector.about.get("data", job.data_fingerprint) != job.data_fingerprint:
         log.warning("%s: %s", category.root, _OTHER_IMAGES)
         note = " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))

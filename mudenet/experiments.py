@@ -41,7 +41,7 @@ from .training import train
 # %% auto #0
 __all__ = ['Variants', 'R', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'shared_teacher',
            'take_teacher', 'open_run', 'every_run', 'plan_runs', 'measure_cost', 'measure_all', 'expected', 'clock',
-           'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'Starts', 'share_out', 'OnRay', 'departures']
+           'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'Starts', 'allocate', 'OnRay', 'departures']
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a15
 Variants = Mapping[str, Mapping[str, Any]]  # Name → fields to set
@@ -499,7 +499,7 @@ def _on_worker(runs: Sequence[Run], threads: int, starts: Any) -> list[dict[str,
     return hows
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a68
-def share_out(
+def allocate(
     nodes: Sequence[Mapping[str, float]],  # What each machine of a cluster has, by Ray's names
     device: str = "auto",                  # The configuration's
     threads: int|None = None,              # CPUs of a run, or 4 at most, on GPU machines the GPU's share
@@ -524,7 +524,7 @@ class OnRay(Pool):
         self,
         address: str,              # "auto" (a cluster that is there, or else local), "local", or an address
         device: str = "auto",      # The configuration's
-        threads: int|None = None,  # CPUs and threads of a run, or what `share_out` finds
+        threads: int|None = None,  # CPUs and threads of a run, or what `allocate` finds
         retries: int = 3,          # How often a run is given to another worker
     ):
         if ":" in device:
@@ -535,7 +535,7 @@ class OnRay(Pool):
         self.mine = not self.ray.is_initialized()
         if self.mine: self._connect(address)
         nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
-        try: self.threads, self.slots, gpu = share_out(nodes, device, threads)
+        try: self.threads, self.slots, gpu = allocate(nodes, device, threads)
         except MudenetError:
             self.close()
             raise

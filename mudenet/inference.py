@@ -21,7 +21,7 @@ from .architecture import Embeddings, MuDeNet
 from .config import Config, InferenceConfig, override, portable
 from .core import ConfigError, DataError, load_tensors, pick_device, progress, save_tensors
 from .data import normalize
-from .distillation import fill, made_with
+from .distillation import config_of, load_weights
 from .decisions import check_rate, held_out, p_value, promise, rank_from_top, rate_threshold, standing_apart
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, find_images, named_images, resize_image
@@ -368,9 +368,9 @@ def load_detector(
     "Read a detector. Raises `CheckpointError` where the file is none."
     path = Path(path)
     tensors, meta = load_tensors(path/"detector.safetensors" if path.is_dir() else path, "detector")
-    config = override(made_with(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
+    config = override(config_of(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
-    fill(detector, tensors, path)
+    load_weights(detector, tensors, path)
     detector.shares = meta.get("shares", [])
     detector.held_out, detector.calibrations = meta.get("held_out", []), meta.get("calibrations", [])
     detector = detector.to(pick_device(device))

@@ -19,7 +19,7 @@ from .config import Config, differences, override, short_key
 from .core import (CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, locked, pick_device,
                           read_meta, read_record, write_json)
 from .corpus import Corpus, CorpusFeed
-from .distillation import (Backbone, architecture_of_t, distill, explained, load_teacher, made_with, make_target, map_statistics,
+from .distillation import (Backbone, architecture_of_t, distill, explained, load_teacher, config_of, make_target, map_statistics,
                                   save_teacher, teacher_identity)
 from .loop import log
 from .tracking import trackers
@@ -107,7 +107,7 @@ def resolve_teacher(
     if name in (None, "none"): return replace(config, teacher=None)
     if name != "auto": return replace(config, teacher=str(find_teacher(str(name))))
     for path in teachers().values():
-        if not differences(architecture_of_t(made_with(path, read_meta(path, "teacher"))), architecture_of_t(config)):
+        if not differences(architecture_of_t(config_of(path, read_meta(path, "teacher"))), architecture_of_t(config)):
             return replace(config, teacher=str(find_teacher(path.stem)))
     log.info("no teacher fits this architecture (%s): one is distilled", ", ".join(teachers()))
     return replace(config, teacher=None)
@@ -181,7 +181,7 @@ def add_teacher(
     if "corpus" not in meta.get("about", {}):
         raise CheckpointError(f"{path} was distilled on one category's images; only a teacher that was distilled on a folder of "
                               "photographs can be added.")
-    load_teacher(path, made_with(path, meta))
+    load_teacher(path, config_of(path, meta))
     target, config = folder/f"{name}.safetensors", meta["config"]
     with atomic(target) as part: shutil.copyfile(path, part)
     made = Card(name=name, sha256=_sha256(target), corpus=corpus, licence=licence, date=date.today().isoformat(),

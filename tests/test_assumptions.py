@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mudenet.ablations import settle, variants
+from mudenet.ablations import resolve_variants, variants
 from mudenet.assumptions import check, read_register, write_table
 from mudenet.cli import main
 from mudenet.config import load_config
@@ -62,6 +62,6 @@ def test_every_switch_can_be_ablated(tmp_path):
     configs = {a: load_config(tree={**tree, **given.get(a, {})}) for a in ("", *given)}
     for e in read_register():
         if e.field:
-            kept, left = settle(configs[e.id if e.id in given else ""], variants(e.id), e.id)
+            kept, left = resolve_variants(configs[e.id if e.id in given else ""], variants(e.id), e.id)
             assert len(kept) == 1 + len(e.alternatives) and not left, (e.id, left)
-    assert list(settle(configs[""], variants("A-023"), "A-023")[1]) == ["images=folder"]
+    assert list(resolve_variants(configs[""], variants("A-023"), "A-023")[1]) == ["images=folder"]

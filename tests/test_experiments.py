@@ -3,7 +3,7 @@ import pytest
 
 from mudenet.ablations import variants
 from mudenet.core import ConfigError, DeviceError
-from mudenet.experiments import Here, OnRay, read_variants, share_out
+from mudenet.experiments import Here, OnRay, read_variants, allocate
 
 
 @pytest.mark.parametrize(("what", "nodes", "options", "error", "message"), [
@@ -12,7 +12,7 @@ from mudenet.experiments import Here, OnRay, read_variants, share_out
     ("head nodes alone", [dict(CPU=0.0)], {}, DeviceError, "lends a CPU")])
 def test_a_cluster_that_cannot_take_the_runs(what, nodes, options, error, message):
     with pytest.raises(error, match=message):
-        share_out(nodes, **options)
+        allocate(nodes, **options)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -11,7 +11,7 @@ from PIL import Image
 from mudenet.config import load_config
 from mudenet.core import atomic
 from mudenet.data import load_masks
-from mudenet.evaluation import look, open_job
+from mudenet.evaluation import score_images, open_job
 from mudenet.inference import load_detector
 from mudenet.report import colour_scale, draw_case
 
@@ -22,7 +22,7 @@ SHOWN = ("test/structural_anomalies/029.png", "test/logical_anomalies/007.png")
 def strip(run: Path) -> Image.Image:
     """Two test images with their maps and parts, one above the other."""
     category, detector = open_job(load_config(files=[run / "config.yaml"])).category, load_detector(run, "cpu")
-    cases, threshold = look(detector, category.test), float(detector.threshold)
+    cases, threshold = score_images(detector, category.test), float(detector.threshold)
     scale = colour_scale(np.stack([c.map for c in cases]), np.stack([c.parts for c in cases]), threshold)
     chosen = [c for name in SHOWN for c in cases if c.item.image.relative_to(category.root).as_posix() == name]
     rows = [draw_case(c, load_masks([c.item])[0], threshold, scale) for c in chosen]

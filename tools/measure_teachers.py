@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from mudenet.config import override
 from mudenet.core import atomic, new_record, read_meta, write_json
 from mudenet.data import load_images, normalize, open_category
-from mudenet.distillation import explained, load_teacher, made_with, make_target
+from mudenet.distillation import explained, load_teacher, config_of, make_target
 from mudenet.synthetic import write_product_line
 from mudenet.teachers import checked, teachers
 
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent.parent/"nbs"/"results"
 
 def loaded(path, weights):
     """T, E and the configuration of one teacher."""
-    config = override(made_with(path, read_meta(path, "teacher")), {"backbone.weights": weights})
+    config = override(config_of(path, read_meta(path, "teacher")), {"backbone.weights": weights})
     return load_teacher(path, config), make_target(config, torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), config
 
 

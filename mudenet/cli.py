@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import reduce
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from . import __version__
 from .config import (Config, EvaluationConfig, InferenceConfig, Parser, config_parser, differences, field_names,
                             from_dict, from_saved, identity, load_config, merge, nest, read_config, read_yaml, shipped,
                             short_key, to_dict)
-from .core import (ConfigError, DataError, MudenetError, StorageError, TrainingError, atomic, locked, markdown_table,
+from .core import (ConfigError, DataError, MudenetError, StorageError, TrainingError, atomic, file_digest, locked, markdown_table,
                           pick_device, progress, read_meta, refuse_foreign, remove_parts, run_command, start_logging,
                           storage_error, write_json)
 
@@ -179,14 +178,20 @@ def run_train(args: Namespace) -> None:
     print(f"detector: {job.folder/'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 
 # %% ../nbs/11_cli.ipynb #11-cli-10
+def _add_run(parser: Parser) -> None:
+    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+
+def _add_device(parser: Parser) -> None:
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+
 def _evaluate_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Measure a trained detector on the test images of its category.")
-    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    _add_run(parser)
     parser.add_argument("--root", type=str, help="Folder of the data set or category; default: the one the run was trained on.")
     parser.add_argument("--category", type=str, help="Category; default: the run's.")
     parser.add_argument("--out", type=str, help="Folder for record.json and report.html; default: the run's. Needed where "
                         "images or settings are not the run's own.")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    _add_device(parser)
     _add_assume(parser)
     parser.add_class_arguments(InferenceConfig, "inference")
     parser.add_class_arguments(EvaluationConfig, "evaluation")
@@ -202,8 +207,9 @@ def _find_run(path: str) -> Path:
 def _run_config(run: Path) -> Config:
     "The configuration of a run: of its folder where it is one (it knows where the images are), else of the file, without places."
     from mudenet.distillation import config_of
+    from mudenet.inference import detector_file
     if (run/"config.yaml").is_file() and (tree := read_yaml(run/"config.yaml")): return from_saved(tree)
-    file = run/"detector.safetensors" if run.is_dir() else run
+    file = detector_file(run)
     return config_of(file, read_meta(file, "detector"))
 
 def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
@@ -246,7 +252,7 @@ def run_evaluate(args: Namespace) -> None:
 def _predict_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Score images with a trained detector. What cannot be read is listed, the "
                     "others are scored, and the exit code is then 2.")
-    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    _add_run(parser)
     parser.add_argument("images", type=str, help="An image, or a folder (searched recursively; what predict wrote is left out).")
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")
     parser.add_argument("--maps", type=bool, default=True, help="Write each raw anomaly map as 32-bit TIFF.")
@@ -255,7 +261,7 @@ def _predict_parser() -> Parser:
                         help="Write a mask of each image as PNG, and regions.json with all regions in COCO's format.")
     parser.add_argument("--drift", type=float, default=0.01,
                         help="Chance of a false alarm about drifting scores, the images taken in their order; 0: no test.")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    _add_device(parser)
     return parser
 
 def _fitting(name: str, suffix: str) -> str:
@@ -388,19 +394,19 @@ def run_predict(args: Namespace) -> None:
 def _calibrate_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Set threshold and p-values from new good parts, without training. "
                     "Networks and statistics stay; what was before stays in the file's history.")
-    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    _add_run(parser)
     parser.add_argument("images", type=str, help="A folder of good parts that it was not trained on (searched recursively).")
     parser.add_argument("--false-alarms", type=float, help="Share of good parts that may be called anomalous, e.g. 0.05; default: "
                         "that of the last calibration, else the run's own rule.")
     parser.add_argument("--threshold", type=float, help="A threshold to insist on instead.")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    _add_device(parser)
     return parser
 
 def _same_content(files: Sequence[Path], items: Sequence[Item]) -> int:
     "How many of the files have the content of an item's image."
     sizes = {f.stat().st_size for f in files}
-    own = {sha256(i.image.read_bytes()).digest() for i in items if i.image.stat().st_size in sizes}
-    return sum(sha256(f.read_bytes()).digest() in own for f in files) if own else 0
+    own = {file_digest(i.image) for i in items if i.image.stat().st_size in sizes}
+    return sum(file_digest(f) in own for f in files) if own else 0
 
 def _apart_from(run: Path, files: Sequence[Path]) -> bool:
     "Whether none of the files gave statistics, as far as can be seen here. Raises `DataError` for images that were trained on."
@@ -411,19 +417,19 @@ def _apart_from(run: Path, files: Sequence[Path]) -> bool:
     here, there = {image_mode(f) for f in files}, {image_mode(i.image) for i in category.train[:1]}
     if here != there: print(f"note: pixels are {', '.join(sorted(here))} here, {', '.join(sorted(there))} in the images trained on")
     config = _run_config(run).inference
-    return config.statistics_images == "train" or config.normalization == "none" or not _same_content(files, category.validation)
+    return config.statistics_apart or not _same_content(files, category.validation)
 
 def run_calibrate(args: Namespace) -> None:
     "New threshold into the detector's file."
     from mudenet.decisions import promised, rate_bound, smallest_rate
     from mudenet.images import find_images
-    from mudenet.inference import load_detector
+    from mudenet.inference import detector_file, load_detector
     run, images = _find_run(args.run), Path(args.images)
-    detector, path = load_detector(run, args.device), run/"detector.safetensors" if run.is_dir() else run
+    detector, path = load_detector(run, args.device), detector_file(run)
     before, apart = float(detector.threshold), _apart_from(run, find_images(images))
     strange = detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart)
     detector.save(path)
-    now = detector.calibrations[-1]
+    now = detector.calibration
     n, asked = now["n"], f" for a false-alarm rate of {now['asked']:g}" if now["how"] == "rate" else f" ({now['how']})"
     print(f"threshold {now['threshold']:.6g}{asked}, before {before:.6g}\n{promised(now)}.\nThe least that {n} images can promise "
           f"is {100*smallest_rate(n):.3g} % on average, {100*rate_bound(1, n):.3g} % at confidence 95 %.")
@@ -437,12 +443,12 @@ def run_calibrate(args: Namespace) -> None:
 def _threshold_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="What thresholds would do: false alarms by held-out good parts, and "
                     "defects found where bad parts are given. Writes nothing but what --out and --set ask for.")
-    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    _add_run(parser)
     parser.add_argument("--bad", type=str, help="A folder of bad parts, at least eight (searched recursively).")
     parser.add_argument("--out", type=str, help="A picture of the same: a .png or .svg file.")
     parser.add_argument("--set", type=float, help="Take this threshold. With --bad the detector is no longer label-free, and its "
                         "history and records say so.")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    _add_device(parser)
     return parser
 
 def _scores(detector: Detector, folder: str) -> list[float]:
@@ -477,19 +483,19 @@ def _choose(detector: Detector, threshold: float, bad: Sequence[float], run: Pat
     import torch
 
     from mudenet.decisions import promised
-    from mudenet.inference import apart, settle
-    path, shown = run/"detector.safetensors" if run.is_dir() else run, dict(bad=len(bad)) if bad else {}
+    from mudenet.inference import apart, detector_file, settle
+    path, shown = detector_file(run), dict(bad=len(bad)) if bad else {}
     settle(detector, torch.tensor(detector.held_out), threshold, "labelled" if bad else "given", apart=apart(detector),
            date=date.today().isoformat(), **shown)
     detector.save(path)
     marked = ", marked as chosen with bad parts in view" if bad else ""
     print(f"{path}: threshold {float(detector.threshold):.6g}{marked}; evaluate and export again.\n"
-          f"{promised(detector.calibrations[-1])}.")
+          f"{promised(detector.calibration)}.")
 
 # %% ../nbs/11_cli.ipynb #c0d90491
 def _export_parser() -> Parser:
     parser = Parser(allow_abbrev=False, description="Write a detector as one file, from pixels to decision, and compare the two.")
-    parser.add_argument("run", type=str, help="A run's folder, a detector.safetensors file, or a category's folder with one run.")
+    _add_run(parser)
     parser.add_argument("--to", choices=["onnx", "openvino", "pt2"], default="onnx",
                         help="onnx: ONNX Runtime and others; openvino: .xml and .bin; pt2: torch.export.")
     parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"], default="float32",

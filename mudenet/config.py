@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from .core import ConfigError, did_you_mean, write_text
+from .core import ConfigError, did_you_mean, file_digest, write_text
 
 # %% auto #0
 __all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES', 'decides',
@@ -302,6 +302,11 @@ class InferenceConfig:
     batch_size: int = decides("nothing", 8)
     "Images at a time."
 
+    @property
+    def statistics_apart(self) -> bool:
+        "Whether other images give the statistics than those that give the threshold, whose promise holds only then."
+        return self.normalization == "none" or self.statistics_images == "train"
+
     def __post_init__(self):
         _require(self.smoothing >= 0, "inference.smoothing", self.smoothing, "must not be negative; 0 turns it off.")
         _require(self.smoothing <= 1000, "inference.smoothing", self.smoothing, "must be at most 1,000 pixels.")
@@ -311,7 +316,7 @@ class InferenceConfig:
         if self.false_alarms is not None:
             _require(0 < self.false_alarms < 1, "inference.false_alarms", self.false_alarms,
                      "must lie between 0 and 1: 0.05 is one in twenty.")
-            _require(self.normalization == "none" or self.statistics_images == "train", "inference.false_alarms", self.false_alarms,
+            _require(self.statistics_apart, "inference.false_alarms", self.false_alarms,
                      "holds where the held-out images give the threshold only: set inference.statistics_images=train.")
         _positive("inference", self, "batch_size", "min_area", most=2**16)
         if self.normalization == "none":
@@ -771,7 +776,7 @@ def run_folder(
 ) -> Path:                  # OUT/DATASET/CATEGORY/KEY-sSEED, or KEY-TEACHER-sSEED for a teacher that was given
     "Where a run's files go."
     file = Path(config.teacher) if config.teacher and os.path.isfile(config.teacher) else None
-    given = f"-{hashlib.sha256(file.read_bytes()).hexdigest()[:6]}" if file else ""
+    given = f"-{file_digest(file)[:6]}" if file else ""
     return config.out / config.dataset / category / f"{run_key(config)}{given}-s{config.seed}"
 
 # %% ../nbs/01_config.ipynb #01-config-46

@@ -30,9 +30,9 @@ import numpy as np
 __all__ = ['SCHEMA', 'PACKAGES', 'ENDS', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError',
            'DeviceError', 'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng',
            'pick_device', 'device_name', 'storage_error', 'atomic', 'write_text', 'write_json', 'remove_parts',
-           'refuse_foreign', 'locked', 'digest', 'fingerprint', 'save_tensors', 'read_meta', 'load_tensors',
-           'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress', 'shown', 'Shown',
-           'start_logging', 'Ended', 'end', 'heeding', 'run_command']
+           'refuse_foreign', 'locked', 'digest', 'file_digest', 'fingerprint', 'save_tensors', 'read_meta',
+           'load_tensors', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress',
+           'shown', 'Shown', 'start_logging', 'Ended', 'end', 'heeding', 'run_command']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -266,6 +266,15 @@ def digest(
         v = tensors[name].detach().cpu().contiguous()
         h.update(f"{name}|{v.dtype}|{tuple(v.shape)}|".encode())
         h.update(v.reshape(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b"")
+    return h.hexdigest()
+
+def file_digest(
+    path: Path,  # A file of any size
+) -> str:        # 64 hex digits
+    "SHA-256 of a file's bytes."
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20): h.update(chunk)
     return h.hexdigest()
 
 def fingerprint(

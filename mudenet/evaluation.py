@@ -312,13 +312,13 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
     images, validation = images_of(job, "train"), images_of(job, "validation")
     _check_test(job.category)
     label_threshold(torch.arange(float(len(validation))), c.inference)  # too few images are told before hours of training
-    trackers(c, job.folder)  # what is not installed too
+    told = trackers(c, job.folder)  # what is not installed too
     about = _about(job)
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder/"config.yaml", absolute(c))
     if not resume: _remove_state(job, "train", "discarded")
     _say_how_long(c, images, teacher, device)
-    model = train(c, images, teacher, job.category.name, job.folder, device, validation, trackers(c, job.folder))
+    model = train(c, images, teacher, job.category.name, job.folder, device, validation, told)
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))
     calibrate_on(detector, job, validation, images)
     detector.about["health"] = health(detector, validation)._asdict()
@@ -490,7 +490,7 @@ def evaluate(
     record = new_record("evaluation", dataset=config.dataset, category=category.name, run=run or job.folder.name, note=note,
                         config=portable(config), teacher=detector.about.get("teacher"), made=_made(job, detector.device),
                         data=fingerprint(category.files, category.root), splits=summary(category),
-                        threshold=threshold, calibration=next(reversed(detector.calibrations), None),
+                        threshold=threshold, calibration=detector.calibration or None,
                         health=detector.about.get("health"), held_out=detector.held_out, detector=digest(detector.state_dict()),
                         results=measure(cases, category, config), intervals=intervals(cases, category, config),
                         scores=images)

@@ -32,7 +32,7 @@ from .start import evenly_chosen
 # %% auto #0
 __all__ = ['FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores',
            'learned_shares', 'part_weights', 'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on',
-           'calibrate', 'save_detector', 'load_detector', 'stream', 'predict', 'recalibrate']
+           'calibrate', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 class Statistics(NamedTuple):
@@ -168,9 +168,14 @@ class Detector(nn.Module):
     def statistics(self) -> Statistics: return Statistics(*(getattr(self, n) for n in Statistics._fields))
 
     @property
+    def calibration(self) -> dict[str, Any]:
+        "How the threshold that holds came about; empty in a file of before there was a history."
+        return self.calibrations[-1] if self.calibrations else {}
+
+    @property
     def pixel_threshold(self) -> float|None:
         "Above it pixels are marked (A-051); none in a file of before there were regions."
-        return self.calibrations[-1].get("pixel_threshold") if self.calibrations else None
+        return self.calibration.get("pixel_threshold")
 
     @property
     def device(self) -> torch.device: return self.threshold.device
@@ -285,9 +290,7 @@ def apart(
     detector: Detector,  # Calibrated
 ) -> bool:
     "Whether other images gave the statistics than the held-out ones: what the latter promise holds only then."
-    c = detector.config.inference
-    last = detector.calibrations[-1] if detector.calibrations else {}
-    return bool(last.get("apart", c.statistics_images == "train" or c.normalization == "none"))
+    return bool(detector.calibration.get("apart", detector.config.inference.statistics_apart))
 
 def settle(
     detector: Detector,        # Gets threshold, held-out scores, and an entry in its history
@@ -360,6 +363,13 @@ def save_detector(
                  held_out=detector.held_out, calibrations=detector.calibrations)
     return save_tensors(path, detector.state_dict(), "detector", about)
 
+def detector_file(
+    path: str|Path,  # A file, or a run's folder
+) -> Path:
+    "The detector's file: the one in the folder, or the file itself."
+    path = Path(path)
+    return path/"detector.safetensors" if path.is_dir() else path
+
 def load_detector(
     path: str|Path,        # A file of `save_detector`, or a run's folder that holds detector.safetensors
     device: str = "auto",  # "auto", "cpu", "cuda", …
@@ -367,7 +377,7 @@ def load_detector(
 ) -> Detector:
     "Read a detector. Raises `CheckpointError` where the file is none."
     path = Path(path)
-    tensors, meta = load_tensors(path/"detector.safetensors" if path.is_dir() else path, "detector")
+    tensors, meta = load_tensors(detector_file(path), "detector")
     config = override(config_of(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     load_weights(detector, tensors, path)
@@ -442,7 +452,7 @@ def recalibrate(
     if false_alarms is not None: check_rate(false_alarms)
     if threshold is not None and (false_alarms is not None or not math.isfinite(threshold)):
         raise ConfigError(f"a threshold ({threshold}) is a number in place of a false-alarm rate: give one of the two.")
-    c, last = detector.config.inference, detector.calibrations[-1] if detector.calibrations else {}
+    c, last = detector.config.inference, detector.calibration
     rate = None if threshold is not None else false_alarms or last.get("asked") or c.false_alarms
     if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
         rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, differences, override, short_key
-from .core import (CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, locked, pick_device,
+from .core import (CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, file_digest, locked, pick_device,
                           read_meta, read_record, write_json)
 from .corpus import Corpus, CorpusFeed
 from .distillation import (Backbone, architecture_of_t, distill, explained, load_teacher, config_of, make_target, map_statistics,
@@ -52,8 +51,6 @@ class Card:
                     explained=", ".join(f"{100*v:.0f} %" for v in shares) + " of E by level, on photographs held out",
                     licence=self.licence, made=self.date, digest=self.sha256[:16], note=self.note or "–")
 
-def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
-
 def _folders() -> list[Path]:
     "Where teachers lie: the package, then $MUDENET_TEACHERS or the user's cache."
     import mudenet
@@ -82,7 +79,7 @@ def checked(
     card = _read_card(path.with_suffix(".json"))
     if not path.is_file():
         raise CheckpointError(f"{path} is gone; its card is still there. Remove the card or bring the file back.")
-    if (found := _sha256(path)) != card.sha256:
+    if (found := file_digest(path)) != card.sha256:
         raise CheckpointError(f"the teacher {path} is not the one on its card: SHA-256 {found[:16]} there, {card.sha256[:16]} on "
                               "the card. Install the package again, or add the teacher anew with `mudenet teachers add`.")
     return card
@@ -184,7 +181,7 @@ def add_teacher(
     load_teacher(path, config_of(path, meta))
     target, config = folder/f"{name}.safetensors", meta["config"]
     with atomic(target) as part: shutil.copyfile(path, part)
-    made = Card(name=name, sha256=_sha256(target), corpus=corpus, licence=licence, date=date.today().isoformat(),
+    made = Card(name=name, sha256=file_digest(target), corpus=corpus, licence=licence, date=date.today().isoformat(),
                 about=meta["about"], config={k: config[k] for k in ("data", "backbone", "model", "distill", "seed")})
     write_json(target.with_suffix(".json"), asdict(made))
     return target

@@ -5,7 +5,6 @@
 # %% ../nbs/16_zoo.ipynb #16-zoo-02
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .core import ConfigError, DataError, WeightsError, did_you_mean, markdown_table, progress, write_json
+from .core import ConfigError, DataError, WeightsError, did_you_mean, file_digest, markdown_table, progress, write_json
 from .hub import licence_of, record_of, save_pretrained
 from .inference import load_detector
 from .intervals import shown_intervals
@@ -87,12 +86,6 @@ def _open(
         raise WeightsError(f"{where} cannot be had ({why}). Is the place right, and within reach?") from None
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-08
-def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 20): total.update(chunk)
-    return total.hexdigest()
-
 def _metrics(record: Mapping[str, Any]|None) -> dict[str, Any]:
     "Metrics of all test images, with the interval where there is one."
     if record is None: return {}
@@ -113,7 +106,7 @@ def add_detector(
     entries = read_manifest(zoo) if (zoo/MANIFEST).is_file() else {}
     detector, record = load_detector(run, "cpu"), record_of(run) if run.is_dir() else None
     folder = save_pretrained(detector, zoo/f".{name}.part", record, licence, name)
-    files = {f: dict(bytes=(folder/f).stat().st_size, sha256=_sha256(folder/f)) for f in FILES if (folder/f).is_file()}
+    files = {f: dict(bytes=(folder/f).stat().st_size, sha256=file_digest(folder/f)) for f in FILES if (folder/f).is_file()}
     if name in entries and entries[name]["files"]["detector.safetensors"] != files["detector.safetensors"]:
         shutil.rmtree(folder)
         raise ConfigError(f"{zoo} has another detector of the name {name}. Choose another name, or remove that one's folder and "
@@ -147,7 +140,7 @@ def _fetch(place: str|Path, name: str, path: Path, about: Mapping[str, Any]) -> 
             _copy(source, f, about["bytes"] - start, name)
     if (size := path.stat().st_size) < about["bytes"]:
         raise WeightsError(f"{name} broke off after {size} of {about['bytes']} bytes. The same command goes on from there.")
-    if _sha256(path) != about["sha256"]:
+    if file_digest(path) != about["sha256"]:
         path.unlink()
         raise WeightsError(f"{name} from {place} is not the file of the manifest: its SHA-256 is another. It was removed; "
                            "tell whoever keeps the zoo.")
@@ -189,7 +182,7 @@ def _wrong_files(folder: Path, entry: Mapping[str, Any]) -> list[str]:
     for file, about in entry["files"].items():
         path = folder/file
         if not path.is_file(): found.append(f"{path} is gone")
-        elif path.stat().st_size != about["bytes"] or _sha256(path) != about["sha256"]: found.append(f"{path} was changed")
+        elif path.stat().st_size != about["bytes"] or file_digest(path) != about["sha256"]: found.append(f"{path} was changed")
     return found
 
 def verify_zoo(

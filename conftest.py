@@ -1,4 +1,5 @@
 """Make nbval (one pytest item per notebook cell) follow nbdev's conventions."""
+
 import os
 import re
 from pathlib import Path
@@ -7,8 +8,10 @@ import nbval.kernel
 import pytest
 
 os.environ["IN_TEST"] = "1"  # same switch as nbdev_test: nbdev_export() cells do nothing in a test kernel
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core (pytest-xdist), one thread each: tiny networks gain nothing
-# a warning that our code causes is an error, in the kernels that run the notebooks and in every process that tests start
+# one process a core (pytest-xdist), one thread each: tiny networks gain nothing
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a warning that our code causes is an error, in the kernels that run the notebooks and in every process that
+# tests start
 OURS = ["__main__", *(f"mudenet.{p.stem}" for p in (Path(__file__).parent / "mudenet").glob("[a-z]*.py"))]
 os.environ["PYTHONWARNINGS"] = ",".join(f"error:::{m}" for m in OURS)
 
@@ -16,7 +19,9 @@ _start_kernel = nbval.kernel.start_new_kernel
 
 
 def start_new_kernel(*args, **kwargs):
-    """Start a kernel; again where it dies at birth: between choosing a free port and using it, another worker may take it."""
+    """Start a kernel; again where it dies at birth: between choosing a free port and using it, another worker
+    may take it.
+    """
     for _ in range(2):
         try:
             return _start_kernel(*args, **kwargs)

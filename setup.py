@@ -1,4 +1,5 @@
 """Packaging: every value comes from settings.ini (the nbdev 2 convention)."""
+
 import shlex
 import shutil
 from configparser import ConfigParser

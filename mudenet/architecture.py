@@ -22,8 +22,8 @@ __all__ = ['seeded', 'ResidualBlock', 'DescriptorNetwork', 'decoder_start', 'Aut
 # %% ../nbs/04_architecture.ipynb #04-architecture-05
 @contextlib.contextmanager
 def seeded(
-    seed: int,          # The run's seed
-    *purpose: str|int,  # What is built, e.g. "weights", "S1"
+    seed: int,  # The run's seed
+    *purpose: str | int,  # What is built, e.g. "weights", "S1"
 ) -> Iterator[None]:
     "Within the block PyTorch's global CPU generator follows (seed, purpose); afterwards it is as it was."
     with torch.random.fork_rng(devices=[]):
@@ -42,45 +42,61 @@ def _stem(config: ModelConfig) -> nn.Sequential:
 # %% ../nbs/04_architecture.ipynb #04-architecture-10
 class ResidualBlock(nn.Module):
     "Figure 2: two same-padded k×k convolutions around a shortcut; (B, width, h, w) → the same shape."
+
     def __init__(
         self,
-        width: int,             # Channels in and out
-        kernel: int,            # k, odd
-        order: str = "post",    # A-003: "post", "pre", "no_bn", "no_last_relu"
+        width: int,  # Channels in and out
+        kernel: int,  # k, odd
+        order: str = "post",  # A-003: "post", "pre", "no_bn", "no_last_relu"
         padding: Literal["zeros", "reflect", "replicate"] = "zeros",  # Beyond the border (A-040)
     ):
         super().__init__()
         norm = order != "no_bn"
-        def conv(): return nn.Conv2d(width, width, kernel, padding=(kernel - 1)//2, bias=not norm, padding_mode=padding)
-        def bn(): return nn.BatchNorm2d(width) if norm else nn.Identity()
-        if order == "pre": body = [bn(), nn.ReLU(inplace=True), conv(), bn(), nn.ReLU(inplace=True), conv()]
-        else: body = [conv(), bn(), nn.ReLU(inplace=True), conv(), bn()]
-        if order == "no_last_relu": body.append(nn.ReLU(inplace=True))
+
+        def conv():
+            return nn.Conv2d(
+                width, width, kernel, padding=(kernel - 1) // 2, bias=not norm, padding_mode=padding
+            )
+
+        def bn():
+            return nn.BatchNorm2d(width) if norm else nn.Identity()
+
+        if order == "pre":
+            body = [bn(), nn.ReLU(inplace=True), conv(), bn(), nn.ReLU(inplace=True), conv()]
+        else:
+            body = [conv(), bn(), nn.ReLU(inplace=True), conv(), bn()]
+        if order == "no_last_relu":
+            body.append(nn.ReLU(inplace=True))
         self.body = nn.Sequential(*body)
         self.last = nn.ReLU(inplace=True) if order in ("post", "no_bn") else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor: return self.last(x + self.body(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + self.body(x))
 
-# %% ../nbs/04_architecture.ipynb #04-architecture-14
+# %% ../nbs/04_architecture.ipynb #04-architecture-140
 def _projection(config: ModelConfig) -> nn.Module:
     "A 1×1 convolution from the trunk to C channels, bare by default (A-004)."
     conv = nn.Conv2d(config.width, config.channels, 1)
-    if config.projection == "bare": return conv
+    if config.projection == "bare":
+        return conv
     relu = [nn.ReLU(inplace=True)] if config.projection == "bn_relu" else []
     return nn.Sequential(conv, nn.BatchNorm2d(config.channels), *relu)
 
+# %% ../nbs/04_architecture.ipynb #04-architecture-14
 class DescriptorNetwork(nn.Module):
     "T, S1 or S2 (figure 2): images (B, 3, H, W) → L maps (B, C, H/2, W/2) of growing receptive field."
+
     def __init__(
         self,
-        config: ModelConfig|None = None,  # Widths, depths and the figure's open questions
+        config: ModelConfig | None = None,  # Widths, depths and the figure's open questions
     ):
         super().__init__()
         config = config or ModelConfig()
         self.stem = _stem(config)
         self.levels = nn.ModuleList(
             nn.Sequential(*[ResidualBlock(config.width, k, config.block, config.padding) for _ in range(d)])
-            for d, k in zip(config.depths, config.kernels))
+            for d, k in zip(config.depths, config.kernels)
+        )
         self.projections = nn.ModuleList(_projection(config) for _ in config.depths)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -92,56 +108,73 @@ class DescriptorNetwork(nn.Module):
 
 # %% ../nbs/04_architecture.ipynb #04-architecture-22
 def decoder_start(
-    image_size: int,   # Side of the input, a multiple of 32
+    image_size: int,  # Side of the input, a multiple of 32
 ) -> tuple[int, int]:  # Side of the first decoder grid, and the doublings from there to size/2
     "Where the decoders start, so that doublings reach half the image size (A-008 at 256, A-028 elsewhere)."
     if image_size < 64 or image_size % 32:
         raise ConfigError(f"data.image_size={image_size} must be a multiple of 32, at least 64 (A-028).")
-    start, doublings = image_size//2, 0
-    while start % 2 == 0 and start >= 8: start, doublings = start//2, doublings + 1
+    start, doublings = image_size // 2, 0
+    while start % 2 == 0 and start >= 8:
+        start, doublings = start // 2, doublings + 1
     return start, doublings
 
-# %% ../nbs/04_architecture.ipynb #04-architecture-25
+# %% ../nbs/04_architecture.ipynb #04-architecture-250
 def _norm(config: ModelConfig, channels: int) -> list[nn.Module]:
     return [nn.BatchNorm2d(channels)] if config.autoencoder_norm == "batch" else []
 
+
 def _encoder(config: ModelConfig, image_size: int) -> nn.Sequential:
     "E of figure 3: (B, 3, S, S) → (B, Z, 1, 1)."
-    widths = [3, *config.encoder_widths, *[config.channels]*3]
+    widths = [3, *config.encoder_widths, *[config.channels] * 3]
     layers: list[nn.Module] = []
     for a, b in zip(widths, widths[1:]):
-        if config.encoder_padding == "after": layers += [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(a, b, 3, stride=2)]
-        else: layers += [nn.Conv2d(a, b, 3, stride=2, padding=1)]
+        if config.encoder_padding == "after":
+            layers += [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(a, b, 3, stride=2)]
+        else:
+            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1)]
         layers += [*_norm(config, b), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Conv2d(config.channels, config.latent, image_size//32), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        *layers, nn.Conv2d(config.channels, config.latent, image_size // 32), nn.ReLU(inplace=True)
+    )
 
+# %% ../nbs/04_architecture.ipynb #04-architecture-25
 def _decoder(config: ModelConfig, image_size: int) -> nn.Sequential:
     "One G^l of figure 3: (B, Z, 1, 1) → (B, C, S/2, S/2)."
     C, (start, doublings) = config.channels, decoder_start(image_size)
     layers: list[nn.Module] = [nn.ConvTranspose2d(config.latent, C, start, stride=start)]
     for _ in range(doublings):
-        layers += [*_norm(config, C), nn.ReLU(inplace=True), nn.ConvTranspose2d(C, C, 3, stride=2, padding=1, output_padding=1)]
+        layers += [
+            *_norm(config, C),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(C, C, 3, stride=2, padding=1, output_padding=1),
+        ]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if config.decoder_last_relu else []))
 
 # %% ../nbs/04_architecture.ipynb #04-architecture-26
 class Autoencoder(nn.Module):
     "A (figure 3): squeezes an image into Z numbers and predicts T's L maps from them; equation 4."
+
     def __init__(
         self,
-        config: ModelConfig|None = None,  # C, Z, L and A-007, A-012, A-028, A-033
-        image_size: int = 256,            # Side of the square input, a multiple of 32; the input must have it
+        config: ModelConfig | None = None,  # C, Z, L and A-007, A-012, A-028, A-033
+        image_size: int = 256,  # Side of the square input, a multiple of 32; the input must have it
     ):
         super().__init__()
         config = config or ModelConfig()
-        self.image_size, self.built_for = image_size, 256 if config.autoencoder_size == "figure" else image_size
+        self.image_size, self.built_for = (
+            image_size,
+            256 if config.autoencoder_size == "figure" else image_size,
+        )
         self.encoder = _encoder(config, self.built_for)
         self.decoders = nn.ModuleList(_decoder(config, self.built_for) for _ in config.depths)
 
     def encode(self, images: Tensor) -> Tensor:
         "y, (B, Z), never negative."
-        if images.shape[-2:] != (self.image_size,)*2:
-            raise ConfigError(f"the autoencoder was built for {self.image_size}×{self.image_size} pixels, "
-                              f"got {tuple(images.shape[-2:])}; resize the images or build it for that size.")
+        if images.shape[-2:] != (self.image_size,) * 2:
+            raise ConfigError(
+                f"the autoencoder was built for {self.image_size}×{self.image_size} pixels, "
+                f"got {tuple(images.shape[-2:])}; resize the images or build it for that size."
+            )
         if self.built_for != self.image_size:
             images = F.interpolate(images, size=self.built_for, mode="bilinear", antialias=True)
         return self.encoder(images).flatten(1)
@@ -149,38 +182,49 @@ class Autoencoder(nn.Module):
     def decode(self, latent: Tensor) -> tuple[Tensor, ...]:
         "X_A^l of every level from y."
         maps = tuple(G(latent[:, :, None, None]) for G in self.decoders)
-        if self.built_for == self.image_size: return maps
-        return tuple(F.interpolate(m, size=self.image_size//2, mode="bilinear") for m in maps)
+        if self.built_for == self.image_size:
+            return maps
+        return tuple(F.interpolate(m, size=self.image_size // 2, mode="bilinear") for m in maps)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]: return self.decode(self.encode(images))
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.decode(self.encode(images))
 
-# %% ../nbs/04_architecture.ipynb #04-architecture-30
+# %% ../nbs/04_architecture.ipynb #04-architecture-300
 class Embeddings(NamedTuple):
     "The maps of one batch: L tensors (B, C, S/2, S/2) of each network."
-    teacher: tuple[Tensor, ...]      # X^l, equation 1
-    structural: tuple[Tensor, ...]   # X_S1^l, equation 2
-    autoencoder: tuple[Tensor, ...]  # X_A^l, equation 4
-    logical: tuple[Tensor, ...]      # X_S2^l, equation 6
 
+    teacher: tuple[Tensor, ...]  # X^l, equation 1
+    structural: tuple[Tensor, ...]  # X_S1^l, equation 2
+    autoencoder: tuple[Tensor, ...]  # X_A^l, equation 4
+    logical: tuple[Tensor, ...]  # X_S2^l, equation 6
+
+# %% ../nbs/04_architecture.ipynb #04-architecture-30
 class MuDeNet(nn.Module):
     "Teacher T (frozen), structural student S1, autoencoder A, logical student S2."
+
     def __init__(
         self,
-        config: ModelConfig|None = None,  # The architecture
-        image_size: int = 256,            # Side of the square input
-        seed: int = 0,                    # Of the initial weights; each network has a stream of its own
+        config: ModelConfig | None = None,  # The architecture
+        image_size: int = 256,  # Side of the square input
+        seed: int = 0,  # Of the initial weights; each network has a stream of its own
     ):
         super().__init__()
         config = config or ModelConfig()
         self.config, self.image_size = config, image_size
-        with seeded(seed, "weights", "T"): self.teacher = DescriptorNetwork(config)
-        with seeded(seed, "weights", "S1"): self.structural = DescriptorNetwork(config)
-        with seeded(seed, "weights", "A"): self.autoencoder = Autoencoder(config, image_size)
-        with seeded(seed, "weights", "S2"): self.logical = DescriptorNetwork(config)
+        with seeded(seed, "weights", "T"):
+            self.teacher = DescriptorNetwork(config)
+        with seeded(seed, "weights", "S1"):
+            self.structural = DescriptorNetwork(config)
+        with seeded(seed, "weights", "A"):
+            self.autoencoder = Autoencoder(config, image_size)
+        with seeded(seed, "weights", "S2"):
+            self.logical = DescriptorNetwork(config)
         self.teacher.requires_grad_(False)
-        self.centre: Tensor|None
-        levels, side = len(config.depths), image_size//2
-        self.register_buffer("centre", torch.zeros(levels, config.channels, side, side) if config.centre == "place" else None)
+        self.centre: Tensor | None
+        levels, side = len(config.depths), image_size // 2
+        self.register_buffer(
+            "centre", torch.zeros(levels, config.channels, side, side) if config.centre == "place" else None
+        )
         self.train()
 
     def train(self, mode: bool = True) -> MuDeNet:
@@ -190,14 +234,16 @@ class MuDeNet(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Embeddings:
-        with torch.no_grad(): teacher = self.teacher(images)
+        with torch.no_grad():
+            teacher = self.teacher(images)
         ours = self.structural(images), self.autoencoder(images), self.logical(images)
         return Embeddings(teacher, *map(self.around_centre, ours))
 
     def around_centre(
         self,
         maps: tuple[Tensor, ...],  # Of S1, A or S2, L tensors (B, C, S/2, S/2)
-    ) -> tuple[Tensor, ...]:       # The same shapes
+    ) -> tuple[Tensor, ...]:  # The same shapes
         "What a network says of a place is added to what T says there on average (A-048)."
-        if self.centre is None: return maps
+        if self.centre is None:
+            return maps
         return tuple(m + c for m, c in zip(maps, self.centre))

@@ -31,12 +31,16 @@ __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
 def find_register(
-    package: str|Path|None = None,  # Folder of the package; this one if not given
-) -> Path:                          # The folder with the entries
-    "The register of this checkout, or the copy that a wheel carries. Raises `DataError` where there is neither."
+    package: str | Path | None = None,  # Folder of the package; this one if not given
+) -> Path:  # The folder with the entries
+    """The register of this checkout, or the copy that a wheel carries.
+
+    Raises `DataError` where there is neither.
+    """
     here = Path(package or Path(mudenet.__file__).parent).resolve()
-    for folder in (here.parent/"assumptions", here/"register"):
-        if any(folder.glob("A-[0-9]*.md")): return folder
+    for folder in (here.parent / "assumptions", here / "register"):
+        if any(folder.glob("A-[0-9]*.md")):
+            return folder
     raise DataError(f"no register of assumptions beside {here} or in it; install mudenet again.")
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-10
@@ -46,115 +50,161 @@ STATUSES = {
     "revisit": "there is reason to choose otherwise",
     "resolved": "answered by an author, measured, or no longer a question",
 }
-SECTIONS = ("What the paper says", "The choice", "Why", "Alternatives", "How one would notice that it is wrong",
-            "Evidence", "Status and history")
+SECTIONS = (
+    "What the paper says",
+    "The choice",
+    "Why",
+    "Alternatives",
+    "How one would notice that it is wrong",
+    "Evidence",
+    "Status and history",
+)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-11
 @dataclass(frozen=True, kw_only=True)
 class Assumption:
     "One entry of the register."
-    id: str                              # A-NNN
-    title: str                           # Without the number
-    status: str                          # One of `STATUSES`
-    paper: str                           # Where in the paper
-    field: tuple[str, ...]               # Configuration fields that switch it, dotted; empty for none
-    reason: str                          # Why there is no field, else empty
-    chosen: Any                          # The value on record; with several fields a tuple
-    alternatives: tuple[Any, ...]        # Other values that can be built
-    detect: str                          # How one would notice that it is wrong
-    evidence: tuple[str, ...]            # Each line begins with its kind
-    history: tuple[tuple[str, str], ...] # (date, what)
-    body: str                            # The prose, Markdown
-    path: Path                           # The file
-    first_register: str = ""             # The first register's status; empty for what was entered later
+
+    id: str  # A-NNN
+    title: str  # Without the number
+    status: str  # One of `STATUSES`
+    paper: str  # Where in the paper
+    field: tuple[str, ...]  # Configuration fields that switch it, dotted; empty for none
+    reason: str  # Why there is no field, else empty
+    chosen: Any  # The value on record; with several fields a tuple
+    alternatives: tuple[Any, ...]  # Other values that can be built
+    detect: str  # How one would notice that it is wrong
+    evidence: tuple[str, ...]  # Each line begins with its kind
+    history: tuple[tuple[str, str], ...]  # (date, what)
+    body: str  # The prose, Markdown
+    path: Path  # The file
+    first_register: str = ""  # The first register's status; empty for what was entered later
 
     def settings(self, *value: Any) -> dict[str, Any]:
         "Field → value for one value of this entry; for the chosen one where none is given."
         v = value[0] if value else self.chosen
         values = tuple(v) if len(self.field) > 1 else (v,)
         if self.field and len(values) != len(self.field):
-            raise DataError(f"{self.id} sets {len(self.field)} fields ({', '.join(self.field)}), "
-                            f"but {v!r} is not as many values.")
+            raise DataError(
+                f"{self.id} sets {len(self.field)} fields ({', '.join(self.field)}), "
+                f"but {v!r} is not as many values."
+            )
         return dict(zip(self.field, values))
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-13
-def _fault(path: Path, what: str) -> NoReturn: raise DataError(f"{path}: {what}")
+def _fault(path: Path, what: str) -> NoReturn:
+    raise DataError(f"{path}: {what}")
+
 
 def _front_matter(path: Path) -> tuple[dict[str, Any], str]:
     "The fields and the body of an entry."
-    try: text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e: _fault(path, f"cannot be read: {e}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        _fault(path, f"cannot be read: {e}")
     m = re.match(r"---\n(.*?\n)---\n(.*)", text, re.S)
-    if not m: _fault(path, "has no front matter: it must begin with fields between two lines '---'.")
-    try: node, data = yaml.compose(m[1], yaml.SafeLoader), yaml.safe_load(m[1])
-    except yaml.YAMLError as e: _fault(path, f"the front matter is not YAML: {' '.join(str(e).split())}")
-    if not isinstance(node, yaml.MappingNode): _fault(path, "the front matter holds no fields.")
+    if not m:
+        _fault(path, "has no front matter: it must begin with fields between two lines '---'.")
+    try:
+        node, data = yaml.compose(m[1], yaml.SafeLoader), yaml.safe_load(m[1])
+    except yaml.YAMLError as e:
+        _fault(path, f"the front matter is not YAML: {' '.join(str(e).split())}")
+    if not isinstance(node, yaml.MappingNode):
+        _fault(path, "the front matter holds no fields.")
     keys = [k.value for k, _ in node.value]
     for k in keys:
-        if keys.count(k) > 1: _fault(path, f"{k}: is written twice.")
+        if keys.count(k) > 1:
+            _fault(path, f"{k}: is written twice.")
     return data, m[2]
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-15
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-150
 _TEXTS, _LISTS = ("id", "title", "status", "paper", "detect"), ("alternatives", "evidence", "history")
 _OPTIONAL = ("reason", "first_register")
 _FIELDS = (*_TEXTS, "field", "chosen", *_LISTS, *_OPTIONAL)
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-15
 def _check_kinds(path: Path, d: Mapping[str, Any]) -> None:
     "Raise unless each field is there and of its kind."
     for k in d:
-        if k not in _FIELDS: _fault(path, f"{k}: is no field of an entry. {did_you_mean(str(k), _FIELDS)}")
-    for k in _FIELDS[:-len(_OPTIONAL)]:
-        if k not in d: _fault(path, f"{k}: is missing.")
+        if k not in _FIELDS:
+            _fault(path, f"{k}: is no field of an entry. {did_you_mean(str(k), _FIELDS)}")
+    for k in _FIELDS[: -len(_OPTIONAL)]:
+        if k not in d:
+            _fault(path, f"{k}: is missing.")
     for k in (*_TEXTS, *_OPTIONAL):
-        if k in d and not (isinstance(d[k], str) and d[k].strip()): _fault(path, f"{k}: must be text, not {d[k]!r}.")
+        if k in d and not (isinstance(d[k], str) and d[k].strip()):
+            _fault(path, f"{k}: must be text, not {d[k]!r}.")
     for k in _LISTS:
-        if not isinstance(d[k], list): _fault(path, f"{k}: must be a list, not {d[k]!r}.")
+        if not isinstance(d[k], list):
+            _fault(path, f"{k}: must be a list, not {d[k]!r}.")
     fields = d["field"] if isinstance(d["field"], list) else [d["field"]]
     if not (fields and all(isinstance(f, str) for f in fields)):
         _fault(path, "field: must be a dotted name, a list of them, or none.")
-    if not all(isinstance(e, str) for e in d["evidence"]): _fault(path, "evidence: must be a list of lines of text.")
+    if not all(isinstance(e, str) for e in d["evidence"]):
+        _fault(path, "evidence: must be a list of lines of text.")
     if not all(isinstance(e, dict) and set(e) == {"date", "what"} for e in d["history"]):
         _fault(path, "history: each event must have exactly a date and a what.")
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-16
-def _frozen(v: Any) -> Any: return tuple(_frozen(x) for x in v) if isinstance(v, list) else v
+def _frozen(v: Any) -> Any:
+    return tuple(_frozen(x) for x in v) if isinstance(v, list) else v
+
 
 def read_entry(
-    path: str|Path,  # A file of the register
+    path: str | Path,  # A file of the register
 ) -> Assumption:
     "Read one entry. Raises `DataError` naming file and field."
     path = Path(path)
     d, body = _front_matter(path)
     _check_kinds(path, d)
-    if not d["title"].startswith(d["id"] + ": "): _fault(path, f"title: must begin with '{d['id']}: '.")
+    if not d["title"].startswith(d["id"] + ": "):
+        _fault(path, f"title: must begin with '{d['id']}: '.")
     fields = d["field"] if isinstance(d["field"], list) else [] if d["field"] == "none" else [d["field"]]
     date = lambda v: v.isoformat() if isinstance(v, datetime.date) else str(v)
     return Assumption(
-        id=d["id"], title=d["title"].removeprefix(d["id"] + ": "), status=d["status"], paper=d["paper"],
-        field=tuple(fields), reason=d.get("reason", ""), chosen=_frozen(d["chosen"]),
-        alternatives=_frozen(d["alternatives"]), detect=d["detect"], evidence=tuple(d["evidence"]),
-        history=tuple((date(e["date"]), str(e["what"])) for e in d["history"]), body=body.strip(), path=path,
-        first_register=d.get("first_register", ""))
+        id=d["id"],
+        title=d["title"].removeprefix(d["id"] + ": "),
+        status=d["status"],
+        paper=d["paper"],
+        field=tuple(fields),
+        reason=d.get("reason", ""),
+        chosen=_frozen(d["chosen"]),
+        alternatives=_frozen(d["alternatives"]),
+        detect=d["detect"],
+        evidence=tuple(d["evidence"]),
+        history=tuple((date(e["date"]), str(e["what"])) for e in d["history"]),
+        body=body.strip(),
+        path=path,
+        first_register=d.get("first_register", ""),
+    )
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-23
 def read_register(
-    folder: str|Path|None = None,  # The register's folder; found by itself if not given
-) -> tuple[Assumption, ...]:       # In the order of the file names
-    "Read all entries. Raises `DataError` naming file and field; says nothing yet about the register as a whole."
+    folder: str | Path | None = None,  # The register's folder; found by itself if not given
+) -> tuple[Assumption, ...]:  # In the order of the file names
+    """Read all entries.
+
+    Raises `DataError` naming file and field; says nothing yet about the register as a whole.
+    """
     folder = Path(folder) if folder is not None else find_register()
     files = sorted(folder.glob("A-*.md"))
-    if not files: raise DataError(f"{folder} holds no entry A-NNN-….md.")
+    if not files:
+        raise DataError(f"{folder} holds no entry A-NNN-….md.")
     return tuple(read_entry(f) for f in files)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-3c502f
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-3c502f0
 def _say(v: Any) -> str:
     "A value as one writes it on the command line."
-    if v is None: return "null"
-    if isinstance(v, bool): return str(v).lower()
+    if v is None:
+        return "null"
+    if isinstance(v, bool):
+        return str(v).lower()
     return ",".join(map(_say, v)) if isinstance(v, tuple) else str(v)
+
 
 _HEAD = ("Id", "Assumption", "Status", "First register", "Switch", "Chosen", "Could also be", "Evidence")
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-3c502f
 _SCRIPT = """(() => {
   const box = document.getElementById("assumption-register");
   if (!box || box.dataset.ready) return;
@@ -196,26 +246,42 @@ _SCRIPT = """(() => {
   filter();
 })();"""
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-44b981
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-44b9810
 def register_html(
     entries: Iterable[Assumption],  # The register
-    prefix: str = "",               # Put before the file names that ids link to, e.g. "../assumptions/"
-) -> str:                           # HTML
+    prefix: str = "",  # Put before the file names that ids link to, e.g. "../assumptions/"
+) -> str:  # HTML
     "The register as one table that filters and sorts by itself; without scripts, a plain table."
+
     def code(values: Iterable[Any], e: Assumption) -> str:
         tag = "code" if e.field else "span"
         return "<br>".join(f"<{tag}>{html.escape(_say(v))}</{tag}>" for v in values) or "–"
+
     def row(e: Assumption) -> str:
-        cells = (f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>', html.escape(e.title), e.status,
-                 e.first_register or "–",
-                 "<br>".join(f"<code>{html.escape(f)}</code>" for f in e.field) or "–", code([e.chosen], e),
-                 code(e.alternatives, e), "<br>".join(map(html.escape, _kinds_of_evidence(e))) or "–")
+        cells = (
+            f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>',
+            html.escape(e.title),
+            e.status,
+            e.first_register or "–",
+            "<br>".join(f"<code>{html.escape(f)}</code>" for f in e.field) or "–",
+            code([e.chosen], e),
+            code(e.alternatives, e),
+            "<br>".join(map(html.escape, _kinds_of_evidence(e))) or "–",
+        )
         return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
     head = "".join(f'<th scope="col">{h}</th>' for h in _HEAD)
     style = "<style>#assumption-register td:first-child { white-space: nowrap }</style>\n"
-    return (f'<div id="assumption-register" style="overflow-x: auto">\n{style}<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-            + "\n".join(map(row, entries)) + f"\n</tbody>\n</table>\n</div>\n<script>\n{_SCRIPT}\n</script>\n")
+    return (
+        '<div id="assumption-register" style="overflow-x: auto">\n'
+        f"{style}<table>\n"
+        f"<thead><tr>{head}</tr></thead>\n"
+        "<tbody>\n"
+        + "\n".join(map(row, entries))
+        + f"\n</tbody>\n</table>\n</div>\n<script>\n{_SCRIPT}\n</script>\n"
+    )
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-44b981
 def _kinds_of_evidence(e: Assumption) -> list[str]:
     "What the lines of evidence begin with, each once."
     return list(dict.fromkeys(x.split(": ")[0] for x in e.evidence))
@@ -223,135 +289,188 @@ def _kinds_of_evidence(e: Assumption) -> list[str]:
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-46
 def register_table(
     entries: Iterable[Assumption],  # The register
-    prefix: str = "",               # Put before the file names that ids link to, e.g. "../assumptions/"
-) -> str:                           # Markdown
+    prefix: str = "",  # Put before the file names that ids link to, e.g. "../assumptions/"
+) -> str:  # Markdown
     "The register as a table, one row an entry."
     code = lambda e, v: f"`{_say(v)}`" if e.field else _say(v)
-    rows = [(f"[{e.id}]({prefix}{e.path.name})", e.title, e.status, e.first_register or "–",
-             "<br>".join(f"`{f}`" for f in e.field) or "–", code(e, e.chosen),
-             "<br>".join(code(e, v) for v in e.alternatives) or "–",
-             "<br>".join(_kinds_of_evidence(e)) or "–") for e in entries]
-    lines = [_HEAD, ("---",)*len(_HEAD), *(tuple(c.replace("|", "\\|") for c in r) for r in rows)]
+    rows = [
+        (
+            f"[{e.id}]({prefix}{e.path.name})",
+            e.title,
+            e.status,
+            e.first_register or "–",
+            "<br>".join(f"`{f}`" for f in e.field) or "–",
+            code(e, e.chosen),
+            "<br>".join(code(e, v) for v in e.alternatives) or "–",
+            "<br>".join(_kinds_of_evidence(e)) or "–",
+        )
+        for e in entries
+    ]
+    lines = [_HEAD, ("---",) * len(_HEAD), *(tuple(c.replace("|", "\\|") for c in r) for r in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-51
 _MARKS = ("<!-- table: written by mudenet.assumptions.write_table -->\n", "<!-- end of the table -->\n")
 
+
 def with_table(
     folder: Path,  # The register's folder
-) -> str:          # Its README.md with the table of today
+) -> str:  # Its README.md with the table of today
     "The register's README.md. Raises `DataError` if the marks of the table are not there."
-    readme, table = folder/"README.md", register_table(read_register(folder))
-    try: before, rest = readme.read_text(encoding="utf-8").split(_MARKS[0]); _, after = rest.split(_MARKS[1])
-    except (OSError, ValueError): _fault(readme, f"needs the lines {_MARKS[0].strip()} and {_MARKS[1].strip()}, each once.")
+    readme, table = folder / "README.md", register_table(read_register(folder))
+    try:
+        before, rest = readme.read_text(encoding="utf-8").split(_MARKS[0])
+        _, after = rest.split(_MARKS[1])
+    except (OSError, ValueError):
+        _fault(readme, f"needs the lines {_MARKS[0].strip()} and {_MARKS[1].strip()}, each once.")
     return before + _MARKS[0] + "\n" + table + "\n" + _MARKS[1] + after
 
+
 def write_table(
-    folder: str|Path|None = None,  # The register's folder; found by itself if not given
-) -> Path:                         # The README
+    folder: str | Path | None = None,  # The register's folder; found by itself if not given
+) -> Path:  # The README
     "Renew the table in the register's README.md."
     folder = Path(folder) if folder is not None else find_register()
-    return write_text(folder/"README.md", with_table(folder))
+    return write_text(folder / "README.md", with_table(folder))
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-858d6f
 def overview(
     entries: Iterable[Assumption],  # The register
-) -> str:                           # Plain text
+) -> str:  # Plain text
     "Two lines an entry: what it is about, and what switches it."
+
     def switch(e: Assumption) -> str:
-        if not e.field: return "no switch"
+        if not e.field:
+            return "no switch"
         return f"{' '.join(e.field)}: {_say(e.chosen)} (or {'; '.join(map(_say, e.alternatives))})"
+
     return "\n".join(f"{e.id}  {e.status:9s}  {e.title}\n       {switch(e)}" for e in entries)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-54
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-540
 def nearest_id(
-    text: str,               # e.g. "A-2"
+    text: str,  # e.g. "A-2"
     known: Collection[str],  # Ids that exist
-) -> str:                    # e.g. "Did you mean 'A-002'?"
+) -> str:  # e.g. "Did you mean 'A-002'?"
     "What to say about an id that does not exist; its number counts more than its letters."
     m = re.fullmatch(r"A?-?0*(\d{1,3})", text.strip().upper())
-    if m and (found := f"A-{int(m[1]):03d}") in known: return f"Did you mean {found!r}?"
+    if m and (found := f"A-{int(m[1]):03d}") in known:
+        return f"Did you mean {found!r}?"
     return did_you_mean(text.strip().upper(), known)
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-54
 def show(
-    id: str,                                     # Which entry, e.g. "A-014"
-    entries: Iterable[Assumption]|None = None,   # The register; read if not given
-) -> str:                                        # Markdown
+    id: str,  # Which entry, e.g. "A-014"
+    entries: Iterable[Assumption] | None = None,  # The register; read if not given
+) -> str:  # Markdown
     "One entry as a page. Raises `DataError` if it does not exist."
     known = {e.id: e for e in (read_register() if entries is None else entries)}
     e = known.get(id.strip().upper())
-    if e is None: raise DataError(f"{id!r} is no entry of the register. {nearest_id(id, known)}")
+    if e is None:
+        raise DataError(f"{id!r} is no entry of the register. {nearest_id(id, known)}")
     switch = ", ".join(f"`{f}`" for f in e.field) or f"none. {e.reason}"
-    facts = {"Status": e.status, "In the first register": e.first_register, "In the paper": e.paper, "Switch": switch,
-             "Chosen": _say(e.chosen), "Could also be": "; ".join(map(_say, e.alternatives)), "Wrong if": e.detect,
-             "History": "; ".join(f"{d}: {what}" for d, what in e.history)}
+    facts = {
+        "Status": e.status,
+        "In the first register": e.first_register,
+        "In the paper": e.paper,
+        "Switch": switch,
+        "Chosen": _say(e.chosen),
+        "Could also be": "; ".join(map(_say, e.alternatives)),
+        "Wrong if": e.detect,
+        "History": "; ".join(f"{d}: {what}" for d, what in e.history),
+    }
     lines = [f"- **{k}**: {v}" for k, v in facts.items() if v]
     return f"# {e.id}: {e.title}\n\n" + "\n".join(lines) + f"\n\n{e.body}\n"
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-aaf82d
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-aaf82d0
 def read_value(
-    text: str,   # e.g. "max", "0.5", "pool,bilinear" or "[pool, bilinear]"
-) -> Any:        # A tuple where there are commas
+    text: str,  # e.g. "max", "0.5", "pool,bilinear" or "[pool, bilinear]"
+) -> Any:  # A tuple where there are commas
     "A value of the command line, as `overview` writes it, read back."
+
     def one(x: str) -> Any:
         for kind in (int, float):
-            try: return kind(x)
-            except ValueError: pass
+            try:
+                return kind(x)
+            except ValueError:
+                pass
         return {"true": True, "false": False, "null": None}.get(x, x)
+
     parts = [one(x.strip()) for x in text.strip().strip("[]()").split(",")]
     return tuple(parts) if len(parts) > 1 else parts[0]
 
+
 def _same(a: Any, b: Any) -> bool:
     "Equal, and true is not 1."
-    if isinstance(a, tuple) and isinstance(b, tuple): return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
     return isinstance(a, bool) == isinstance(b, bool) and a == b
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-aaf82d
 def assumed(
-    choices: Iterable[str],                     # e.g. ["A-002=max", "A-009=pool,bilinear"]
-    entries: Iterable[Assumption]|None = None,  # The register; read if not given
-) -> dict[str, Any]:                            # Field → value, for `override`
+    choices: Iterable[str],  # e.g. ["A-002=max", "A-009=pool,bilinear"]
+    entries: Iterable[Assumption] | None = None,  # The register; read if not given
+) -> dict[str, Any]:  # Field → value, for `override`
     "The fields that some choices set. Raises `ConfigError` for what is not on record."
     known = {e.id: e for e in (read_register() if entries is None else entries)}
     out: dict[str, Any] = {}
     for text in choices:
         name, equals, value = (x.strip() for x in text.partition("="))
         e = known.get(name.upper())
-        if e is None: raise ConfigError(f"--assume {text}: no entry {name!r}. {nearest_id(name, known)}")
-        if not e.field: raise ConfigError(f"--assume {text}: {e.id} has no switch. {e.reason}")
+        if e is None:
+            raise ConfigError(f"--assume {text}: no entry {name!r}. {nearest_id(name, known)}")
+        if not e.field:
+            raise ConfigError(f"--assume {text}: {e.id} has no switch. {e.reason}")
         on_record = (e.chosen, *e.alternatives)
         found = [v for v in on_record if equals and _same(read_value(value), v)]
         if not found:
-            raise ConfigError(f"--assume {text}: {e.id} can be {', '.join(f'{e.id}={_say(v)}' for v in on_record)}. "
-                              f"For another value set {' and '.join(e.field)}.")
-        if twice := set(out) & set(e.field): raise ConfigError(f"--assume {text}: {sorted(twice)[0]} is set twice.")
+            raise ConfigError(
+                f"--assume {text}: {e.id} can be {', '.join(f'{e.id}={_say(v)}' for v in on_record)}. "
+                f"For another value set {' and '.join(e.field)}."
+            )
+        if twice := set(out) & set(e.field):
+            raise ConfigError(f"--assume {text}: {sorted(twice)[0]} is set twice.")
         out |= e.settings(found[0])
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a02
 def _interval(
     record: Mapping[str, Any],  # Of `mudenet ablate`
-    d: Mapping[str, Any],       # One of its differences: mean, low, high, seeds
-) -> tuple[float, float]:       # Ends of the 95 % interval over seeds and images
+    d: Mapping[str, Any],  # One of its differences: mean, low, high, seeds
+) -> tuple[float, float]:  # Ends of the 95 % interval over seeds and images
     "The interval of a difference, widened where the record's own is over images alone."
-    if "images" in record: return d["low"], d["high"]
+    if "images" in record:
+        return d["low"], d["high"]
     from scipy import stats
-    n = len(d["seeds"])
-    half = float(stats.t.ppf(0.975, n - 1))*statistics.stdev(d["seeds"])/n**0.5
-    return (d["mean"] - ((d["mean"] - d["low"])**2 + half**2)**0.5, d["mean"] + ((d["high"] - d["mean"])**2 + half**2)**0.5)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a04
+    n = len(d["seeds"])
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(d["seeds"]) / n**0.5
+    return (
+        d["mean"] - ((d["mean"] - d["low"]) ** 2 + half**2) ** 0.5,
+        d["mean"] + ((d["high"] - d["mean"]) ** 2 + half**2) ** 0.5,
+    )
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a040
 def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
     "The readable records of one kind among an entry's evidence."
     found = []
     for m in filter(None, map(_EVIDENCE.match, e.evidence)):
-        try: r = json.loads((root/m["path"]).read_text(encoding="utf-8")) if (m["path"] or "").endswith(".json") else None
-        except (ValueError, OSError): continue
-        if isinstance(r, dict) and r.get("kind") == kind: found.append(r)
+        try:
+            r = (
+                json.loads((root / m["path"]).read_text(encoding="utf-8"))
+                if (m["path"] or "").endswith(".json")
+                else None
+            )
+        except (ValueError, OSError):
+            continue
+        if isinstance(r, dict) and r.get("kind") == kind:
+            found.append(r)
     return found
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a04
 def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
     "Whether an evaluation was trained with the paper's configuration and has the chosen values."
     from mudenet.config import from_saved, identity, load_config, override, shipped
+
     own, name = from_saved(record["config"]), record["dataset"]
     paper = load_config(name if name in shipped() else None)
     asked = override(paper, dict(category=own.category, seed=own.seed))
@@ -360,83 +479,126 @@ def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a05
 def _status_faults(e: Assumption, root: Path) -> Iterable[str]:
     "Whether the status has what it needs."
-    if e.status == "resolved" and not e.evidence: yield "evidence: an entry that is resolved needs some."
+    if e.status == "resolved" and not e.evidence:
+        yield "evidence: an entry that is resolved needs some."
     if e.status == "confirmed" and not any(_confirms(e, r) for r in _cited(e, root, "evaluation")):
-        yield "evidence: an entry that is confirmed needs a record of our own: an evaluation with the paper's configuration."
+        yield (
+            "evidence: an entry that is confirmed needs a record of our own: an evaluation with the "
+            "paper's configuration."
+        )
     if (e.id <= "A-016") != bool(e.first_register):
-        yield "first_register: entries A-001 to A-016 have the status that the first register gave them, and no others."
-    elif e.first_register and e.first_register not in STATUSES: yield f"first_register: {e.first_register!r} is unknown."
-    against = any(low > 0 or high < 0 for r in _cited(e, root, "ablation") for found in r["differences"].values()
-                  for d in found.values() for low, high in [_interval(r, d)])
+        yield (
+            "first_register: entries A-001 to A-016 have the status that the first register gave them, "
+            "and no others."
+        )
+    elif e.first_register and e.first_register not in STATUSES:
+        yield f"first_register: {e.first_register!r} is unknown."
+    against = any(
+        low > 0 or high < 0
+        for r in _cited(e, root, "ablation")
+        for found in r["differences"].values()
+        for d in found.values()
+        for low, high in [_interval(r, d)]
+    )
     answered = any(line.startswith("author ") for line in e.evidence)
     if e.first_register == "resolved" and e.status != "resolved" and not (against or answered):
-        yield "status: the first register resolved it, and no author and no interval of ours speaks against that."
+        yield (
+            "status: the first register resolved it, and no author and no interval of ours speaks "
+            "against that."
+        )
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-26
 def _field_faults(e: Assumption) -> Iterable[str]:
     "What is wrong with status, field, reason and values."
-    if e.status not in STATUSES: yield f"status: {e.status!r} is unknown. {did_you_mean(e.status, STATUSES)}"
+    if e.status not in STATUSES:
+        yield f"status: {e.status!r} is unknown. {did_you_mean(e.status, STATUSES)}"
     if not e.field:
-        if not e.reason: yield "reason: must say why there is no configuration field."
-        if e.alternatives: yield "alternatives: nothing builds them without a field; describe them in the text."
+        if not e.reason:
+            yield "reason: must say why there is no configuration field."
+        if e.alternatives:
+            yield "alternatives: nothing builds them without a field; describe them in the text."
         return
-    if e.reason: yield "reason: is only for entries without a field."
-    if not e.alternatives: yield "alternatives: must list at least one other value of the field."
+    if e.reason:
+        yield "reason: is only for entries without a field."
+    if not e.alternatives:
+        yield "alternatives: must list at least one other value of the field."
     values = (e.chosen, *e.alternatives)
-    if len({repr(v) for v in values}) < len(values): yield "alternatives: a value stands there twice, or is the chosen one."
+    if len({repr(v) for v in values}) < len(values):
+        yield "alternatives: a value stands there twice, or is the chosen one."
     n = len(e.field)
     for v in values:
         if n > 1 and not (isinstance(v, tuple) and len(v) == n):
             yield f"chosen, alternatives: {v!r} is not one value for each of {n} fields."
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-27
-_EVIDENCE = re.compile(r"(?:author (?P<date>\d{4}-\d\d-\d\d): \S|independent reproduction: \S|"
-                       r"(?P<path>nbs/[\w./-]+\.(?:json|ipynb))(?:: |$))")
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-270
+_EVIDENCE = re.compile(
+    r"(?:author (?P<date>\d{4}-\d\d-\d\d): \S|independent reproduction: \S|"
+    r"(?P<path>nbs/[\w./-]+\.(?:json|ipynb))(?:: |$))"
+)
+
 
 def _is_date(text: str) -> bool:
-    try: return datetime.date.fromisoformat(text).isoformat() == text
-    except ValueError: return False
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
 
 def _record_faults(e: Assumption, path: Path) -> Iterable[str]:
     "What is wrong with a record that an entry cites."
-    try: r = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError): yield f"evidence: {path.name} is no readable record."; return
+    try:
+        r = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        yield f"evidence: {path.name} is no readable record."
+        return
     if isinstance(r, dict) and r.get("kind") == "ablation" and r.get("assumption") != e.id:
         yield f"evidence: {path.name} is an ablation of {r.get('assumption')}."
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-27
 def _evidence_faults(e: Assumption, root: Path) -> Iterable[str]:
     "What is wrong with the evidence."
     yield from _status_faults(e, root)
     for line in e.evidence:
         m = _EVIDENCE.match(line)
         if not m:
-            yield (f"evidence: {line!r} must begin with 'author YYYY-MM-DD: ', 'independent reproduction: ' or the path of a "
-                   "record or notebook below nbs/.")
-        elif m["date"] and not _is_date(m["date"]): yield f"evidence: {m['date']} is no date."
-        elif m["path"] and not (root/m["path"]).is_file(): yield f"evidence: there is no file {m['path']}."
-        elif m["path"] and m["path"].endswith(".json"): yield from _record_faults(e, root/m["path"])
+            yield (
+                f"evidence: {line!r} must begin with 'author YYYY-MM-DD: ', 'independent reproduction: ' or "
+                "the path of a record or notebook below nbs/."
+            )
+        elif m["date"] and not _is_date(m["date"]):
+            yield f"evidence: {m['date']} is no date."
+        elif m["path"] and not (root / m["path"]).is_file():
+            yield f"evidence: there is no file {m['path']}."
+        elif m["path"] and m["path"].endswith(".json"):
+            yield from _record_faults(e, root / m["path"])
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-28
 _ID = re.compile(r"\bA-\d{3,}\b")
+
 
 def _text_faults(e: Assumption, ids: set[str]) -> Iterable[str]:
     "What is wrong with sections, history and mentions of other entries."
     parts = re.split(r"^## (.+)$", e.body, flags=re.M)
     found = dict(zip((h.strip() for h in parts[1::2]), parts[2::2]))
     for s in SECTIONS:
-        if s not in found: yield f"section '{s}' is missing."
-        elif not found[s].strip(): yield f"section '{s}' is empty."
+        if s not in found:
+            yield f"section '{s}' is missing."
+        elif not found[s].strip():
+            yield f"section '{s}' is empty."
     if not [s for s in SECTIONS if s not in found] and list(found) != list(SECTIONS):
         yield "sections: must be, in this order: " + "; ".join(SECTIONS) + "."
-    if not e.history: yield "history: is empty."
+    if not e.history:
+        yield "history: is empty."
     dates = [d for d, _ in e.history if d != "undated"]
     for d in dates:
-        if not _is_date(d): yield f"history: {d!r} is neither YYYY-MM-DD nor undated."
-    if dates != sorted(dates): yield "history: the oldest event comes first."
+        if not _is_date(d):
+            yield f"history: {d!r} is neither YYYY-MM-DD nor undated."
+    if dates != sorted(dates):
+        yield "history: the oldest event comes first."
     for other in sorted(set(_ID.findall(e.body + e.detect + e.reason)) - ids):
         yield f"text: {other} is mentioned and does not exist."
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-30
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-300
 def _number_faults(e: Assumption, place: int) -> Iterable[str]:
     "What is wrong with the id at this place (from 1) and with the file's name."
     if e.id != (due := f"A-{place:03d}"):
@@ -444,46 +606,74 @@ def _number_faults(e: Assumption, place: int) -> Iterable[str]:
     if not re.fullmatch(re.escape(e.id) + r"(-[a-z0-9]+)+\.md", e.path.name):
         yield f"id: the file of {e.id} must be named {e.id}-short-name.md, in lower case."
 
+
 def _shared_fields(entries: Sequence[Assumption]) -> Iterable[str]:
     "Fields that more than one entry switches."
     owner: dict[str, Assumption] = {}
     for e in entries:
         for f in e.field:
-            if f in owner: yield f"{e.path}: field: {f} is switched by {owner[f].id} already."
+            if f in owner:
+                yield f"{e.path}: field: {f} is switched by {owner[f].id} already."
             owner.setdefault(f, e)
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-301
 def register_faults(
     entries: Sequence[Assumption],  # What `read_register` gave
-    root: str|Path|None = None,     # Where paths of evidence begin; the folder above the register if not given
-) -> list[str]:                     # Empty where it is sound
+    root: str
+    | Path
+    | None = None,  # Where paths of evidence begin; the folder above the register if not given
+) -> list[str]:  # Empty where it is sound
     "Every fault of the register, naming file and field."
-    if not entries: return ["the register is empty."]
+    if not entries:
+        return ["the register is empty."]
     base, ids = Path(root) if root is not None else entries[0].path.parent.parent, {e.id for e in entries}
-    return [*(f"{e.path}: {fault}" for i, e in enumerate(entries, 1)
-              for fault in (*_number_faults(e, i), *_field_faults(e), *_evidence_faults(e, base), *_text_faults(e, ids))),
-            *_shared_fields(entries)]
+    return [
+        *(
+            f"{e.path}: {fault}"
+            for i, e in enumerate(entries, 1)
+            for fault in (
+                *_number_faults(e, i),
+                *_field_faults(e),
+                *_evidence_faults(e, base),
+                *_text_faults(e, ids),
+            )
+        ),
+        *_shared_fields(entries),
+    ]
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-30
 def validate(
     entries: Sequence[Assumption],  # What `read_register` gave
-    root: str|Path|None = None,     # Where paths of evidence begin; the folder above the register if not given
+    root: str
+    | Path
+    | None = None,  # Where paths of evidence begin; the folder above the register if not given
 ) -> None:
     "Raise `DataError` with every fault of the register, one a line, naming file and field."
-    if faults := register_faults(entries, root): raise DataError("\n".join(faults))
+    if faults := register_faults(entries, root):
+        raise DataError("\n".join(faults))
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b02
 _METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "au_pro": "AU-PRO"}
-_LOSSES = {"distillation": "distillation", "structural": "L₁", "autoencoder": "L_A", "logical": "L₂",
-           "negative": "square of T below 0"}
+_LOSSES = {
+    "distillation": "distillation",
+    "structural": "L₁",
+    "autoencoder": "L_A",
+    "logical": "L₂",
+    "negative": "square of T below 0",
+}
+
 
 def _signed(points: float) -> str:
     "A difference as it is printed: one decimal, a sign, and none for 0."
     text = f"{points:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
+
 def _ablation(root: Path, name: str) -> dict[str, Any]:
     "A record of `mudenet ablate`, by the name of its file."
-    r = json.loads((root/"nbs"/"results"/f"{name}.json").read_text(encoding="utf-8"))
-    if r["kind"] != "ablation": raise KeyError(f"{name} is a record of kind {r['kind']}")
+    r = json.loads((root / "nbs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    if r["kind"] != "ablation":
+        raise KeyError(f"{name} is a record of kind {r['kind']}")
     return r
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b03
@@ -492,15 +682,18 @@ def _difference(root: Path, name: str, variant: str, metric: str) -> str:
     r = _ablation(root, name)
     d = r["differences"][variant][metric]
     low, high = _interval(r, d)
-    return f"{_signed(100*d['mean'])} ({_signed(100*low)} to {_signed(100*high)})"
+    return f"{_signed(100 * d['mean'])} ({_signed(100 * low)} to {_signed(100 * high)})"
+
 
 def _differences(root: Path, name: str) -> str:
     "Every variant against the first one."
     r = _ablation(root, name)
     first, *others = r["variants"]
+
     def cell(v: str, m: str) -> str:
-        seeds = ", ".join(_signed(100*x) for x in r["differences"][v][m]["seeds"])
+        seeds = ", ".join(_signed(100 * x) for x in r["differences"][v][m]["seeds"])
         return f"{_difference(root, name, v, m)}; {seeds}"
+
     names = [m for m in _METRICS if m in r["differences"][others[0]]]
     head = (f"points against {first} (95 % interval); each seed", *(_METRICS[m] for m in names))
     return markdown_table(head, [(v, *(cell(v, m) for m in names)) for v in others])
@@ -511,6 +704,7 @@ def _loss(root: Path, name: str, variant: str, loss: str) -> str:
     runs = _ablation(root, name)["runs"]
     found = [r["losses"][loss] for r in runs if r["variant"] == variant]
     return f"{statistics.mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+
 
 def _losses(root: Path, name: str) -> str:
     "The losses of every variant that has networks of its own."
@@ -527,29 +721,36 @@ def _scope(root: Path, name: str) -> str:
     changed = ", from a changed tree" if env["commit"].endswith("-dirty") else ""
     stages = " + ".join(str(c[s]["steps"]) for s in ("distill", "train"))
     made = f"torch {env['packages']['torch']}, commit {env['commit'].removesuffix('-dirty')}{changed}"
-    return (f"{r['category']}, {len(r['seeds'])} seeds, {c['data']['image_size']} px, {c['model']['channels']} channels, trunk "
-            f"{c['model']['width']}, {c['backbone']['name']} with {c['backbone']['weights']}, {stages} steps of "
-            f"{c['train']['batch_size']} images; {made}")
+    return (
+        f"{r['category']}, {len(r['seeds'])} seeds, {c['data']['image_size']} px, {c['model']['channels']} "
+        f"channels, trunk {c['model']['width']}, {c['backbone']['name']} with {c['backbone']['weights']}, "
+        f"{stages} steps of {c['train']['batch_size']} images; {made}"
+    )
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b05
 def _reproduction(root: Path, *rows: str) -> str:
     "Rows of what the independent reproduction measured."
-    table = yaml.safe_load((root/"assumptions"/"reproduction.yaml").read_text(encoding="utf-8"))
+    table = yaml.safe_load((root / "assumptions" / "reproduction.yaml").read_text(encoding="utf-8"))
+
     def cells(row: Mapping[str, Any]) -> list[str]:
-        if "change" in row: return ["–" if v is None else _signed(v) for v in row["change"]]
+        if "change" in row:
+            return ["–" if v is None else _signed(v) for v in row["change"]]
         return ["–" if v is None else f"{v:.1f}" for v in row["values"]]
+
     head = ("independent reproduction, MVTec AD cable (%)", "image AUROC", "pixel AUROC", "PRO")
     return markdown_table(head, [(table[r]["what"], *cells(table[r])) for r in rows])
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b15
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b150
 @lru_cache
 def _parameters(root: Path, *settings: str) -> str:
     "Parameters of one descriptor network under some settings."
     from mudenet.architecture import DescriptorNetwork
     from mudenet.config import Config, override
+
     config = override(Config(), {k: read_value(v) for k, v in (s.split("=") for s in settings)})
     return f"{sum(p.numel() for p in DescriptorNetwork(config.model).parameters()):,}"
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b15
 @lru_cache
 def _cost(root: Path) -> str:
     "Parameters and multiplications at 256×256, counted by PyTorch on networks without memory."
@@ -557,109 +758,148 @@ def _cost(root: Path) -> str:
     from torch.utils.flop_counter import FlopCounterMode
     from mudenet.architecture import Autoencoder, DescriptorNetwork
     from mudenet.config import Config
+
     rows, parameters, total = [], 0, 0.0
-    parts = (("one descriptor network (T, S1 and S2 are alike)", DescriptorNetwork, 3), ("autoencoder A", Autoencoder, 1))
+    parts = (
+        ("one descriptor network (T, S1 and S2 are alike)", DescriptorNetwork, 3),
+        ("autoencoder A", Autoencoder, 1),
+    )
     for what, make, times in parts:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             network = make(Config().model).eval()
             network(torch.empty(1, 3, 256, 256))
-        n, gmac = sum(p.numel() for p in network.parameters()), counter.get_total_flops()/2e9
-        parameters, total = parameters + times*n, total + times*gmac
+        n, gmac = sum(p.numel() for p in network.parameters()), counter.get_total_flops() / 2e9
+        parameters, total = parameters + times * n, total + times * gmac
         rows.append((what, f"{n:,}", f"{gmac:.3f}"))
     whole = ("T + S1 + S2 + A, a full forward pass", f"{parameters:,}", f"{total:.2f}")
     return markdown_table(["Part", "Parameters", "GMAC"], [*rows, whole])
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b06
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b060
 _MARK = re.compile(r"(?P<open><!-- read: (?P<what>[^>]+?) -->)(?P<shown>.*?)(?P<close><!-- end -->)", re.S)
 _READERS: dict[str, Callable[..., str]] = dict(
-    difference=_difference, differences=_differences, loss=_loss, losses=_losses, scope=_scope,
-    reproduction=_reproduction, parameters=_parameters, cost=_cost)
+    difference=_difference,
+    differences=_differences,
+    loss=_loss,
+    losses=_losses,
+    scope=_scope,
+    reproduction=_reproduction,
+    parameters=_parameters,
+    cost=_cost,
+)
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b06
 def _read(root: Path, what: str) -> str:
     "What a mark asks for; tables stand apart from the text around them."
     name, *words = shlex.split(what)
-    try: text = _READERS[name](root, *words)
+    try:
+        text = _READERS[name](root, *words)
     except (KeyError, OSError, TypeError, ValueError) as e:
         raise DataError(f"'read: {what}' cannot be read: {type(e).__name__}: {e}") from None
     return f"\n\n{text}\n\n" if text.startswith("|") else text
 
+
 def filled(
-    text: str,   # An entry
+    text: str,  # An entry
     root: Path,  # The checkout
-) -> str:        # The same with what is between marks read again
+) -> str:  # The same with what is between marks read again
     "Renew the numbers of an entry. Raises `DataError` for a mark that cannot be read."
     return _MARK.sub(lambda m: m["open"] + _read(root, m["what"]) + m["close"], text)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b08
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b080
 _NUMBER = r"[+−-]?\d+\.\d+"
-_TYPED = {"a table": re.compile(rf"^\|.*?({_NUMBER}|\d,\d{{3}}).*\|$", re.M),
-          "an interval": re.compile(rf"({_NUMBER}(?: (?:to|and|–|…|→) ){_NUMBER})")}
+_TYPED = {
+    "a table": re.compile(rf"^\|.*?({_NUMBER}|\d,\d{{3}}).*\|$", re.M),
+    "an interval": re.compile(rf"({_NUMBER}(?: (?:to|and|–|…|→) ){_NUMBER})"),
+}
+
 
 def _typed(e: Assumption) -> Iterable[str]:
     "Numbers of an entry that no mark accounts for."
     text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", _MARK.sub("", e.body))
     for kind, pattern in _TYPED.items():
-        for m in pattern.finditer(text): yield f"text: {m[1]} is typed ({kind}); let it be read (<!-- read: … -->)."
+        for m in pattern.finditer(text):
+            yield f"text: {m[1]} is typed ({kind}); let it be read (<!-- read: … -->)."
     measured = any(line.startswith(("independent reproduction", "nbs/results/")) for line in e.evidence)
     section = re.search(r"^## Evidence$(.*?)^## ", text, re.M | re.S)
     rest = section[1] if measured and section else ""
-    for m in re.finditer(_NUMBER, rest): yield f"text: {m[0]} is typed under Evidence; let it be read (<!-- read: … -->)."
+    for m in re.finditer(_NUMBER, rest):
+        yield f"text: {m[0]} is typed under Evidence; let it be read (<!-- read: … -->)."
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b08
 def number_faults(
     entries: Iterable[Assumption],  # The register
-    root: Path,                     # The checkout
-) -> list[str]:                     # Empty where every number is read and right
+    root: Path,  # The checkout
+) -> list[str]:  # Empty where every number is read and right
     "Numbers that are not those of the records, or not read from any."
     out = []
     for e in entries:
         text = e.path.read_text(encoding="utf-8")
         out += [f"{e.path}: {fault}" for fault in _typed(e)]
-        try: same = filled(text, root) == text
-        except DataError as problem: out.append(f"{e.path}: text: {problem}")
-        else: out += [] if same else [f"{e.path}: text: what is read between marks has changed: python tools/update_pages.py"]
+        try:
+            same = filled(text, root) == text
+        except DataError as problem:
+            out.append(f"{e.path}: text: {problem}")
+        else:
+            out += (
+                []
+                if same
+                else [f"{e.path}: text: what is read between marks has changed: python tools/update_pages.py"]
+            )
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-38
 def disagreements(
     entries: Iterable[Assumption],  # The register
-    config: Any,                    # A configuration with its defaults, e.g. `Config()`
-) -> list[str]:                     # Empty where the two agree
+    config: Any,  # A configuration with its defaults, e.g. `Config()`
+) -> list[str]:  # Empty where the two agree
     "Where the register and the configuration say different things."
     out = []
     for e in entries:
         for name, value in e.settings().items():
-            try: default = reduce(getattr, name.split("."), config)
-            except AttributeError: out.append(f"{e.id}: field: the configuration has no {name}."); continue
-            if _frozen(default) != value: out.append(f"{e.id}: chosen: {name} is {value!r} here and {default!r} by default.")
+            try:
+                default = reduce(getattr, name.split("."), config)
+            except AttributeError:
+                out.append(f"{e.id}: field: the configuration has no {name}.")
+                continue
+            if _frozen(default) != value:
+                out.append(f"{e.id}: chosen: {name} is {value!r} here and {default!r} by default.")
     return out
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-a7a98a
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-a7a98a0
 def beside(
-    settings: Mapping[str, Any],   # Of one value of an entry
-    folder: Path,                  # With images
-) -> dict[str, Any]:               # Fields to add
+    settings: Mapping[str, Any],  # Of one value of an entry
+    folder: Path,  # With images
+) -> dict[str, Any]:  # Fields to add
     "Fields that a value cannot do without."
-    learns = settings.get("distill.images") == "folder" or any(k.startswith("distill.folder_") for k in settings)
+    learns = settings.get("distill.images") == "folder" or any(
+        k.startswith("distill.folder_") for k in settings
+    )
     return {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-a7a98a
 def refused_alternatives(
     entries: Iterable[Assumption],  # The register
-) -> list[str]:                     # Empty where the configuration takes them all
+) -> list[str]:  # Empty where the configuration takes them all
     "Alternatives that the configuration refuses, and why."
     from mudenet.config import Config, override
+
     out = []
     for e, v in ((x, v) for x in entries if x.field for v in x.alternatives):
         settings = e.settings(v)
-        try: override(Config(), {**settings, **beside(settings, Path("images"))})
-        except (ConfigError, DataError) as problem: out.append(f"{e.path}: alternatives: {_say(v)} cannot be built: {problem}")
+        try:
+            override(Config(), {**settings, **beside(settings, Path("images"))})
+        except (ConfigError, DataError) as problem:
+            out.append(f"{e.path}: alternatives: {_say(v)} cannot be built: {problem}")
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-f30c03
 def forgotten_alternatives(
     entries: Iterable[Assumption],  # The register
-    config: Any,                    # A configuration with its defaults, e.g. `Config()`
-) -> list[str]:                     # Empty where every value that is spoken of is on record
-    "Values that a field takes, or that the text offers as `field=value`, and that are not among the alternatives; and the reverse."
+    config: Any,  # A configuration with its defaults, e.g. `Config()`
+) -> list[str]:  # Empty where every value that is spoken of is on record
+    """Values that a field takes, or that the text offers as `field=value`, and that are not among the
+    alternatives; and the reverse.
+    """
     out = []
     for e in (x for x in entries if x.field):
         on_record = {f: [e.settings(v)[f] for v in (e.chosen, *e.alternatives)] for f in e.field}
@@ -671,51 +911,90 @@ def forgotten_alternatives(
                 due = [True, False] if kind is bool else list(get_args(kind))
             else:
                 due = named
-                out += [f"{e.path}: alternatives: the text does not say `{f}={_say(v)}`." for v in values
-                        if not _same(v, values[0]) and not any(_same(v, x) for x in named)]
-            out += [f"{e.path}: alternatives: {f}={_say(v)} is missing." for v in due if not any(_same(v, x) for x in values)]
+                out += [
+                    f"{e.path}: alternatives: the text does not say `{f}={_say(v)}`."
+                    for v in values
+                    if not _same(v, values[0]) and not any(_same(v, x) for x in named)
+                ]
+            out += [
+                f"{e.path}: alternatives: {f}={_say(v)} is missing."
+                for v in due
+                if not any(_same(v, x) for x in values)
+            ]
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-43
 def citations(
-    files: Iterable[str|Path],     # Notebooks and text files
-    prose: bool = False,           # Of notebooks, the cells of text only
-) -> dict[str, tuple[str, ...]]:   # Id → names of the files that cite it
+    files: Iterable[str | Path],  # Notebooks and text files
+    prose: bool = False,  # Of notebooks, the cells of text only
+) -> dict[str, tuple[str, ...]]:  # Id → names of the files that cite it
     "Which entries are cited where."
     out: dict[str, list[str]] = {}
     for f in map(Path, files):
         text = f.read_text(encoding="utf-8")
         if f.suffix == ".ipynb":
-            text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if not prose or c["cell_type"] == "markdown")
-        for i in sorted(set(_ID.findall(text))): out.setdefault(i, []).append(f.name)
+            text = "\n".join(
+                "".join(c["source"])
+                for c in json.loads(text)["cells"]
+                if not prose or c["cell_type"] == "markdown"
+            )
+        for i in sorted(set(_ID.findall(text))):
+            out.setdefault(i, []).append(f.name)
     return {i: tuple(names) for i, names in sorted(out.items())}
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-2b2edd
-_TINY = {"data.image_size": 64, "data.augment": ["hflip", "rotate", "jitter"], "model.channels": 8, "model.width": 8,
-         "model.latent": 4, "model.encoder_widths": [4, 8], "backbone.name": "resnet18", "distill.steps": 3,
-         "distill.batch_size": 4, "train.steps": 3, "train.batch_size": 4, "inference.smoothing": 1.0, "device": "cpu",
-         "dataset": "mvtec_loco", "category": "one"}
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-2b2edd0
+_TINY = {
+    "data.image_size": 64,
+    "data.augment": ["hflip", "rotate", "jitter"],
+    "model.channels": 8,
+    "model.width": 8,
+    "model.latent": 4,
+    "model.encoder_widths": [4, 8],
+    "backbone.name": "resnet18",
+    "distill.steps": 3,
+    "distill.batch_size": 4,
+    "train.steps": 3,
+    "train.batch_size": 4,
+    "inference.smoothing": 1.0,
+    "device": "cpu",
+    "dataset": "mvtec_loco",
+    "category": "one",
+}
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-2b2edd1
 class _Trial:
     "Trains and measures the tiny detector under some settings; equal stages are trained once."
+
     def __init__(self, folder: Path):
         from mudenet.data import open_category
         from mudenet.synthetic import write_product_line
+
         for seed, name in enumerate(("one", "two")):
-            write_product_line(folder/"data"/name, seed=seed, size=96, train=8, validation=3, good=2, structural=2, logical=2)
-        self.folder, self.category = folder, open_category(folder/"data", "one", "mvtec_loco")
+            write_product_line(
+                folder / "data" / name,
+                seed=seed,
+                size=96,
+                train=8,
+                validation=3,
+                good=2,
+                structural=2,
+                logical=2,
+            )
+        self.folder, self.category = folder, open_category(folder / "data", "one", "mvtec_loco")
         self.made: dict[str, Any] = {}
 
     def config(self, settings: Mapping[str, Any]) -> Any:
         "The tiny configuration with these settings, and with what they cannot do without."
         from mudenet.config import Config, override
-        places = {"root": str(self.folder/"data"), "out": str(self.folder/"runs")}
-        needed = {**beside(settings, self.folder/"data"/"two"/"test"), "backbone.weights": "random"}
+
+        places = {"root": str(self.folder / "data"), "out": str(self.folder / "runs")}
+        needed = {**beside(settings, self.folder / "data" / "two" / "test"), "backbone.weights": "random"}
         return override(Config(), {**_TINY, **places, **settings, **needed})
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         key = json.dumps(key, sort_keys=True, default=str)
-        if key not in self.made: self.made[key] = make()
+        if key not in self.made:
+            self.made[key] = make()
         return self.made[key]
 
     def outcome(self, settings: Mapping[str, Any]) -> str:
@@ -728,14 +1007,20 @@ class _Trial:
         from mudenet.evaluation import Job, calibrate_on, ensure_teacher, measure, score_images
         from mudenet.inference import Detector, predict
         from mudenet.training import train, train_identity
-        if "backbone.weights" in settings: _named_weights(str(settings["backbone.weights"]))
+
+        if "backbone.weights" in settings:
+            _named_weights(str(settings["backbone.weights"]))
         config = self.config(settings)
         job = Job(config=config, category=self.category, folder=run_folder(config, self.category.name))
         teacher = self.once(teacher_identity(config), lambda: ensure_teacher(job))
+
         def learn() -> Any:
-            images, held = (load_images(part, config.data.image_size, interpolation=config.data.interpolation)
-                            for part in (job.category.train, job.category.validation))
+            images, held = (
+                load_images(part, config.data.image_size, interpolation=config.data.interpolation)
+                for part in (job.category.train, job.category.validation)
+            )
             return train(config, images, teacher, validation=held)
+
         detector = Detector(self.once(train_identity(config, teacher), learn), config)
         calibrate_on(detector, job)
         cases = score_images(detector, job.category.test)
@@ -744,20 +1029,27 @@ class _Trial:
         limits = dict(threshold=detector.threshold, pixels=torch.tensor(detector.pixel_threshold))
         return digest(dict(maps, **limits)) + json.dumps(measure(cases, job.category, config), sort_keys=True)
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-2b2edd
 def _named_weights(name: str) -> None:
     "Raise unless the default backbone has weights of that name."
     from torchvision import models
     from mudenet.config import Config
+
     backbone = Config().backbone.name
     known = [w.name for w in models.get_model_weights(backbone)]
     if name not in (*known, "random"):
-        raise WeightsError(f"backbone.weights={name!r}: {backbone} has no weights of that name. {did_you_mean(name, known)}")
+        raise WeightsError(
+            f"backbone.weights={name!r}: {backbone} has no weights of that name. {did_you_mean(name, known)}"
+        )
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f7
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f70
 def _stood_in(e: Assumption, value: Any) -> bool:
-    "Whether the trial puts the same in place of a value and of the choice: three steps for epochs and patience, random weights."
+    """Whether the trial puts the same in place of a value and of the choice: three steps for epochs and
+    patience, random weights.
+    """
     other = [f for f, v in e.settings(value).items() if not _same(v, e.settings()[f])]
     return all(f.endswith((".epochs", ".patience")) or f == "backbone.weights" for f in other)
+
 
 def tried(
     entries: Iterable[Assumption],  # The register, where `check` found no fault
@@ -766,12 +1058,15 @@ def tried(
     entries = list(entries)
     values = [(e, v) for e in entries for v in e.alternatives]
     instead = sum(_stood_in(e, v) for e, v in values)
-    return (f"{len(entries)} entries are sound; {len(values)} alternatives run, {instead} of them by stand-ins that show no "
-            "difference (3 steps for epochs and patience, random weights for a name)")
+    return (
+        f"{len(entries)} entries are sound; {len(values)} alternatives run, {instead} of them by stand-ins "
+        "that show no difference (3 steps for epochs and patience, random weights for a name)"
+    )
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f7
 def try_alternatives(
     entries: Iterable[Assumption],  # Those with a switch are tried
-) -> list[str]:                     # Empty where every value runs, and each makes a difference
+) -> list[str]:  # Empty where every value runs, and each makes a difference
     "Train, calibrate and measure a tiny detector under every value of every entry."
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -779,49 +1074,73 @@ def try_alternatives(
         for e in (x for x in entries if x.field):
             said: dict[Any, str] = {}
             for v in (e.chosen, *e.alternatives):
-                try: said[v] = trial.outcome(e.settings(v))
+                try:
+                    said[v] = trial.outcome(e.settings(v))
                 except Exception as problem:  # whatever goes wrong is a fault of the entry
-                    faults.append(f"{e.path}: alternatives: {_say(v)} does not run: {type(problem).__name__}: {problem}")
+                    faults.append(
+                        f"{e.path}: alternatives: {_say(v)} does not run: {type(problem).__name__}: {problem}"
+                    )
             for v in (v for v in e.alternatives if v in said and e.chosen in said):
                 if said[v] == said[e.chosen] and not _stood_in(e, v):
-                    faults.append(f"{e.path}: alternatives: {_say(v)} runs, but nothing comes out differently.")
+                    faults.append(
+                        f"{e.path}: alternatives: {_say(v)} runs, but nothing comes out differently."
+                    )
     return faults
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-f49d8d
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-f49d8d0
 def _citation_faults(entries: Iterable[Assumption], root: Path) -> Iterable[str]:
     "Ids that do not exist, and entries that no notebook discusses."
     known, notebooks = {e.id: e for e in entries}, sorted(root.glob("nbs/[0-9]*.ipynb"))
     others = ("nbs/decisions/*.md", "mudenet/configs/*.yaml", "*.md")
     texts = [*notebooks, *(f for pattern in others for f in sorted(root.glob(pattern)))]
     for i, names in citations(texts).items():
-        if i not in known: yield f"{', '.join(names)}: cites {i}, which does not exist."
+        if i not in known:
+            yield f"{', '.join(names)}: cites {i}, which does not exist."
     own = [f for f in notebooks if f.name not in ("01_config.ipynb", "12_assumptions.ipynb")]
     for i in sorted(set(known) - set(citations(own, prose=True))):
         yield f"{known[i].path}: is discussed in no notebook; say what {i} is where its code is."
 
+
 def _table_faults(folder: Path, entries: Iterable[Assumption]) -> Iterable[str]:
     "Whether the README's table is that of the entries."
-    if register_table(entries) not in (folder/"README.md").read_text(encoding="utf-8"):
-        yield f"{folder/'README.md'}: its table is not that of the entries: python tools/update_pages.py"
+    if register_table(entries) not in (folder / "README.md").read_text(encoding="utf-8"):
+        yield f"{folder / 'README.md'}: its table is not that of the entries: python tools/update_pages.py"
 
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-f49d8d
 def check(
-    folder: str|Path|None = None,  # The register's folder; found by itself if not given
-    root: str|Path|None = None,    # The checkout; the folder above the register if not given
-    run: bool = True,              # Also train under every alternative
-) -> list[str]:                    # Every fault, naming the entry; empty where all is well
+    folder: str | Path | None = None,  # The register's folder; found by itself if not given
+    root: str | Path | None = None,  # The checkout; the folder above the register if not given
+    run: bool = True,  # Also train under every alternative
+) -> list[str]:  # Every fault, naming the entry; empty where all is well
     "Everything that the register promises. Raises `DataError` where there is no checkout to check."
     from mudenet.config import Config
+
     folder = Path(folder) if folder is not None else find_register()
     root = Path(root) if root is not None else folder.parent
     if not any(root.glob("nbs/[0-9]*.ipynb")):
-        raise DataError(f"{root} holds no notebooks. The check reads them and the records of evidence: run it in a checkout.")
+        raise DataError(
+            f"{root} holds no notebooks. The check reads them and the records of evidence: run it in a "
+            "checkout."
+        )
     entries: list[Assumption] = []
     faults: list[str] = []
     for f in sorted(folder.glob("A-*.md")):
-        try: entries.append(read_entry(f))
-        except DataError as problem: faults.append(str(problem))
-    if faults: return faults  # what holds between entries cannot be said without all of them
-    faults = [*register_faults(entries, root), *disagreements(entries, Config()), *_citation_faults(entries, root)]
-    if not faults: faults = [*refused_alternatives(entries), *forgotten_alternatives(entries, Config()),
-                             *number_faults(entries, root), *_table_faults(folder, entries)]
+        try:
+            entries.append(read_entry(f))
+        except DataError as problem:
+            faults.append(str(problem))
+    if faults:
+        return faults  # what holds between entries cannot be said without all of them
+    faults = [
+        *register_faults(entries, root),
+        *disagreements(entries, Config()),
+        *_citation_faults(entries, root),
+    ]
+    if not faults:
+        faults = [
+            *refused_alternatives(entries),
+            *forgotten_alternatives(entries, Config()),
+            *number_faults(entries, root),
+            *_table_faults(folder, entries),
+        ]
     return faults or (try_alternatives(entries) if run else [])

@@ -40,11 +40,16 @@ def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]} … {text[-9:]}"
 
+
 def _require(ok: bool, name: str, value: Any, rule: str) -> None:
-    if not ok: raise ConfigError(f"{name}={_brief(value)} {rule}")
+    if not ok:
+        raise ConfigError(f"{name}={_brief(value)} {rule}")
+
 
 def _positive(prefix: str, obj: Any, *names: str, most: float = 1e9) -> None:
-    "Every named number must be above zero, and no slip of the keyboard that asks for a machine's whole memory."
+    """Every named number must be above zero, and no slip of the keyboard that asks for a machine's whole
+    memory.
+    """
     for n in names:
         v = getattr(obj, n)
         _require(v is None or v > 0, f"{prefix}.{n}", v, "must be above 0.")
@@ -54,25 +59,33 @@ def _positive(prefix: str, obj: Any, *names: str, most: float = 1e9) -> None:
 Level = Literal["images", "teacher", "detector", "scores", "measures", "rounding"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
+
 def decides(
-    what: Level|Literal["stage", "nothing"],   # The first thing that is not the same where the field has another value
+    # The first thing that is not the same where the field has another value
+    what: Level | Literal["stage", "nothing"],
     default: Any = MISSING,
     *,
-    factory: Any = MISSING,                    # Makes the default
-    place: Literal["", "here", "name"] = "",   # Names a place: this machine's own business, or only its last part matters
-    newer: bool = False,                       # Than records on file: at its default no part of what a run is compared by
+    factory: Any = MISSING,  # Makes the default
+    # Names a place: this machine's own business, or only its last part matters
+    place: Literal["", "here", "name"] = "",
+    newer: bool = False,  # Than records on file: at its default no part of what a run is compared by
 ) -> Any:
     "A field of the configuration."
-    return field(default=default, default_factory=factory, metadata=dict(decides=what, place=place, newer=newer))
+    return field(
+        default=default, default_factory=factory, metadata=dict(decides=what, place=place, newer=newer)
+    )
+
+# %% ../nbs/01_config.ipynb #01-config-080
+Augmentation = Literal["hflip", "vflip", "rotate", "jitter"]
+AUGMENT_SETS: dict[str, tuple[Augmentation, ...]] = dict(
+    none=(), flips=("hflip", "vflip"), all=("hflip", "vflip", "rotate", "jitter")
+)
 
 # %% ../nbs/01_config.ipynb #01-config-08
-Augmentation = Literal["hflip", "vflip", "rotate", "jitter"]
-AUGMENT_SETS: dict[str, tuple[Augmentation, ...]] = dict(none=(), flips=("hflip", "vflip"),
-                                                         all=("hflip", "vflip", "rotate", "jitter"))
-
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     "What the networks see."
+
     image_size: int = decides("images", 256)
     "Side of the square that images are resized to, in pixels: a multiple of 32, at least 64."
     holdout: float = decides("images", 0.1)
@@ -100,27 +113,51 @@ class DataConfig:
 
     def __post_init__(self):
         s = self.image_size
-        _require(s >= 64 and s % 32 == 0, "data.image_size", s, "must be a multiple of 32, at least 64 (A-028).")
+        _require(
+            s >= 64 and s % 32 == 0, "data.image_size", s, "must be a multiple of 32, at least 64 (A-028)."
+        )
         _positive("data", self, "image_size", most=8192)
         _require(0 < self.holdout < 1, "data.holdout", self.holdout, "must lie between 0 and 1.")
-        _require(0 <= self.rotate_degrees <= 180, "data.rotate_degrees", self.rotate_degrees, "must lie in 0 to 180.")
-        _require(0 <= self.jitter_strength < 1, "data.jitter_strength", self.jitter_strength, "must lie in [0, 1).")
-        _require(self.jitter_properties != "all" or self.jitter_strength <= 0.5, "data.jitter_strength", self.jitter_strength,
-                 "must be at most 0.5 where hue is shifted: half a turn of the colour circle.")
+        _require(
+            0 <= self.rotate_degrees <= 180,
+            "data.rotate_degrees",
+            self.rotate_degrees,
+            "must lie in 0 to 180.",
+        )
+        _require(
+            0 <= self.jitter_strength < 1, "data.jitter_strength", self.jitter_strength, "must lie in [0, 1)."
+        )
+        _require(
+            self.jitter_properties != "all" or self.jitter_strength <= 0.5,
+            "data.jitter_strength",
+            self.jitter_strength,
+            "must be at most 0.5 where hue is shifted: half a turn of the colour circle.",
+        )
         if self.rotate_angles == "quarter":
-            _require(self.rotate_degrees >= 90, "data.rotate_degrees", self.rotate_degrees, "leaves no quarter turn but none.")
-            _require(self.rotate_fill == "reflection", "data.rotate_fill", self.rotate_fill,
-                     "has nothing to fill after quarter turns.")
+            _require(
+                self.rotate_degrees >= 90,
+                "data.rotate_degrees",
+                self.rotate_degrees,
+                "leaves no quarter turn but none.",
+            )
+            _require(
+                self.rotate_fill == "reflection",
+                "data.rotate_fill",
+                self.rotate_fill,
+                "has nothing to fill after quarter turns.",
+            )
 
-    def augmentation(self, category: str|None) -> tuple[Augmentation, ...]:
+    def augmentation(self, category: str | None) -> tuple[Augmentation, ...]:
         "The augmentations of one category."
-        if self.augment_set != "table": return AUGMENT_SETS[self.augment_set]
+        if self.augment_set != "table":
+            return AUGMENT_SETS[self.augment_set]
         return self.augment_by_category.get(category or "", self.augment)
 
 # %% ../nbs/01_config.ipynb #01-config-10
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     "The pretrained network that the teacher is distilled from."
+
     name: str = decides("teacher", "wide_resnet50_2")
     "Any torchvision ResNet: wide_resnet50_2 (the paper's), resnet18, resnet50, …"
     weights: str = decides("teacher", "IMAGENET1K_V1", place="name")
@@ -134,6 +171,7 @@ class BackboneConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     "The architecture of T, S1, S2 (figure 2) and A (figure 3)."
+
     channels: int = decides("teacher", 128)
     "C, channels of every embedding map."
     latent: int = decides("detector", 32)
@@ -169,27 +207,52 @@ class ModelConfig:
 
     def __post_init__(self):
         _positive("model", self, "channels", "latent", "width", most=2**16)
-        _require(len(self.depths) > 0 and all(0 < d <= 100 for d in self.depths), "model.depths", self.depths,
-                 "must be from 1 to 100.")
-        _require(len(self.kernels) == len(self.depths), "model.kernels", self.kernels,
-                 f"must have as many numbers as model.depths={self.depths}.")
-        _require(all(0 < k < 100 and k % 2 for k in self.kernels), "model.kernels", self.kernels,
-                 "must be odd (A-001), from 1 to 99.")
-        _require(all(0 < w <= 2**16 for w in self.encoder_widths), "model.encoder_widths", self.encoder_widths,
-                 f"must be from 1 to {2**16}.")
+        _require(
+            len(self.depths) > 0 and all(0 < d <= 100 for d in self.depths),
+            "model.depths",
+            self.depths,
+            "must be from 1 to 100.",
+        )
+        _require(
+            len(self.kernels) == len(self.depths),
+            "model.kernels",
+            self.kernels,
+            f"must have as many numbers as model.depths={self.depths}.",
+        )
+        _require(
+            all(0 < k < 100 and k % 2 for k in self.kernels),
+            "model.kernels",
+            self.kernels,
+            "must be odd (A-001), from 1 to 99.",
+        )
+        _require(
+            all(0 < w <= 2**16 for w in self.encoder_widths),
+            "model.encoder_widths",
+            self.encoder_widths,
+            f"must be from 1 to {2**16}.",
+        )
         if self.centre == "place":
-            _require(self.projection == "bare", "model.projection", self.projection,
-                     "cannot begin at 0, as model.centre='place' needs; leave it bare.")
-            _require(not self.decoder_last_relu, "model.decoder_last_relu", self.decoder_last_relu,
-                     "would never leave the 0 at which model.centre='place' begins.")
+            _require(
+                self.projection == "bare",
+                "model.projection",
+                self.projection,
+                "cannot begin at 0, as model.centre='place' needs; leave it bare.",
+            )
+            _require(
+                not self.decoder_last_relu,
+                "model.decoder_last_relu",
+                self.decoder_last_relu,
+                "would never leave the 0 at which model.centre='place' begins.",
+            )
 
 # %% ../nbs/01_config.ipynb #01-config-13
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     "How long and how fast a stage learns."
+
     epochs: int = decides("stage", 500)
     "Times through the training images (in stage 1: A-013)."
-    steps: int|None = decides("stage", None)
+    steps: int | None = decides("stage", None)
     "End after this many steps, whatever `epochs` says."
     batch_size: int = decides("stage", 8)
     "Images a step; the last batch of an epoch may be smaller, but never a single image (in stage 1: A-013)."
@@ -208,22 +271,38 @@ class StageConfig:
         p = self._prefix()
         _positive(p, self, "epochs", "lr", "save_minutes")
         _require(self.steps is None or self.steps >= 0, f"{p}.steps", self.steps, "must not be negative.")
-        _require(self.batch_size >= 2, f"{p}.batch_size", self.batch_size, "must be at least 2: BatchNorm needs company.")
+        _require(
+            self.batch_size >= 2,
+            f"{p}.batch_size",
+            self.batch_size,
+            "must be at least 2: BatchNorm needs company.",
+        )
         _positive(p, self, "batch_size", most=2**16)
-        _require(0 <= self.weight_decay < math.inf, f"{p}.weight_decay", self.weight_decay, "must not be negative or infinite.")
+        _require(
+            0 <= self.weight_decay < math.inf,
+            f"{p}.weight_decay",
+            self.weight_decay,
+            "must not be negative or infinite.",
+        )
 
-    def _prefix(self) -> str: return type(self).__name__.removesuffix("Config").lower()
+    def _prefix(self) -> str:
+        return type(self).__name__.removesuffix("Config").lower()
 
-# %% ../nbs/01_config.ipynb #01-config-14
-FOLDER_AUGMENT: dict[str, tuple[Augmentation, ...]] = dict(none=(), light=("hflip", "jitter"), all=AUGMENT_SETS["all"])
-FOLDER_FIELDS = ("folder_crop", "folder_augment", "folder_holdout")  # of `distill`, without effect on other images
+# %% ../nbs/01_config.ipynb #01-config-140
+FOLDER_AUGMENT: dict[str, tuple[Augmentation, ...]] = dict(
+    none=(), light=("hflip", "jitter"), all=AUGMENT_SETS["all"]
+)
+# of `distill`, without effect on other images
+FOLDER_FIELDS = ("folder_crop", "folder_augment", "folder_holdout")
 
+# %% ../nbs/01_config.ipynb #01-config-141
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(StageConfig):
     "Stage 1: the teacher T learns to imitate the backbone (A-013 for its schedule)."
+
     images: Literal["category", "dataset", "folder"] = decides("teacher", "category")
     "Nominal training images that T learns on: the category's, those of all categories of the data set, `folder` (A-023)."
-    folder: Path|None = decides("teacher", None, place="name")
+    folder: Path | None = decides("teacher", None, place="name")
     "Where `images` is folder: any images, searched recursively, e.g. ImageNet; they are read while T learns."
     folder_crop: float = decides("teacher", 0.1)
     "Least share of a photograph's area that a random crop of it shows; the most is 1; 1: the whole photograph (A-046)."
@@ -242,39 +321,67 @@ class DistillConfig(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _require((self.images == "folder") == (self.folder is not None), "distill.images", self.images,
-                 f"goes with distill.folder={self.folder}: give a folder where `images` is folder, and only there.")
-        _require(self.match == "upsample" or self.interpolation == "bilinear", "distill.interpolation", self.interpolation,
-                 "has nothing to bring up where distill.match='pool'.")
+        _require(
+            (self.images == "folder") == (self.folder is not None),
+            "distill.images",
+            self.images,
+            f"goes with distill.folder={self.folder}: give a folder where `images` is folder, and only "
+            "there.",
+        )
+        _require(
+            self.match == "upsample" or self.interpolation == "bilinear",
+            "distill.interpolation",
+            self.interpolation,
+            "has nothing to bring up where distill.match='pool'.",
+        )
         _require(0 < self.folder_crop <= 1, "distill.folder_crop", self.folder_crop, "must lie in (0, 1].")
-        _require(self.folder_holdout >= 0, "distill.folder_holdout", self.folder_holdout, "must not be negative.")
+        _require(
+            self.folder_holdout >= 0, "distill.folder_holdout", self.folder_holdout, "must not be negative."
+        )
         if self.images != "folder":
             for name in FOLDER_FIELDS:
                 default = type(self).__dataclass_fields__[name].default
-                _require((v := getattr(self, name)) == default, f"distill.{name}", v, "is for distill.images='folder'.")
+                _require(
+                    (v := getattr(self, name)) == default,
+                    f"distill.{name}",
+                    v,
+                    "is for distill.images='folder'.",
+                )
 
+# %% ../nbs/01_config.ipynb #01-config-14
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(StageConfig):
     "Stage 2: S1, A and S2 learn together, T is frozen (equations 3 to 8)."
+
     detach_autoencoder: bool = decides("detector", True)
     "Whether L2 teaches S2 only (true) or reaches back into A (A-014)."
     loss_weights: tuple[float, float, float] = decides("detector", (1.0, 1.0, 1.0))
     "Weights of L1, LA and L2 in equation 8 (A-032)."
     whiten: bool = decides("detector", False)
     "Whether T's maps are whitened over the nominal images, so that equations 3 to 10 measure Mahalanobis distances (A-049)."
-    patience: int|None = decides("detector", None, newer=True)
+    patience: int | None = decides("detector", None, newer=True)
     "End after so many epochs without a lower loss on the held-out images; none given: never before `epochs` or `steps` (A-052)."
 
     def __post_init__(self):
         super().__post_init__()
-        _require(all(math.isfinite(w) and w > 0 for w in self.loss_weights), "train.loss_weights", self.loss_weights,
-                 "must be above 0: with none, a network learns nothing.")
-        _require(self.patience is None or self.patience >= 1, "train.patience", self.patience, "must be at least 1; null: never.")
+        _require(
+            all(math.isfinite(w) and w > 0 for w in self.loss_weights),
+            "train.loss_weights",
+            self.loss_weights,
+            "must be above 0: with none, a network learns nothing.",
+        )
+        _require(
+            self.patience is None or self.patience >= 1,
+            "train.patience",
+            self.patience,
+            "must be at least 1; null: never.",
+        )
 
-# %% ../nbs/01_config.ipynb #01-config-16
+# %% ../nbs/01_config.ipynb #01-config-160
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
     "From embedding maps to one anomaly map (equations 9 to 12)."
+
     normalization: Literal["minmax", "zscore", "robust", "none"] = decides("scores", "minmax")
     "Statistics of nominal images that bring the score maps to one scale, equation 11 (A-018)."
     statistics_images: Literal["validation", "train"] = decides("scores", "validation")
@@ -295,7 +402,7 @@ class InferenceConfig:
     "Share of the pixels that `top_mean` takes."
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
-    false_alarms: float|None = decides("scores", None)
+    false_alarms: float | None = decides("scores", None)
     "Share of good parts that may be called anomalous, promised from held-out images; none given: the quantile above (A-029)."
     min_area: int = decides("scores", 1, newer=True)
     "Least area of a marked region, in pixels of the network's input; decides the pixel threshold too; 1: any pixel (A-051)."
@@ -304,44 +411,82 @@ class InferenceConfig:
 
     @property
     def statistics_apart(self) -> bool:
-        "Whether other images give the statistics than those that give the threshold, whose promise holds only then."
+        """Whether other images give the statistics than those that give the threshold, whose promise holds
+        only then.
+        """
         return self.normalization == "none" or self.statistics_images == "train"
 
     def __post_init__(self):
-        _require(self.smoothing >= 0, "inference.smoothing", self.smoothing, "must not be negative; 0 turns it off.")
-        _require(self.smoothing <= 1000, "inference.smoothing", self.smoothing, "must be at most 1,000 pixels.")
-        _require(0 < self.top_fraction <= 1, "inference.top_fraction", self.top_fraction, "must lie in (0, 1].")
-        _require(0 < self.threshold_quantile <= 1, "inference.threshold_quantile", self.threshold_quantile,
-                 "must lie in (0, 1].")
+        _require(
+            self.smoothing >= 0,
+            "inference.smoothing",
+            self.smoothing,
+            "must not be negative; 0 turns it off.",
+        )
+        _require(
+            self.smoothing <= 1000, "inference.smoothing", self.smoothing, "must be at most 1,000 pixels."
+        )
+        _require(
+            0 < self.top_fraction <= 1, "inference.top_fraction", self.top_fraction, "must lie in (0, 1]."
+        )
+        _require(
+            0 < self.threshold_quantile <= 1,
+            "inference.threshold_quantile",
+            self.threshold_quantile,
+            "must lie in (0, 1].",
+        )
         if self.false_alarms is not None:
-            _require(0 < self.false_alarms < 1, "inference.false_alarms", self.false_alarms,
-                     "must lie between 0 and 1: 0.05 is one in twenty.")
-            _require(self.statistics_apart, "inference.false_alarms", self.false_alarms,
-                     "holds where the held-out images give the threshold only: set inference.statistics_images=train.")
+            _require(
+                0 < self.false_alarms < 1,
+                "inference.false_alarms",
+                self.false_alarms,
+                "must lie between 0 and 1: 0.05 is one in twenty.",
+            )
+            _require(
+                self.statistics_apart,
+                "inference.false_alarms",
+                self.false_alarms,
+                "holds where the held-out images give the threshold only: set "
+                "inference.statistics_images=train.",
+            )
         _positive("inference", self, "batch_size", "min_area", most=2**16)
         if self.normalization == "none":
-            for name, default in dict(clamp="none", statistics_images="validation", statistics_per="level").items():
-                _require((v := getattr(self, name)) == default, f"inference.{name}", v,
-                         "is for inference.normalization other than 'none'.")
+            for name, default in dict(
+                clamp="none", statistics_images="validation", statistics_per="level"
+            ).items():
+                _require(
+                    (v := getattr(self, name)) == default,
+                    f"inference.{name}",
+                    v,
+                    "is for inference.normalization other than 'none'.",
+                )
 
+# %% ../nbs/01_config.ipynb #01-config-16
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     "What is measured, and what is drawn."
+
     resolution: Literal["network", "image"] = decides("measures", "network")
     "Grid on which masks are scored: the network's input, or each image's own pixels (A-030)."
     pro_limit: float = decides("measures", 0.3)
     "AU-PRO integrates the PRO curve up to this false positive rate (A-044)."
-    pictures: int|None = decides("nothing", None)
+    pictures: int | None = decides("nothing", None)
     "Draw so many test images of each defect type; none given: all of them; 0: no picture."
 
     def __post_init__(self):
         _require(0 < self.pro_limit <= 1, "evaluation.pro_limit", self.pro_limit, "must lie in (0, 1].")
-        _require(self.pictures is None or self.pictures >= 0, "evaluation.pictures", self.pictures, "must not be negative.")
+        _require(
+            self.pictures is None or self.pictures >= 0,
+            "evaluation.pictures",
+            self.pictures,
+            "must not be negative.",
+        )
 
 # %% ../nbs/01_config.ipynb #01-config-34adcd
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     "How the arithmetic is done; what is computed stays the same up to rounding."
+
     precision: Literal["auto", "float32", "bfloat16"] = decides("rounding", "auto")
     "Arithmetic of the networks; auto takes bfloat16 on a GPU that has it. Losses, statistics and weights stay float32."
     channels_last: bool = decides("rounding", True)
@@ -358,27 +503,39 @@ class ComputeConfig:
     "torch.compile for the losses; reduce-overhead also records CUDA graphs."
     cache: Literal["auto", "device", "host"] = decides("rounding", "auto")
     "Where a category's uint8 images wait: on the device, on the host, or there if a quarter of its free memory does."
-    workers: int|None = decides("nothing", None, place="here")
+    workers: int | None = decides("nothing", None, place="here")
     "Processes that read photographs ahead in stage 1 from a folder; none given: a core less than there are, at most 8; 0: none."
     cache_mb: int = decides("nothing", 512, place="here")
     "Megabytes of decoded photographs that these processes keep together."
 
     def __post_init__(self):
-        _require(self.workers is None or self.workers >= 0, "compute.workers", self.workers, "must not be negative.")
-        _require(self.workers is None or self.workers <= 1000, "compute.workers", self.workers, "must be at most 1,000.")
+        _require(
+            self.workers is None or self.workers >= 0,
+            "compute.workers",
+            self.workers,
+            "must not be negative.",
+        )
+        _require(
+            self.workers is None or self.workers <= 1000,
+            "compute.workers",
+            self.workers,
+            "must be at most 1,000.",
+        )
         _require(self.cache_mb >= 0, "compute.cache_mb", self.cache_mb, "must not be negative; 0 keeps none.")
 
 # %% ../nbs/01_config.ipynb #01-config-18
 Dataset = Literal["auto", "mvtec_ad", "mvtec_loco", "visa", "folder", "synthetic"]
 
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     "One run: which images, which networks, how they learn, how they are judged."
+
     dataset: Dataset = decides("measures", "auto")
     "Which benchmark the images belong to; auto recognises it from the folder."
-    root: Path|None = decides("images", None, place="here")
+    root: Path | None = decides("images", None, place="here")
     "Folder of the data set, or of one category of it."
-    category: str|None = decides("measures", None)
+    category: str | None = decides("measures", None)
     "Category, e.g. cable; may be left out where `root` is one category's folder."
     out: Path = decides("nothing", Path("runs"), place="here")
     "Where runs are written: OUT/DATASET/CATEGORY/KEY-sSEED/."
@@ -386,7 +543,7 @@ class Config:
     "Decides every random choice but the channel draw: weights, order of images, augmentation, held-out images."
     device: str = decides("nothing", "auto", place="here")
     "auto, cpu, cuda, cuda:1, mps."
-    teacher: str|None = decides("teacher", None, place="here")
+    teacher: str | None = decides("teacher", None, place="here")
     "Used instead of stage 1: general, small, another name of `mudenet teachers list`, auto (one that fits), a file; none: distil."
     track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = decides("nothing", (), place="here")
     "Programs that are told how the training goes, beside the CSV files; offline unless their own settings say otherwise."
@@ -412,80 +569,124 @@ class Config:
     def __post_init__(self):
         m = self.model
         bare = m.block == "no_bn" and m.stem != "bn_relu" and m.projection == "bare"
-        _require(not bare or self.distill.batchnorm == "running", "distill.batchnorm", self.distill.batchnorm,
-                 "is for a teacher with BatchNorm; model.block='no_bn' leaves none.")
-        _require(self.distill.steps != 0, "distill.steps", 0, "teaches nothing; with --teacher there is no stage 1.")
-        _require(self.train.patience is None or self.inference.false_alarms is None, "train.patience", self.train.patience,
-                 "lets the held-out images say when to stop; inference.false_alarms promises only where they had no say.")
-        _require(self.train.steps != 0 or m.centre == "place", "train.steps", 0,
-                 "leaves students that know nothing, but for model.centre='place'.")
-        _require(self.inference.min_area <= self.data.image_size**2, "inference.min_area", self.inference.min_area,
-                 f"is more than the {self.data.image_size**2} pixels of the network's input.")
+        _require(
+            not bare or self.distill.batchnorm == "running",
+            "distill.batchnorm",
+            self.distill.batchnorm,
+            "is for a teacher with BatchNorm; model.block='no_bn' leaves none.",
+        )
+        _require(
+            self.distill.steps != 0,
+            "distill.steps",
+            0,
+            "teaches nothing; with --teacher there is no stage 1.",
+        )
+        _require(
+            self.train.patience is None or self.inference.false_alarms is None,
+            "train.patience",
+            self.train.patience,
+            "lets the held-out images say when to stop; inference.false_alarms promises only where they "
+            "had no say.",
+        )
+        _require(
+            self.train.steps != 0 or m.centre == "place",
+            "train.steps",
+            0,
+            "leaves students that know nothing, but for model.centre='place'.",
+        )
+        _require(
+            self.inference.min_area <= self.data.image_size**2,
+            "inference.min_area",
+            self.inference.min_area,
+            f"is more than the {self.data.image_size**2} pixels of the network's input.",
+        )
 
-# %% ../nbs/01_config.ipynb #611de7fc
+# %% ../nbs/01_config.ipynb #611de7fc0
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
     "Every field below a configuration class, with its dotted name."
     for f in dataclasses.fields(cls):
         part: Any = f.default_factory
-        if dataclasses.is_dataclass(part): yield from _leaves(part, f"{prefix}{f.name}.")  # type: ignore[arg-type]
-        else: yield prefix + f.name, f
+        if dataclasses.is_dataclass(part):
+            yield from _leaves(part, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + f.name, f
 
+# %% ../nbs/01_config.ipynb #611de7fc
 def _declared(cls: type) -> dict[str, str]:
     "What each field decides, by dotted name. Raises `TypeError` for one that does not say."
     found = {}
     for name, f in _leaves(cls):
         what = f.metadata.get("decides")
-        if what == "stage": what = "teacher" if name.startswith("distill.") else "detector"
+        if what == "stage":
+            what = "teacher" if name.startswith("distill.") else "detector"
         if what not in (*LEVELS, "nothing"):
-            raise TypeError(f"{name} does not say what it decides: write decides(WHAT, DEFAULT), WHAT being one of "
-                            f"{', '.join(LEVELS)}, stage, nothing.")
+            raise TypeError(
+                f"{name} does not say what it decides: write decides(WHAT, DEFAULT), WHAT being one of "
+                f"{', '.join(LEVELS)}, stage, nothing."
+            )
         found[name] = what
     return found
 
+
 DECIDES = _declared(Config)  # Dotted name → a level, or "nothing"
 
-# %% ../nbs/01_config.ipynb #01-config-23
+# %% ../nbs/01_config.ipynb #01-config-230
 def field_names(
     cls: type = Config,  # A configuration class
-    prefix: str = "",    # Put in front
-) -> list[str]:          # e.g. ["dataset", …, "train.lr", …]
+    prefix: str = "",  # Put in front
+) -> list[str]:  # e.g. ["dataset", …, "train.lr", …]
     "Dotted names of all fields below a class."
     return [name for name, _ in _leaves(cls, prefix)]
 
+
 class Parser(ArgumentParser):
     "An argument parser whose errors are `ConfigError`s that name the field and its neighbours."
-    def error(self, message: str, ex: Exception|None = None):
-        if isinstance(ex, ConfigError): raise ex
+
+    def error(self, message: str, ex: Exception | None = None):
+        if isinstance(ex, ConfigError):
+            raise ex
         text = " ".join(str(message).split())
         said = _plainly(text)
-        if len(said) > 400: said = f"{said[:350]} … {said[-20:]}"
+        if len(said) > 400:
+            said = f"{said[:350]} … {said[-20:]}"
         raise ConfigError(f"{said}{_neighbours(text, _option_names(self))}") from None
 
+# %% ../nbs/01_config.ipynb #01-config-231
 def _option_names(parser: ArgumentParser) -> list[str]:
     "Names of a parser's options and of those of its commands, without dashes."
     names = [s[2:] for a in parser._actions for s in a.option_strings if s.startswith("--")]
     commands = [a.choices.values() for a in parser._actions if isinstance(a, _SubParsersAction)]
     return names + [n for parsers in commands for p in parsers for n in _option_names(p)]
 
+
 def _plainly(message: str) -> str:
     "One of jsonargparse's messages in words that do not need Python."
-    if message.startswith("the following arguments are required:"): return re.sub(r"\b\w+\.(?=\w)", "", message)
+    if message.startswith("the following arguments are required:"):
+        return re.sub(r"\b\w+\.(?=\w)", "", message)
     message = re.sub(r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, e.g. [\1]", message)
     message = re.sub(r"Expected a <class '(\w+)'>", r"needs type \1", message)
     message = re.sub(r"Not of type PositiveInt: .*", "must be a whole number above 0.", message)
-    union = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: "
+    union = (
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: "
+    )
     message = re.sub(union, _one_of, message)
-    return re.sub(r" \(choose from .*\)", ".", message.replace("Expected a typing.Literal", "Expected one of "))
+    return re.sub(
+        r" \(choose from .*\)", ".", message.replace("Expected a typing.Literal", "Expected one of ")
+    )
 
+# %% ../nbs/01_config.ipynb #01-config-23
 def _one_of(found: re.Match) -> str:
     names = [n.rpartition(".")[2] for n in re.findall(r"'([\w.]+)'", found[1])]
     return f"needs type {' or '.join(n for n in names if n != 'NoneType')}, or nothing. Got value: "
 
+
 def _neighbours(message: str, known: Sequence[str]) -> str:
     "What to say about the unknown names in one of jsonargparse's messages."
+
     def near(name: str, known: Iterable[str]) -> str:
         text = did_you_mean(name, known)
         return f" {text}" if len(text) < 200 else " --help lists what there is."
+
     if m := re.search(r"[Uu]nrecognized arguments: (.*)", message):
         return "".join(near(a.lstrip("-").split("=")[0], known) for a in m[1].split() if a.startswith("--"))
     if m := re.search(r"Group '(.+?)' does not accept option '(.+?)'", message):
@@ -505,43 +706,64 @@ def config_parser(
     parser.add_class_arguments(Config)
     return parser
 
-# %% ../nbs/01_config.ipynb #01-config-26
+# %% ../nbs/01_config.ipynb #01-config-260
 def _plain(v: Any) -> Any:
-    if isinstance(v, Path): return v.as_posix()
-    if isinstance(v, Mapping): return {k: _plain(x) for k, x in v.items()}
-    if isinstance(v, (list, tuple)): return [_plain(x) for x in v]
+    if isinstance(v, Path):
+        return v.as_posix()
+    if isinstance(v, Mapping):
+        return {k: _plain(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple)):
+        return [_plain(x) for x in v]
     return v
 
+
 def to_dict(
-    config: Config,     # A configuration
-) -> dict[str, Any]:    # Nested, JSON values only
+    config: Config,  # A configuration
+) -> dict[str, Any]:  # Nested, JSON values only
     "The tree as plain values."
     return _plain(dataclasses.asdict(config))
 
+# %% ../nbs/01_config.ipynb #01-config-261
 @functools.cache
 def _tree_parser() -> Parser:
     return config_parser()  # takes a tenth of a second to build, and parsing leaves it as it is
 
-def _refuse_impossible(name: str, value: Any) -> None:
-    "Raise `ConfigError` for what no field can be, alone or in a list: a number of a hundred digits, a name with a NUL in it."
-    if isinstance(value, Mapping): value = [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple)):
-        for v in value: _refuse_impossible(name, v)
-    if isinstance(value, int) and abs(value) >= 2**63: raise ConfigError(f"{name} is a whole number of more than 18 digits.")
-    if isinstance(value, str) and "\0" in value: raise ConfigError(f"{name}={_brief(value)} holds a NUL character.")
-    if isinstance(value, str) and len(value) > 4096: raise ConfigError(f"{name}={_brief(value)} is longer than any name can be.")
 
+def _refuse_impossible(name: str, value: Any) -> None:
+    """Raise `ConfigError` for what no field can be, alone or in a list: a number of a hundred digits, a name
+    with a NUL in it.
+    """
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            _refuse_impossible(name, v)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{name} is a whole number of more than 18 digits.")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{name}={_brief(value)} holds a NUL character.")
+    if isinstance(value, str) and len(value) > 4096:
+        raise ConfigError(f"{name}={_brief(value)} is longer than any name can be.")
+
+# %% ../nbs/01_config.ipynb #01-config-262
 def _refuse_empty(tree: Mapping[str, Any]) -> None:
-    "Raise `ConfigError` for a field that is there without a value; null is one where it is the field's default."
+    """Raise `ConfigError` for a field that is there without a value; null is one where it is the field's
+    default.
+    """
     for name, f in _leaves(Config):
         section, _, leaf = name.rpartition(".")
-        for part, key in [(tree, name), (tree.get(section, {}), leaf)][:2 if section else 1]:
+        for part, key in [(tree, name), (tree.get(section, {}), leaf)][: 2 if section else 1]:
             value = part.get(key, f)
             if value is None and f.default is not None or isinstance(value, str) and not value.strip():
-                default = "null for none, or leave it out" if f.default is None else "or leave it out for the default"
+                default = (
+                    "null for none, or leave it out"
+                    if f.default is None
+                    else "or leave it out for the default"
+                )
                 raise ConfigError(f"{name} is empty; give it a value, {default}.")
             _refuse_impossible(name, value)
 
+# %% ../nbs/01_config.ipynb #01-config-26
 def from_dict(
     tree: Mapping[str, Any],  # Nested plain values; what is absent keeps its default
 ) -> Config:
@@ -549,15 +771,20 @@ def from_dict(
     parser = _tree_parser()
     for name, default in vars(Config()).items():
         if dataclasses.is_dataclass(default) and not isinstance(tree.get(name, {}), Mapping):
-            raise ConfigError(f"{name}={_brief(tree[name])} must hold names and values, e.g. "
-                              f"{name}.{field_names(type(default))[0]}.")
+            raise ConfigError(
+                f"{name}={_brief(tree[name])} must hold names and values, e.g. "
+                f"{name}.{field_names(type(default))[0]}."
+            )
     _refuse_empty(tree)
-    made = parser.instantiate(parser.parse_object(_plain(tree)))  # a copy: parsing puts tuples into what it is given
+    # a copy: parsing puts tuples into what it is given
+    made = parser.instantiate(parser.parse_object(_plain(tree)))
     return Config(**{f.name: made[f.name] for f in dataclasses.fields(Config)})
 
-# %% ../nbs/01_config.ipynb #01-config-27
+# %% ../nbs/01_config.ipynb #01-config-270
 def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    "Nested dictionaries on top of one another: later values win; a category table is merged, a list replaced."
+    """Nested dictionaries on top of one another: later values win; a category table is merged, a list
+    replaced.
+    """
     out: dict[str, Any] = {}
     for tree in trees:
         for k, v in tree.items():
@@ -565,26 +792,34 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
             out[k] = merge(out[k], v) if both else v
     return out
 
+
 def from_saved(
     tree: Mapping[str, Any],  # A whole tree, as a checkpoint, a record or a run's folder keeps it
 ) -> Config:
-    "The configuration of a finished run. One of before `data.holdout_seed` held out the images that its own seed drew."
+    """The configuration of a finished run.
+
+    One of before `data.holdout_seed` held out the images that its own seed drew.
+    """
     data = tree.get("data", {})
-    if isinstance(data, Mapping): data = {"holdout_seed": tree.get("seed", 0), **data}
+    if isinstance(data, Mapping):
+        data = {"holdout_seed": tree.get("seed", 0), **data}
     return from_dict({**tree, "data": data})
 
+# %% ../nbs/01_config.ipynb #01-config-27
 def nest(
     dotted: Mapping[str, Any],  # {"train.epochs": 20}
-) -> dict[str, Any]:            # {"train": {"epochs": 20}}
+) -> dict[str, Any]:  # {"train": {"epochs": 20}}
     "Nested form of dotted names."
     out: dict[str, Any] = {}
     for name, value in dotted.items():
-        for part in reversed(name.split(".")): value = {part: value}
+        for part in reversed(name.split(".")):
+            value = {part: value}
         out = merge(out, value)
     return out
 
+
 def override(
-    config: Config,             # A configuration
+    config: Config,  # A configuration
     dotted: Mapping[str, Any],  # New values by dotted name
 ) -> Config:
     "A copy with some fields changed."
@@ -593,7 +828,9 @@ def override(
 # %% ../nbs/01_config.ipynb #01-config-31
 def _configs() -> Path:
     import mudenet
+
     return Path(mudenet.__file__).parent / "configs"
+
 
 def shipped() -> list[str]:  # Names for `load_config`
     "Names of the configurations that come with the package."
@@ -602,46 +839,59 @@ def shipped() -> list[str]:  # Names for `load_config`
 # %% ../nbs/01_config.ipynb #b7a1c0d2
 _DEEP, _LONG = 20, 10**6  # levels of a file and its bytes, far beyond any configuration
 
+
 class _Loader(yaml.SafeLoader):
     "YAML as far as a configuration needs it. Every complaint has a line."
+
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         "As the library does, but no deeper than `_DEEP`, and without aliases."
         event, self.depth = self.peek_event(), self.depth + 1
-        if isinstance(event, yaml.AliasEvent): raise _at(event, f"the alias *{event.anchor}; write out what it stands for")
-        if self.depth > _DEEP: raise _at(event, f"more than {_DEEP} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise _at(event, f"the alias *{event.anchor}; write out what it stands for")
+        if self.depth > _DEEP:
+            raise _at(event, f"more than {_DEEP} levels")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         "As the library does, but an empty value is no null, and a date that is none is no Python error."
-        if node.tag.endswith(":null") and not node.value: return ""
-        try: return super().construct_object(node, deep)
-        except yaml.YAMLError: raise
-        except Exception as e: raise _at(node, f"a value that cannot be read ({_brief(e)})") from None
+        if node.tag.endswith(":null") and not node.value:
+            return ""
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as e:
+            raise _at(node, f"a value that cannot be read ({_brief(e)})") from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         "As the library does, which lets the last of two values win."
         names = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
-        if twice := [n for n in names if names.count(n) > 1]: raise _at(node, f"{twice[0]} twice")
+        if twice := [n for n in names if names.count(n) > 1]:
+            raise _at(node, f"{twice[0]} twice")
         return super().construct_mapping(node, deep)
+
 
 def _at(where: Any, what: str) -> yaml.YAMLError:
     return yaml.MarkedYAMLError(problem=f"it holds {what}", problem_mark=where.start_mark)
 
-# %% ../nbs/01_config.ipynb #b7a1c0d3
+# %% ../nbs/01_config.ipynb #b7a1c0d30
 def read_yaml(
-    path: str|Path,  # A YAML file
-) -> dict[str, Any]: # Its tree
+    path: str | Path,  # A YAML file
+) -> dict[str, Any]:  # Its tree
     "Read one configuration file. Raises `ConfigError` naming the file, and the line where there is one."
     path = Path(path)
-    if not path.is_file(): raise ConfigError(f"--config {path}: there is no such file.")
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: there is no such file.")
     try:
-        if path.stat().st_size > _LONG: raise ConfigError(f"{path} is longer than a megabyte: no configuration.")
+        if path.stat().st_size > _LONG:
+            raise ConfigError(f"{path} is longer than a megabyte: no configuration.")
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except OSError as e: raise ConfigError(f"--config {path} cannot be read: {e.strerror}.") from None
+    except OSError as e:
+        raise ConfigError(f"--config {path} cannot be read: {e.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -651,36 +901,44 @@ def read_yaml(
         raise ConfigError(f"{path} must hold names and values, e.g. `train:`.")
     return tree or {}
 
+# %% ../nbs/01_config.ipynb #b7a1c0d3
 def read_config(
-    path: str|Path,  # A YAML file
-) -> dict[str, Any]: # Its tree, which may be laid on others
+    path: str | Path,  # A YAML file
+) -> dict[str, Any]:  # Its tree, which may be laid on others
     "Read one configuration file whose values are possible. Raises `ConfigError` naming the file."
     tree, wrong = read_yaml(path), list[ConfigError]()
-    for below in ({}, *(read_yaml(_configs()/f"{name}.yaml") for name in shipped())):  # what it may be laid on
-        try: from_dict(merge(below, tree))
-        except ConfigError as e: wrong.append(e)
-        else: return tree
+    # what it may be laid on
+    for below in ({}, *(read_yaml(_configs() / f"{name}.yaml") for name in shipped())):
+        try:
+            from_dict(merge(below, tree))
+        except ConfigError as e:
+            wrong.append(e)
+        else:
+            return tree
     raise ConfigError(f"{path}: {wrong[0]}")
 
-# %% ../nbs/01_config.ipynb #01-config-32
+# %% ../nbs/01_config.ipynb #01-config-320
 def load_config(
-    name: str|None = None,                 # A shipped configuration, e.g. "mvtec_ad"
-    files: Iterable[str|Path] = (),        # YAML files on top of it
-    tree: Mapping[str, Any]|None = None,   # Nested values on top of those
+    name: str | None = None,  # A shipped configuration, e.g. "mvtec_ad"
+    files: Iterable[str | Path] = (),  # YAML files on top of it
+    tree: Mapping[str, Any] | None = None,  # Nested values on top of those
 ) -> Config:
     "Defaults, then a shipped file, then your files, then single values. Raises `ConfigError`."
     layers: list[Mapping[str, Any]] = []
     if name is not None:
-        if name not in shipped(): raise ConfigError(f"no shipped configuration {name!r}. {did_you_mean(name, shipped())}")
+        if name not in shipped():
+            raise ConfigError(f"no shipped configuration {name!r}. {did_you_mean(name, shipped())}")
         layers.append(read_yaml(_configs() / f"{name}.yaml"))
     trees = [read_config(f) for f in files]
     asked = merge(*layers, *trees, tree or {}).get("preset", "paper")
-    below = any("preset" in layer for layer in layers)     # a shipped file that names its preset changes it
-    if asked in shipped(): layers.insert(0 if below else len(layers), read_yaml(_configs() / f"{asked}.yaml"))
+    below = any("preset" in layer for layer in layers)  # a shipped file that names its preset changes it
+    if asked in shipped():
+        layers.insert(0 if below else len(layers), read_yaml(_configs() / f"{asked}.yaml"))
     return from_dict(merge(*layers, *trees, tree or {}))
 
+# %% ../nbs/01_config.ipynb #01-config-32
 def save_config(
-    path: str|Path,  # File to write
+    path: str | Path,  # File to write
     config: Config,  # What to write
 ) -> Path:
     "Write the whole tree as YAML, atomically; `load_config(files=[path])` reads it back."
@@ -688,92 +946,126 @@ def save_config(
 
 # %% ../nbs/01_config.ipynb #01-config-39
 def portable(
-    config: Config,     # A configuration
-) -> dict[str, Any]:    # Plain values
+    config: Config,  # A configuration
+) -> dict[str, Any]:  # Plain values
     "The tree without what belongs to one machine: of a place its last part, or the field's default."
     tree = to_dict(config)
     for name, f in _leaves(Config):
         section, _, leaf = name.rpartition(".")
         part = tree[section] if section else tree
-        if f.metadata["place"] == "here": part[leaf] = _plain(f.default)
-        elif f.metadata["place"] == "name" and part[leaf]: part[leaf] = Path(part[leaf]).name
+        if f.metadata["place"] == "here":
+            part[leaf] = _plain(f.default)
+        elif f.metadata["place"] == "name" and part[leaf]:
+            part[leaf] = Path(part[leaf]).name
     return tree
 
 # %% ../nbs/01_config.ipynb #01-config-ab501e
 def absolute(
     config: Config,  # A configuration
-) -> Config:         # The same files for a process that was started elsewhere
+) -> Config:  # The same files for a process that was started elsewhere
     "The configuration with no path that depends on the working directory."
-    def whole(p: Path|None) -> Path|None: return p and Path(os.path.abspath(p.expanduser()))
+
+    def whole(p: Path | None) -> Path | None:
+        return p and Path(os.path.abspath(p.expanduser()))
+
     c, weights = config, config.backbone.weights
     local = weights != "random" and os.path.isfile(weights)
     backbone = dataclasses.replace(c.backbone, weights=os.path.abspath(weights) if local else weights)
     distill = dataclasses.replace(c.distill, folder=whole(c.distill.folder))
     teacher = os.path.abspath(c.teacher) if c.teacher and os.path.isfile(c.teacher) else c.teacher
-    return dataclasses.replace(c, root=whole(c.root), out=Path(os.path.abspath(c.out)), teacher=teacher, backbone=backbone,
-                               distill=distill)
+    return dataclasses.replace(
+        c,
+        root=whole(c.root),
+        out=Path(os.path.abspath(c.out)),
+        teacher=teacher,
+        backbone=backbone,
+        distill=distill,
+    )
 
-# %% ../nbs/01_config.ipynb #01-config-42
+# %% ../nbs/01_config.ipynb #01-config-420
 def stage1_augmentation(
-    config: Config,              # A-023, A-024
-    category: str|None = None,   # Default: the configuration's
+    config: Config,  # A-023, A-024
+    category: str | None = None,  # Default: the configuration's
 ) -> tuple[Augmentation, ...]:
     "What is applied in stage 1: the category's augmentation to its own images, the common one to others."
-    if not config.distill.augment: return ()
-    return config.data.augmentation((category or config.category) if config.distill.images == "category" else None)
+    if not config.distill.augment:
+        return ()
+    return config.data.augmentation(
+        (category or config.category) if config.distill.images == "category" else None
+    )
 
+# %% ../nbs/01_config.ipynb #01-config-421
 def deciding(
-    part: Any,             # One part of a configuration, e.g. `config.train`
-    cls: type|None = None, # Only the fields of this class of its bases
+    part: Any,  # One part of a configuration, e.g. `config.train`
+    cls: type | None = None,  # Only the fields of this class of its bases
 ) -> dict[str, Any]:
     "The fields of a part that decide something, if only rounding."
-    return {f.name: getattr(part, f.name) for f in dataclasses.fields(cls or part) if f.metadata["decides"] != "nothing"}
+    return {
+        f.name: getattr(part, f.name)
+        for f in dataclasses.fields(cls or part)
+        if f.metadata["decides"] != "nothing"
+    }
+
 
 def image_treatment(
-    data: DataConfig,             # A configuration's
+    data: DataConfig,  # A configuration's
     augmentation: Iterable[str],  # What is applied to these images
-) -> dict[str, Any]:              # Plain values
+) -> dict[str, Any]:  # Plain values
     "How images reach a network: the augmentation that applies stands in place of table and set."
     tree = {k: v for k, v in deciding(data).items() if not k.startswith("augment_")}
     return {**_plain(tree), "augment": list(augmentation)}
 
+# %% ../nbs/01_config.ipynb #01-config-42
 def identity(
-    config: Config,              # A configuration
-    upto: Level,                 # What is compared, e.g. "teacher"
-    category: str|None = None,   # Whose augmentation applies; default: the configuration's
-) -> dict[str, Any]:             # Plain values, nested
-    "The fields that decide something. What lies in a place, such as images or a given teacher, a fingerprint must tell."
-    levels = LEVELS[:LEVELS.index(upto) + 1]
+    config: Config,  # A configuration
+    upto: Level,  # What is compared, e.g. "teacher"
+    category: str | None = None,  # Whose augmentation applies; default: the configuration's
+) -> dict[str, Any]:  # Plain values, nested
+    """The fields that decide something.
+
+    What lies in a place, such as images or a given teacher, a fingerprint must tell.
+    """
+    levels = LEVELS[: LEVELS.index(upto) + 1]
     idle = () if config.distill.images == "folder" else tuple(f"distill.{k}" for k in FOLDER_FIELDS)
     tree: dict[str, Any] = portable(config)
     kept: dict[str, Any] = {}
     for name, f in _leaves(Config):
-        if DECIDES[name] not in levels or f.metadata["place"] == "here" or name in idle: continue
+        if DECIDES[name] not in levels or f.metadata["place"] == "here" or name in idle:
+            continue
         section, _, leaf = name.rpartition(".")
-        if f.metadata["newer"] and (tree[section][leaf] if section else tree[leaf]) == _plain(f.default): continue
-        if section: kept.setdefault(section, {})[leaf] = tree[section][leaf]
-        else: kept[leaf] = tree[leaf]
-    if upto == "teacher": used = stage1_augmentation(config, category)
-    else: used = config.data.augmentation(category or config.category)
+        if f.metadata["newer"] and (tree[section][leaf] if section else tree[leaf]) == _plain(f.default):
+            continue
+        if section:
+            kept.setdefault(section, {})[leaf] = tree[section][leaf]
+        else:
+            kept[leaf] = tree[leaf]
+    if upto == "teacher":
+        used = stage1_augmentation(config, category)
+    else:
+        used = config.data.augmentation(category or config.category)
     return dict(kept, data=image_treatment(config.data, used))
 
 # %% ../nbs/01_config.ipynb #03db9a9f
 def short_key(
     *values: Any,  # Plain values
-) -> str:          # 8 hex digits
+) -> str:  # 8 hex digits
     "A short stable name of them."
-    return hashlib.sha256(json.dumps(values[0] if len(values) == 1 else values, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(
+        json.dumps(values[0] if len(values) == 1 else values, sort_keys=True).encode()
+    ).hexdigest()[:8]
+
 
 def run_key(
     config: Config,  # A configuration
-) -> str:            # 8 hex digits
+) -> str:  # 8 hex digits
     "A short stable name of everything that decides the trained networks, apart from the images and the seed."
     return short_key({k: v for k, v in identity(config, "detector").items() if k != "seed"})
 
+
 def run_folder(
-    config: Config,         # A configuration
-    category: str,          # Name of the category
-) -> Path:                  # OUT/DATASET/CATEGORY/KEY-sSEED, or KEY-TEACHER-sSEED for a teacher that was given
+    config: Config,  # A configuration
+    category: str,  # Name of the category
+) -> Path:  # OUT/DATASET/CATEGORY/KEY-sSEED, or KEY-TEACHER-sSEED for a teacher that was given
     "Where a run's files go."
     file = Path(config.teacher) if config.teacher and os.path.isfile(config.teacher) else None
     given = f"-{file_digest(file)[:6]}" if file else ""
@@ -783,12 +1075,14 @@ def run_folder(
 def differences(
     a: Mapping[str, Any],  # Nested plain values, e.g. a checkpoint's
     b: Mapping[str, Any],  # Others, e.g. what was asked for
-    prefix: str = "",      # Put in front of the names
-) -> list[str]:            # e.g. ["model.channels: 128 there, 64 here"]
+    prefix: str = "",  # Put in front of the names
+) -> list[str]:  # e.g. ["model.channels: 128 there, 64 here"]
     "The fields in which two trees differ."
     out = []
     for k in dict.fromkeys([*a, *b]):
         x, y = a.get(k), b.get(k)
-        if isinstance(x, Mapping) and isinstance(y, Mapping): out += differences(x, y, f"{prefix}{k}.")
-        elif x != y: out.append(f"{prefix}{k}: {x} there, {y} here")
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            out += differences(x, y, f"{prefix}{k}.")
+        elif x != y:
+            out.append(f"{prefix}{k}: {x} there, {y} here")
     return out

@@ -42,225 +42,293 @@ if TYPE_CHECKING:
 # %% ../nbs/00_core.ipynb #00-core-06
 class MudenetError(Exception):
     "An error with a message for people; the command line prints it and ends with `exit_code`."
+
     exit_code = 2
+
 
 class ConfigError(MudenetError, ValueError):
     "A configuration field is unknown, of the wrong type or impossible."
 
+
 class DataError(MudenetError, ValueError):
     "A folder, image or mask is not what its layout promises."
+
 
 class WeightsError(MudenetError, RuntimeError):
     "Backbone weights cannot be had or do not fit."
 
+
 class CheckpointError(MudenetError, ValueError):
     "A file is no checkpoint of ours, or belongs to another configuration."
+
 
 class DeviceError(MudenetError, RuntimeError):
     "The device that was asked for is not there."
 
+
 class StorageError(MudenetError, OSError):
     "A file could not be written; nothing half-written is left."
 
+
 class TrainingError(MudenetError, RuntimeError):
     "Training went wrong by itself; what had been saved is kept."
+
     exit_code = 1
 
 # %% ../nbs/00_core.ipynb #00-core-08
 def did_you_mean(
-    name: str,             # What came
+    name: str,  # What came
     known: Iterable[str],  # What there is
-) -> str:                  # A sentence, e.g. "Did you mean 'epochs'?", or the list of what there is
+) -> str:  # A sentence, e.g. "Did you mean 'epochs'?", or the list of what there is
     "What to say about a name that does not exist."
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if near: return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    if near:
+        return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
     return "There is: " + ", ".join(known) + "."
 
 # %% ../nbs/00_core.ipynb #00-core-12
 def seed_for(
-    seed: int,          # The run's seed
-    *purpose: str|int,  # What the numbers are for, e.g. "order", 7
-) -> int:               # 63-bit seed
+    seed: int,  # The run's seed
+    *purpose: str | int,  # What the numbers are for, e.g. "order", 7
+) -> int:  # 63-bit seed
     "A seed for one purpose: the same on every machine, unrelated for different purposes."
     text = json.dumps([int(seed), *purpose])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
+
 def generator(
-    seed: int,          # The run's seed
-    *purpose: str|int,  # What the numbers are for
-) -> torch.Generator:   # On the CPU, so that CPU and GPU runs draw the same numbers
+    seed: int,  # The run's seed
+    *purpose: str | int,  # What the numbers are for
+) -> torch.Generator:  # On the CPU, so that CPU and GPU runs draw the same numbers
     "A torch generator for one purpose."
     import torch
+
     return torch.Generator().manual_seed(seed_for(seed, *purpose))
 
+
 def rng(
-    seed: int,              # The run's seed
-    *purpose: str|int,      # What the numbers are for
-) -> np.random.Generator:   # PCG64
+    seed: int,  # The run's seed
+    *purpose: str | int,  # What the numbers are for
+) -> np.random.Generator:  # PCG64
     "A NumPy generator for one purpose."
     return np.random.Generator(np.random.PCG64(seed_for(seed, *purpose)))
 
-# %% ../nbs/00_core.ipynb #00-core-16
+# %% ../nbs/00_core.ipynb #00-core-160
 def pick_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> torch.device:
     "The torch device of that name. Raises `DeviceError` if the machine has none."
     import torch
-    if name == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try: device = torch.device(name)
-    except RuntimeError: raise DeviceError(f"--device {name!r} is no device name; use auto, cpu, cuda or cuda:N.") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"--device {name!r} is no device name; use auto, cpu, cuda or cuda:N.") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
+        device.type, 0
+    )
     if (device.index or 0) >= there:
-        raise DeviceError(f"--device {name!r} was asked for, but this machine has "
-                          f"{'no' if not there else f'only {there}'} {device.type} device; use --device auto or cpu.")
+        raise DeviceError(
+            f"--device {name!r} was asked for, but this machine has "
+            f"{'no' if not there else f'only {there}'} {device.type} device; use --device auto or cpu."
+        )
     return device
 
+# %% ../nbs/00_core.ipynb #00-core-16
 def device_name(
     device: torch.device,
 ) -> str:  # e.g. "NVIDIA H100 80GB HBM3", "cpu"
     "What a record calls a device."
     import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-# %% ../nbs/00_core.ipynb #00-core-19
+# %% ../nbs/00_core.ipynb #00-core-190
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
 
 def storage_error(
     path: Path,  # What was to be written
     e: OSError,  # Why it was not
 ) -> StorageError:
     "What happened, and what helps against it."
-    if e.errno in _FULL: what = "the disk is full. Free some space or name another place (--out)"
-    elif e.errno in _DENIED: what = f"{e.strerror}. Change the permissions or name another place (--out)"
-    elif e.errno == errno.ENAMETOOLONG: what = f"{e.strerror}. Choose a shorter one"
-    else: what = f"{e.strerror or e}. Name another place (--out)"
+    if e.errno in _FULL:
+        what = "the disk is full. Free some space or name another place (--out)"
+    elif e.errno in _DENIED:
+        what = f"{e.strerror}. Change the permissions or name another place (--out)"
+    elif e.errno == errno.ENAMETOOLONG:
+        what = f"{e.strerror}. Choose a shorter one"
+    else:
+        what = f"{e.strerror or e}. Name another place (--out)"
     return StorageError(f"cannot write {path}: {what}; nothing half-written was left.")
+
 
 def _beginning(name: str) -> str:
     "As much of a name as leaves room for more: a system allows 255 bytes."
     return os.fsencode(name)[:200].decode(errors="ignore")
 
+# %% ../nbs/00_core.ipynb #00-core-19
 @contextlib.contextmanager
 def atomic(
-    path: str|Path,    # The file to be
-) -> Iterator[Path]:   # A temporary name in the same folder: write there
+    path: str | Path,  # The file to be
+) -> Iterator[Path]:  # A temporary name in the same folder: write there
     "Write a file whole or not at all. Raises `StorageError` where the system refuses."
     path = Path(path)
     part = path.with_name(f".{_beginning(path.name)}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, "rb+") as f: os.fsync(f.fileno())
+        with open(part, "rb+") as f:
+            os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e:
-        if isinstance(e, MudenetError): raise
+        if isinstance(e, MudenetError):
+            raise
         raise storage_error(path, e) from e
     finally:
-        with contextlib.suppress(OSError): part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #00-core-20
 def write_text(
-    path: str|Path,  # File to write
-    text: str,       # Its content, written as UTF-8
+    path: str | Path,  # File to write
+    text: str,  # Its content, written as UTF-8
 ) -> Path:
     "Write a text file, atomically. Of a file name that is not UTF-8 the odd bytes are written out."
-    with atomic(path) as part: part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return Path(path)
 
+
 def write_json(
-    path: str|Path,  # File to write
-    value: Any,      # What `json` can say; NaN and infinity are refused, since they are not JSON
+    path: str | Path,  # File to write
+    value: Any,  # What `json` can say; NaN and infinity are refused, since they are not JSON
 ) -> Path:
     "Write a JSON file, atomically and with a stable layout."
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #d41c07aa
+# %% ../nbs/00_core.ipynb #d41c07aa0
 _PART = re.compile(r"\.(.+)\.[0-9]+\.part", re.DOTALL)  # what `atomic` writes to: .NAME.PID.part
+
 
 def remove_parts(
     files: Iterable[Path],  # That are about to be written, by somebody who holds their folder
 ) -> None:
     "Remove what killed writes of these files left beside them; nothing else, and no folder."
     names: dict[Path, set[str]] = {}
-    for f in files: names.setdefault(f.parent, set()).add(_beginning(f.name))
+    for f in files:
+        names.setdefault(f.parent, set()).add(_beginning(f.name))
     for folder, ours in names.items():
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for e in entries:
                 left = _PART.fullmatch(e.name)
-                if left and left[1] in ours and e.is_file(follow_symlinks=False): os.unlink(e.path)
+                if left and left[1] in ours and e.is_file(follow_symlinks=False):
+                    os.unlink(e.path)
 
+# %% ../nbs/00_core.ipynb #d41c07aa
 def refuse_foreign(
-    path: Path,   # A file that is about to be written
-    sign: str,    # What the beginning of every such file of this program holds
+    path: Path,  # A file that is about to be written
+    sign: str,  # What the beginning of every such file of this program holds
 ) -> None:
     "Raise `StorageError` where somebody else's file would be overwritten."
-    if not os.path.lexists(path): return
+    if not os.path.lexists(path):
+        return
     try:
-        with open(path, "rb") as f: head = f.read(4096) if path.is_file() else b"-"
-    except OSError as e: raise storage_error(path, e) from None
+        with open(path, "rb") as f:
+            head = f.read(4096) if path.is_file() else b"-"
+    except OSError as e:
+        raise storage_error(path, e) from None
     if head and sign.encode() not in head:
-        raise StorageError(f"{path} is there and was not written by this program. Move it away, or name another place (--out).")
+        raise StorageError(
+            f"{path} is there and was not written by this program. Move it away, or name another place "
+            "(--out)."
+        )
 
-# %% ../nbs/00_core.ipynb #d41c07ab
+# %% ../nbs/00_core.ipynb #d41c07ab0
 _held: dict[Path, int] = {}  # folders of this process
 
+
 def _take(file: int) -> None:
-    "A lock that ends with the process, and that its children do not inherit. Raises `OSError` where another one has it."
+    """A lock that ends with the process, and that its children do not inherit.
+
+    Raises `OSError` where another one has it.
+    """
     if sys.platform == "win32":
         import msvcrt
+
         os.lseek(file, 2**20, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
-        try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno in (errno.EACCES, errno.EAGAIN): raise  # others: a file system without locks
 
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in (errno.EACCES, errno.EAGAIN):
+                raise  # others: a file system without locks
+
+# %% ../nbs/00_core.ipynb #d41c07ab1
 def _locked_file(path: Path) -> int:
     "The open lock file of a folder. Raises `ConfigError` where another process has it."
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try: _take(file)
+        try:
+            _take(file)
         except OSError:
-            with contextlib.suppress(OSError): os.lseek(file, 0, os.SEEK_SET)
+            with contextlib.suppress(OSError):
+                os.lseek(file, 0, os.SEEK_SET)
             who = os.read(file, 100).decode(errors="replace").strip() if sys.platform != "win32" else ""
             os.close(file)
-            raise ConfigError(f"another run uses {path.parent} ({who or 'it has just begun'}). Wait for it or end it, or name "
-                              "another place (--out).") from None
+            raise ConfigError(
+                f"another run uses {path.parent} ({who or 'it has just begun'}). Wait for it or end it, or "
+                "name another place (--out)."
+            ) from None
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(file), os.stat(path)): return file
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
         os.close(file)  # its owner has removed it in between
 
+# %% ../nbs/00_core.ipynb #d41c07ab
 @contextlib.contextmanager
 def locked(
-    folder: str|Path,     # Made where it is not there
+    folder: str | Path,  # Made where it is not there
     nested: bool = True,  # Nothing is to be done where this process has it already; else that is an error too
 ) -> Iterator[None]:
-    "Keep other processes out of a folder that is written to. Raises `ConfigError` where one is at work in it, `StorageError`."
+    """Keep other processes out of a folder that is written to.
+
+    Raises `ConfigError` where one is at work in it, `StorageError`.
+    """
     folder = Path(folder).resolve()
-    if folder in _held and not nested: raise ConfigError(f"another run of this process uses {folder}. Name another place (--out).")
+    if folder in _held and not nested:
+        raise ConfigError(f"another run of this process uses {folder}. Name another place (--out).")
     if folder in _held:
         yield
         return
-    path = folder/".mudenet.lock"
+    path = folder / ".mudenet.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _held[folder] = _locked_file(path)
         os.write(file, f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
-    except OSError as e: raise storage_error(path, e) from e
-    try: yield
+    except OSError as e:
+        raise storage_error(path, e) from e
+    try:
+        yield
     finally:
-        with contextlib.suppress(OSError): path.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(_held.pop(folder))
 
-# %% ../nbs/00_core.ipynb #00-core-29
+# %% ../nbs/00_core.ipynb #00-core-290
 def digest(
     tensors: Mapping[str, torch.Tensor],  # e.g. a `state_dict`
-) -> str:                                 # 64 hex digits
+) -> str:  # 64 hex digits
     "SHA-256 over names, types, shapes and bytes of tensors."
     import torch
+
     h = hashlib.sha256()
     for name in sorted(tensors):
         v = tensors[name].detach().cpu().contiguous()
@@ -268,33 +336,57 @@ def digest(
         h.update(v.reshape(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b"")
     return h.hexdigest()
 
+
 def file_digest(
     path: Path,  # A file of any size
-) -> str:        # 64 hex digits
+) -> str:  # 64 hex digits
     "SHA-256 of a file's bytes."
     h = hashlib.sha256()
     with open(path, "rb") as f:
-        while chunk := f.read(1 << 20): h.update(chunk)
+        while chunk := f.read(1 << 20):
+            h.update(chunk)
     return h.hexdigest()
 
+# %% ../nbs/00_core.ipynb #00-core-29
 def fingerprint(
     files: Iterable[Path],  # Files to name
-    root: Path,             # The names that count are those relative to this folder
-) -> str:                   # 16 hex digits
-    "SHA-256 over relative names and contents of files, whatever their order. Raises `DataError` where one cannot be read."
+    root: Path,  # The names that count are those relative to this folder
+) -> str:  # 16 hex digits
+    """SHA-256 over relative names and contents of files, whatever their order.
+
+    Raises `DataError` where one cannot be read.
+    """
     h = hashlib.sha256()
     for f in sorted(set(files)):
         h.update(os.fsencode(f.relative_to(root).as_posix()) + b"\0")
-        try: h.update(hashlib.sha256(f.read_bytes()).digest())
+        try:
+            h.update(hashlib.sha256(f.read_bytes()).digest())
         except OSError as e:
-            raise DataError(f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?") from None
+            raise DataError(
+                f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?"
+            ) from None
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #00-core-24
+# %% ../nbs/00_core.ipynb #00-core-240
 SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
-_NEEDS: dict[str, dict[str, type]] = dict(teacher=dict(config=dict), detector=dict(config=dict, about=dict),
-                                          state=dict(step=int, log=dict, identity=dict))  # in a header of that kind
-_MAPS = ("about.teacher", "about.versions", "about.identity", "about.corpus", "about.explained", "identity", "memory")
+_NEEDS: dict[str, dict[str, type]] = dict(
+    teacher=dict(config=dict),
+    detector=dict(config=dict, about=dict),
+    # in a header of that kind
+    state=dict(step=int, log=dict, identity=dict),
+)
+
+# %% ../nbs/00_core.ipynb #00-core-241
+_MAPS = (
+    "about.teacher",
+    "about.versions",
+    "about.identity",
+    "about.corpus",
+    "about.explained",
+    "identity",
+    "memory",
+)
+
 
 def _content(
     tensors: Mapping[str, torch.Tensor],
@@ -304,170 +396,248 @@ def _content(
     text = json.dumps({k: v for k, v in meta.items() if k != "sha256"}, sort_keys=True)
     return hashlib.sha256(f"{digest(tensors)}{text}".encode()).hexdigest()
 
+# %% ../nbs/00_core.ipynb #00-core-24
 def save_tensors(
-    path: str|Path,                      # File to write
-    tensors: Mapping[str, torch.Tensor], # What to keep; moved to the CPU
-    kind: str,                           # What the file is: "teacher", "detector", "state"
-    meta: Mapping[str, Any],             # JSON metadata; the same content always gives the same bytes
+    path: str | Path,  # File to write
+    tensors: Mapping[str, torch.Tensor],  # What to keep; moved to the CPU
+    kind: str,  # What the file is: "teacher", "detector", "state"
+    meta: Mapping[str, Any],  # JSON metadata; the same content always gives the same bytes
 ) -> Path:
     "Write tensors and metadata as one safetensors file, atomically."
     from safetensors.torch import save
+
     flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    whole = json.loads(json.dumps({**meta, "kind": kind, "schema": SCHEMA}, allow_nan=False))  # as it will be read
+    # as it will be read
+    whole = json.loads(json.dumps({**meta, "kind": kind, "schema": SCHEMA}, allow_nan=False))
     header = json.dumps({**whole, "sha256": _content(flat, whole)}, sort_keys=True)
-    with atomic(path) as part: part.write_bytes(save(flat, {"mudenet": header}))
+    with atomic(path) as part:
+        part.write_bytes(save(flat, {"mudenet": header}))
     return Path(path)
 
-# %% ../nbs/00_core.ipynb #00-core-25
+# %% ../nbs/00_core.ipynb #00-core-250
 def read_meta(
-    path: str|Path,  # A file that `save_tensors` wrote
-    kind: str,       # What it should be
-) -> dict[str, Any]: # Its metadata
+    path: str | Path,  # A file that `save_tensors` wrote
+    kind: str,  # What it should be
+) -> dict[str, Any]:  # Its metadata
     "The metadata of a checkpoint, without its tensors. Raises `CheckpointError` if it is not one of ours."
     from safetensors import SafetensorError, safe_open
+
     path = Path(path)
-    if not path.is_file(): raise CheckpointError(f"{path}: there is no such file; a {kind} checkpoint was expected there.")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; a {kind} checkpoint was expected there.")
     try:
-        with open(path, "rb"): pass  # the library would say of one that it may not read that there is none
-    except OSError as e: raise CheckpointError(f"{path} cannot be read: {e.strerror}.") from None
+        with open(path, "rb"):
+            pass  # the library would say of one that it may not read that there is none
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be read: {e.strerror}.") from None
     try:
-        with safe_open(path, framework="pt") as f: header = (f.metadata() or {}).get("mudenet")
+        with safe_open(path, framework="pt") as f:
+            header = (f.metadata() or {}).get("mudenet")
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path} is not a checkpoint: {e}. Checkpoints are safetensors files that "
-                              "`mudenet train` or `mudenet distill` wrote.") from None
-    if header is None: raise CheckpointError(f"{path} is a safetensors file but not one that mudenet wrote.")
-    try: meta = json.loads(header)
-    except (ValueError, RecursionError): meta = None
-    if not isinstance(meta, dict): raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
+        raise CheckpointError(
+            f"{path} is not a checkpoint: {e}. Checkpoints are safetensors files that "
+            "`mudenet train` or `mudenet distill` wrote."
+        ) from None
+    if header is None:
+        raise CheckpointError(f"{path} is a safetensors file but not one that mudenet wrote.")
+    try:
+        meta = json.loads(header)
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
     if meta.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {meta.get('kind')!r}; here a {kind!r} is needed.")
     if meta.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} has schema {meta.get('schema')}, this version reads {SCHEMA}; "
-                              "use the mudenet version that wrote it, or train again.")
+        raise CheckpointError(
+            f"{path} has schema {meta.get('schema')}, this version reads {SCHEMA}; "
+            "use the mudenet version that wrote it, or train again."
+        )
     again = "copy or make the file again."
     if lacks := [k for k in _NEEDS.get(kind, {}) if k not in meta]:
         raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; {again}")
     for k, needed in _NEEDS.get(kind, {}).items():
-        if not isinstance(meta[k], needed): raise CheckpointError(f"{path}: {k} in its header is no {needed.__name__}; {again}")
+        if not isinstance(meta[k], needed):
+            raise CheckpointError(f"{path}: {k} in its header is no {needed.__name__}; {again}")
     for name in _MAPS:
         section, _, k = name.rpartition(".")
         found = (meta.get(section, {}) if section else meta).get(k)
-        if not isinstance(found, (dict, type(None))): raise CheckpointError(f"{path}: {name} in its header is no dict; {again}")
+        if not isinstance(found, (dict, type(None))):
+            raise CheckpointError(f"{path}: {name} in its header is no dict; {again}")
     return meta
 
+# %% ../nbs/00_core.ipynb #00-core-251
 def _check_content(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-    "Raise `CheckpointError` where a file holds something else than was written, or numbers that cannot be computed with."
+    """Raise `CheckpointError` where a file holds something else than was written, or numbers that cannot be
+    computed with.
+    """
     again = "; copy the file again from where it was made, or make it again."
     if "sha256" in meta and _content(tensors, meta) != meta["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its content does not have the SHA-256 that its header names{again}")
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the SHA-256 that its header names{again}"
+        )
     for name, v in tensors.items():
         not_yet = name == "threshold" and bool(v.isnan().all())  # a detector that is not calibrated
-        if not (not_yet or bool(v.isfinite().all())): raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers{again}")
+        if not (not_yet or bool(v.isfinite().all())):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers{again}")
         if name.endswith("running_var") and bool((v < 0).any()):
             raise CheckpointError(f"{path}: {name} holds negative variances{again}")
 
+# %% ../nbs/00_core.ipynb #00-core-25
 def load_tensors(
-    path: str|Path,  # A file that `save_tensors` wrote
-    kind: str,       # What it should be
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors on the CPU, metadata
+    path: str | Path,  # A file that `save_tensors` wrote
+    kind: str,  # What it should be
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # Tensors on the CPU, metadata
     "Read a checkpoint of one kind and check what it holds. Raises `CheckpointError`."
     from safetensors.torch import load_file
+
     meta, tensors = read_meta(path, kind), load_file(path)
     _check_content(Path(path), tensors, meta)
     return tensors, meta
 
-# %% ../nbs/00_core.ipynb #00-core-32
+# %% ../nbs/00_core.ipynb #00-core-320
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "safetensors")
 
-def _git_commit() -> str|None:
+
+def _git_commit() -> str | None:
     "The commit of the checkout that this file lies in, if it is one and git is there."
     here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
     try:
-        out = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=here,
-                             capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired): return None
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return out.stdout.strip() or None
 
+# %% ../nbs/00_core.ipynb #00-core-32
 def environment() -> dict[str, Any]:  # JSON-ready
     "Versions, commit and hardware: what one needs to know to repeat a run."
     from mudenet import __version__
-    def version(name: str) -> str|None:
-        try: return metadata.version(name)
-        except metadata.PackageNotFoundError: return None
-    return dict(mudenet=__version__, commit=_git_commit(), python=platform.python_version(),
-                packages={p: version(p) for p in PACKAGES},
-                machine=platform.machine(), system=platform.system(), cpus=os.cpu_count())
 
-# %% ../nbs/00_core.ipynb #00-core-33
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return dict(
+        mudenet=__version__,
+        commit=_git_commit(),
+        python=platform.python_version(),
+        packages={p: version(p) for p in PACKAGES},
+        machine=platform.machine(),
+        system=platform.system(),
+        cpus=os.cpu_count(),
+    )
+
+# %% ../nbs/00_core.ipynb #00-core-330
 def new_record(
-    kind: str,     # What was measured, e.g. "evaluation"
+    kind: str,  # What was measured, e.g. "evaluation"
     **parts: Any,  # Everything else: config, data, metrics, …
 ) -> dict[str, Any]:
     "A run record: `parts`, with schema, kind and environment."
     return dict(schema=SCHEMA, kind=kind, **parts, environment=environment())
 
+
 def read_record(
-    path: str|Path,  # A record, or any JSON file
+    path: str | Path,  # A record, or any JSON file
 ) -> Any:
     "What a record holds. Raises `DataError` where it cannot be read."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e: raise DataError(f"{path} is not a readable record: {e}") from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e:
+        raise DataError(f"{path} is not a readable record: {e}") from None
 
+# %% ../nbs/00_core.ipynb #00-core-33
 def read_records(
-    folder: str|Path,  # Where to look, recursively
-    kind: str,         # Which records
-) -> dict[Path, dict[str, Any]]: # File → record, in the order of the names
+    folder: str | Path,  # Where to look, recursively
+    kind: str,  # Which records
+) -> dict[Path, dict[str, Any]]:  # File → record, in the order of the names
     "All records of one kind below a folder."
     found = {}
     for f in sorted(Path(folder).rglob("*.json")):
         r = read_record(f)
-        if isinstance(r, dict) and r.get("kind") == kind: found[f] = r
+        if isinstance(r, dict) and r.get("kind") == kind:
+            found[f] = r
     return found
 
 # %% ../nbs/00_core.ipynb #00-core-b8c2d1
 def markdown_table(
-    head: Sequence[str],             # Titles of the columns
-    rows: Iterable[Sequence[Any]],   # Cells, as many in each row as there are columns
-    align: str|None = None,          # A letter for each column, l or r; default: the first left, the others right
+    head: Sequence[str],  # Titles of the columns
+    rows: Iterable[Sequence[Any]],  # Cells, as many in each row as there are columns
+    align: str | None = None,  # A letter for each column, l or r; default: the first left, the others right
 ) -> str:
     "A table in Markdown."
-    align = align or "l" + "r"*(len(head) - 1)
+    align = align or "l" + "r" * (len(head) - 1)
+
     def line(cells: Sequence[Any]) -> str:
-        if len(cells) != len(head): raise ValueError(f"a row has {len(cells)} cells under {len(head)} titles: {list(cells)}")
+        if len(cells) != len(head):
+            raise ValueError(f"a row has {len(cells)} cells under {len(head)} titles: {list(cells)}")
         return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+
     rule = "|" + "|".join({"l": "---", "r": "--:"}[a] for a in align) + "|"
     return "\n".join([line(head), rule, *map(line, rows)])
 
 # %% ../nbs/00_core.ipynb #00-core-36
 def progress(
-    items: Sequence|Iterable,  # What to go through
-    text: str,                 # What is being done
-    total: int|None = None,    # How many, where `items` does not say
-    unit: str = "it",          # What one item is
+    items: Sequence | Iterable,  # What to go through
+    text: str,  # What is being done
+    total: int | None = None,  # How many, where `items` does not say
+    unit: str = "it",  # What one item is
 ) -> tqdm:
     "Go through `items` with a progress bar, where somebody can be watching."
     from tqdm.auto import tqdm
+
     watched = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("IN_TEST"))
-    return tqdm(items, desc=text, total=total, unit=unit, dynamic_ncols=True, disable=not watched, leave=False)
+    return tqdm(
+        items, desc=text, total=total, unit=unit, dynamic_ncols=True, disable=not watched, leave=False
+    )
 
-# %% ../nbs/00_core.ipynb #d41c07ac
-_PLAIN = str.maketrans({"–": "-", "±": "+/-", "×": "x", "→": "->", "…": "...", "≤": "<=", "≥": ">=", "−": "-", "’": "'", "·": "*"})
+# %% ../nbs/00_core.ipynb #d41c07ac0
+_PLAIN = str.maketrans(
+    {
+        "–": "-",
+        "±": "+/-",
+        "×": "x",
+        "→": "->",
+        "…": "...",
+        "≤": "<=",
+        "≥": ">=",
+        "−": "-",
+        "’": "'",
+        "·": "*",
+    }
+)
 
+# %% ../nbs/00_core.ipynb #d41c07ac1
 def _written_out(c: str) -> str:
     "A character that is none: a byte of a file name, a control character."
-    return f"\\x{ord(c) - 0xdc00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+
 
 def shown(
-    text: str,                  # With names in it, which may hold anything
-    encoding: str|None = None,  # Of where it is shown, e.g. "cp437"; default: any character can be shown
+    text: str,  # With names in it, which may hold anything
+    encoding: str | None = None,  # Of where it is shown, e.g. "cp437"; default: any character can be shown
 ) -> str:
-    "A text that does nothing to a terminal: escape sequences are written out, and so is what its code page lacks."
-    if not text.isprintable(): text = "".join(c if c.isprintable() or c in "\n\t" else _written_out(c) for c in text)
-    try: return text if encoding is None or text.encode(encoding) is not None else ""
-    except (UnicodeEncodeError, LookupError): return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+    """A text that does nothing to a terminal: escape sequences are written out, and so is what its code page
+    lacks.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c in "\n\t" else _written_out(c) for c in text)
+    try:
+        return text if encoding is None or text.encode(encoding) is not None else ""
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
 
+# %% ../nbs/00_core.ipynb #d41c07ac2
 class Shown:
     "A text stream that everything goes through as `shown` gives it."
+
     def __init__(
         self,
         stream: Any,  # e.g. `sys.stdout`
@@ -478,11 +648,16 @@ class Shown:
         self.stream.write(shown(text, getattr(self.stream, "encoding", None)))
         return len(text)
 
-    def __getattr__(self, name: str) -> Any: return getattr(self.stream, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
+# %% ../nbs/00_core.ipynb #d41c07ac
 class _Line(logging.Formatter):
     "The message, as `shown` gives it."
-    def format(self, record: logging.LogRecord) -> str: return shown(super().format(record), getattr(sys.stderr, "encoding", None))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record), getattr(sys.stderr, "encoding", None))
+
 
 def start_logging(
     level: int,  # e.g. `logging.WARNING`
@@ -492,11 +667,14 @@ def start_logging(
     handler.setFormatter(_Line("%(message)s"))
     logging.basicConfig(handlers=[handler], level=level)
 
-# %% ../nbs/00_core.ipynb #d41c07ad
-ENDS = tuple(s for n in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, n, None)))  # signals that ask for an end
+# %% ../nbs/00_core.ipynb #d41c07ad0
+# signals that ask for an end
+ENDS = tuple(s for n in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, n, None)))
+
 
 class Ended(KeyboardInterrupt):
     "A signal asked for an end."
+
     def __init__(
         self,
         signum: int,  # Which one
@@ -504,9 +682,11 @@ class Ended(KeyboardInterrupt):
         super().__init__()
         self.signum = signum
 
+# %% ../nbs/00_core.ipynb #d41c07ad1
 def end(signum: int, frame: Any) -> None:
     "A signal's handler: as Ctrl-C, so that what is half-written is removed."
     raise Ended(signum)
+
 
 @contextlib.contextmanager
 def heeding(
@@ -515,29 +695,50 @@ def heeding(
     "Within, that handler; what is ignored stays ignored (nohup). Does nothing outside the main thread."
     here = threading.current_thread() is threading.main_thread()
     old = {s: h for s in ENDS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)} if here else {}
-    for s in old: signal.signal(s, handler)
-    try: yield
+    for s in old:
+        signal.signal(s, handler)
+    try:
+        yield
     finally:
-        for s, h in old.items(): signal.signal(s, h)
+        for s, h in old.items():
+            signal.signal(s, h)
 
+# %% ../nbs/00_core.ipynb #d41c07ad2
 def _no_memory(e: BaseException) -> bool:
-    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and bool(re.search("out of memory|allocate memory", str(e)))
+    return (
+        isinstance(e, MemoryError)
+        or isinstance(e, RuntimeError)
+        and bool(re.search("out of memory|allocate memory", str(e)))
+    )
+
 
 def _check_words(argv: Sequence[str]) -> None:
-    "Raise `ConfigError` for an argument that is empty, which most often was to be a variable of the shell, or no name at all."
+    """Raise `ConfigError` for an argument that is empty, which most often was to be a variable of the shell,
+    or no name at all.
+    """
     for before, a in zip(["", *argv], argv):
         if not a.strip() or a.startswith("--") and a.endswith("="):
-            raise ConfigError(f"{a.rstrip('=') or before or 'the first argument'} is empty; give it a value, or leave it out.")
-        if "\0" in a: raise ConfigError(f"{a!r} holds a NUL character, which no name can.")
+            raise ConfigError(
+                f"{a.rstrip('=') or before or 'the first argument'} is empty; give it a value, or leave it "
+                "out."
+            )
+        if "\0" in a:
+            raise ConfigError(f"{a!r} holds a NUL character, which no name can.")
 
+# %% ../nbs/00_core.ipynb #d41c07ad
 def run_command(
-    argv: Sequence[str],       # Its arguments
+    argv: Sequence[str],  # Its arguments
     work: Callable[[], None],  # What it does
-    kept: str = "",            # What to say of what is left after an interruption
-) -> int:                      # Exit code
-    "Run a command as a shell expects it: a message instead of a traceback, 128 + N after signal N, no complaint at a closed pipe."
+    kept: str = "",  # What to say of what is left after an interruption
+) -> int:  # Exit code
+    """Run a command as a shell expects it: a message instead of a traceback, 128 + N after signal N, no
+    complaint at a closed pipe.
+    """
+
     def say(text: str) -> None:
-        with contextlib.suppress(OSError): print(shown(f"mudenet: {text}", sys.stderr.encoding), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(shown(f"mudenet: {text}", sys.stderr.encoding), file=sys.stderr)
+
     try:
         with heeding(), contextlib.redirect_stdout(Shown(sys.stdout)):
             _check_words(argv)
@@ -550,14 +751,18 @@ def run_command(
         say(f"error: {e}")
         return e.exit_code
     except OSError as e:
-        if e.filename is None: raise
+        if e.filename is None:
+            raise
         say(f"error: {e.filename} cannot be used: {e.strerror}.")
         return 2
     except KeyboardInterrupt as e:
         say(f"interrupted{kept}")
         return 128 + getattr(e, "signum", signal.SIGINT)
     except (MemoryError, RuntimeError) as e:
-        if not _no_memory(e): raise
-        say(f"error: there is not enough memory ({e}). Take fewer or smaller images, or a smaller batch_size.")
+        if not _no_memory(e):
+            raise
+        say(
+            f"error: there is not enough memory ({e}). Take fewer or smaller images, or a smaller batch_size."
+        )
         return 1
     return 0

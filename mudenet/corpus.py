@@ -31,35 +31,44 @@ __all__ = ['Corpus', 'random_crop', 'Crops', 'workers', 'CorpusFeed']
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-corpus
 class Corpus:
     "The image files below a folder, by name."
+
     def __init__(
         self,
-        root: str|Path,           # The folder
-        names: np.ndarray,        # bytes (N,), relative names, sorted
-        sizes: np.ndarray,        # int64 (N,), bytes of each file
+        root: str | Path,  # The folder
+        names: np.ndarray,  # bytes (N,), relative names, sorted
+        sizes: np.ndarray,  # int64 (N,), bytes of each file
     ):
         self.root, self.names, self.sizes = Path(root), names, sizes
 
     @classmethod
     def of(
         cls,
-        root: str|Path,           # A folder of images, at any depth
+        root: str | Path,  # A folder of images, at any depth
     ) -> Corpus:
         "Read the names. Raises `DataError` where there is no image."
-        if not Path(root).is_dir(): raise DataError(f"{root}: there is no such folder.")
+        if not Path(root).is_dir():
+            raise DataError(f"{root}: there is no such folder.")
         left: Counter[str] = Counter()
         found = sorted((os.fsencode(name), status.st_size) for name, status in walk_images(root, left=left))
-        if passed_by(left): log.info("%s: %s", root, passed_by(left))
-        if len(found) < 2: raise DataError(f"{root} holds {len(found)} images ({', '.join(SUFFIXES)}); a teacher wants thousands.")
-        return cls(root, np.array([name for name, _ in found]), np.array([size for _, size in found], np.int64))
+        if passed_by(left):
+            log.info("%s: %s", root, passed_by(left))
+        if len(found) < 2:
+            raise DataError(
+                f"{root} holds {len(found)} images ({', '.join(SUFFIXES)}); a teacher wants thousands."
+            )
+        return cls(
+            root, np.array([name for name, _ in found]), np.array([size for _, size in found], np.int64)
+        )
 
-    def __len__(self) -> int: return len(self.names)
+    def __len__(self) -> int:
+        return len(self.names)
 
     def path(
         self,
-        i: int,                   # Number of an image
+        i: int,  # Number of an image
     ) -> Path:
         "Its file."
-        return self.root/os.fsdecode(bytes(self.names[i]))
+        return self.root / os.fsdecode(bytes(self.names[i]))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -68,44 +77,52 @@ class Corpus:
 
     def split(
         self,
-        held_out: int,            # Images to hold out; at most a tenth is
-    ) -> tuple[Corpus, Corpus]:   # What T learns from, what was held out; the same for every seed
+        held_out: int,  # Images to hold out; at most a tenth is
+    ) -> tuple[Corpus, Corpus]:  # What T learns from, what was held out; the same for every seed
         "Hold out images that T never sees."
-        n = min(held_out, len(self)//10)
+        n = min(held_out, len(self) // 10)
         chosen = np.zeros(len(self), bool)
         chosen[rng(0, "corpus", "holdout").permutation(len(self))[:n]] = True
         return self._part(~chosen), self._part(chosen)
 
-    def _part(self, chosen: np.ndarray) -> Corpus: return Corpus(self.root, self.names[chosen], self.sizes[chosen])
+    def _part(self, chosen: np.ndarray) -> Corpus:
+        return Corpus(self.root, self.names[chosen], self.sizes[chosen])
 
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-cropcode
 def random_crop(
-    height: int,                # H of the photograph
-    width: int,                 # W
-    least: float,               # Least share of its area, in (0, 1] (A-046)
+    height: int,  # H of the photograph
+    width: int,  # W
+    least: float,  # Least share of its area, in (0, 1] (A-046)
     draw: np.random.Generator,  # Used up by a varying number of draws
-) -> tuple[int, int, int, int]: # Top, left, height, width of the crop
+) -> tuple[int, int, int, int]:  # Top, left, height, width of the crop
     "A crop whose share of the area is log-uniform; the whole photograph where none of ten shapes fits."
     area = height * width * math.exp(draw.uniform(math.log(least), 0))
     for _ in range(10):
-        ratio = math.exp(draw.uniform(math.log(3/4), math.log(4/3)))
-        h, w = round(math.sqrt(area/ratio)), round(math.sqrt(area*ratio))
+        ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 1 <= h <= height and 1 <= w <= width:
             return int(draw.integers(height - h + 1)), int(draw.integers(width - w + 1)), h, w
     return 0, 0, height, width
 
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-crops
 class Crops(Dataset):
-    "The crops of every step, uint8 (B, 3, S, S), with the numbers of the photographs that could not be read on the way."
+    """The crops of every step, uint8 (B, 3, S, S), with the numbers of the photographs that could not be read
+    on the way.
+    """
+
     def __init__(
         self,
-        corpus: Corpus,              # What T learns from
-        config: Config,              # Crops, size, filter, seed
+        corpus: Corpus,  # What T learns from
+        config: Config,  # Crops, size, filter, seed
         cut: list[tuple[int, int]],  # Start and end of each batch of an epoch
-        cache: int = 0,              # Bytes of decoded photographs to keep
+        cache: int = 0,  # Bytes of decoded photographs to keep
     ):
         self.corpus, self.cut, self.seed, self.cache = corpus, cut, config.seed, cache
-        self.least, self.size, self.filter = config.distill.folder_crop, config.data.image_size, config.data.interpolation
+        self.least, self.size, self.filter = (
+            config.distill.folder_crop,
+            config.data.image_size,
+            config.data.interpolation,
+        )
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._held, self._drawn = 0, (-1, np.empty(0, np.int64))
 
@@ -122,67 +139,94 @@ class Crops(Dataset):
         pixels = read_image(self.corpus.path(i))
         if pixels.nbytes <= self.cache:
             self._kept[i], self._held = pixels, self._held + pixels.nbytes
-            while self._held > self.cache: self._held -= self._kept.popitem(last=False)[1].nbytes
+            while self._held > self.cache:
+                self._held -= self._kept.popitem(last=False)[1].nbytes
         return pixels
 
     def _crop(self, i: int, draw: np.random.Generator, bad: list[int]) -> np.ndarray:
         "A crop of one photograph, or of another one where it cannot be read."
         for _ in range(20):
-            try: pixels = self._read(i)
+            try:
+                pixels = self._read(i)
             except DataError as e:
                 bad.append(i)
                 i, last = int(draw.integers(len(self.corpus))), e
             else:
                 y, x, h, w = random_crop(pixels.shape[0], pixels.shape[1], self.least, draw)
-                return resize_image(pixels[y:y + h, x:x + w], self.size, self.filter)
-        raise DataError(f"{self.corpus.root}: twenty photographs in a row could not be read. The last: {last}")
+                return resize_image(pixels[y : y + h, x : x + w], self.size, self.filter)
+        raise DataError(
+            f"{self.corpus.root}: twenty photographs in a row could not be read. The last: {last}"
+        )
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[int]]:
         epoch, k = divmod(step, len(self.cut))
         bad: list[int] = []
-        crops = [self._crop(int(self._order(epoch)[at]), rng(self.seed, "distill", "crop", epoch, at), bad)
-                 for at in range(*self.cut[k])]
+        crops = [
+            self._crop(int(self._order(epoch)[at]), rng(self.seed, "distill", "crop", epoch, at), bad)
+            for at in range(*self.cut[k])
+        ]
         return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()), bad
 
-# %% ../nbs/04d_corpus.ipynb #04d-corpus-feedcode
+# %% ../nbs/04d_corpus.ipynb #04d-corpus-feedcode0
 def workers(
     compute: ComputeConfig,  # `workers`
-) -> int:                    # 0: the main process reads
+) -> int:  # 0: the main process reads
     "How many processes read photographs."
     return min(8, max(0, (os.cpu_count() or 1) - 1)) if compute.workers is None else compute.workers
 
-def _undisturbed(worker: int) -> None:
-    "Ctrl-C and a cluster's SIGTERM reach every process of a group; only the main process decides when to end."
-    for s in ENDS: signal.signal(s, signal.SIG_IGN)
 
+def _undisturbed(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of a group; only the main process decides when to
+    end.
+    """
+    for s in ENDS:
+        signal.signal(s, signal.SIG_IGN)
+
+# %% ../nbs/04d_corpus.ipynb #04d-corpus-feedcode
 class CorpusFeed(Feed):
     "Crops of a corpus, read ahead by worker processes."
+
     def __init__(
         self,
-        corpus: Corpus,        # What T learns from
-        config: Config,        # `distill`, `data`, `compute`, seed
-        device: torch.device|str = "cpu",
+        corpus: Corpus,  # What T learns from
+        config: Config,  # `distill`, `data`, `compute`, seed
+        device: torch.device | str = "cpu",
     ):
-        super().__init__(config.distill, len(corpus), seed=config.seed, name="distill", data=config.data, device=device,
-                         augmentation=FOLDER_AUGMENT[config.distill.folder_augment] if config.distill.augment else ())
+        super().__init__(
+            config.distill,
+            len(corpus),
+            seed=config.seed,
+            name="distill",
+            data=config.data,
+            device=device,
+            augmentation=FOLDER_AUGMENT[config.distill.folder_augment] if config.distill.augment else (),
+        )
         self.corpus, self.workers = corpus, workers(config.compute)
-        self.crops = Crops(corpus, config, self.cut, config.compute.cache_mb*10**6//max(1, self.workers))
+        self.crops = Crops(corpus, config, self.cut, config.compute.cache_mb * 10**6 // max(1, self.workers))
         self.memory = dict(unreadable=[])
         self._next, self._tried = -1, 0
         self._batches: Iterator[Any] = iter(())
 
     @property
-    def content(self) -> str: return self.corpus.fingerprint
+    def content(self) -> str:
+        return self.corpus.fingerprint
 
     def _start(self, step: int) -> None:
         "Let the workers begin at a step."
         many: dict[str, Any] = dict(prefetch_factor=4, worker_init_fn=_undisturbed) if self.workers else {}
-        loader: DataLoader = DataLoader(self.crops, batch_size=None, sampler=range(step, 2**40),
-                                        num_workers=self.workers, generator=torch.Generator(), **many)
+        loader: DataLoader = DataLoader(
+            self.crops,
+            batch_size=None,
+            sampler=range(step, 2**40),
+            num_workers=self.workers,
+            generator=torch.Generator(),
+            **many,
+        )
         self._batches, self._next = iter(loader), step
 
     def pixels(self, step: int) -> Tensor:
-        if step != self._next: self._start(step)
+        if step != self._next:
+            self._start(step)
         crops, bad = next(self._batches)
         self._next += 1
         self._notice(bad, len(crops))
@@ -194,12 +238,18 @@ class CorpusFeed(Feed):
         names = {os.fsdecode(bytes(self.corpus.names[i])) for i in bad}
         self.memory["unreadable"] = sorted(names | set(self.memory["unreadable"]))
         lost = self.memory["unreadable"]
-        if len(lost) > max(10, min(self._tried, self.n)/2):
-            raise DataError(f"{self.corpus.root}: {len(lost)} of the first {self._tried} photographs cannot be read, e.g. "
-                            f"{', '.join(lost[:3])}. Is it a folder of images?")
+        if len(lost) > max(10, min(self._tried, self.n) / 2):
+            raise DataError(
+                f"{self.corpus.root}: {len(lost)} of the first {self._tried} photographs cannot be read, "
+                f"e.g. {', '.join(lost[:3])}. Is it a folder of images?"
+            )
 
     def report(self) -> str:  # Empty where everything could be read
         "What could not be read, for people."
         lost = self.memory["unreadable"]
-        if not lost: return ""
-        return f"{len(lost)} photographs could not be read and were skipped: {', '.join(lost[:10])}{' …' if len(lost) > 10 else ''}"
+        if not lost:
+            return ""
+        return (
+            f"{len(lost)} photographs could not be read and were skipped: "
+            f"{', '.join(lost[:10])}{' …' if len(lost) > 10 else ''}"
+        )

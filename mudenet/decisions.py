@@ -19,7 +19,7 @@ __all__ = ['FEWEST_BAD', 'held_out', 'p_values', 'p_value', 'smallest_rate', 'ch
            'rate_threshold', 'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart', 'check_bad',
            'operating_points', 'operating_table']
 
-# %% ../nbs/07b_decisions.ipynb #07b-decisions-05
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-050
 def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
     "Held-out scores in ascending order. Raises `DataError` if there are none or one is not finite."
     values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
@@ -29,9 +29,9 @@ def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
         raise DataError("a held-out score is not finite: look for a broken image among the held-out ones")
     return values
 
-
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-05
 def p_values(
-    scores: ArrayLike,   # Scores to judge, any shape
+    scores: ArrayLike,  # Scores to judge, any shape
     nominal: ArrayLike,  # Held-out scores of good parts, shape (n,)
 ) -> NDArray[np.float64]:  # In [1 / (n + 1), 1], shape of `scores`
     "Conformal p-values, ties counted as larger. Raises `DataError` on a score that is not finite."
@@ -44,13 +44,13 @@ def p_values(
 
 
 def p_value(
-    score: float,        # Of one image
+    score: float,  # Of one image
     nominal: ArrayLike,  # Held-out scores, shape (n,); none in a detector's file of before they were kept
 ) -> float | None:
     "The p-value of one image; None where no held-out scores are known."
     return float(p_values(score, nominal)) if np.size(nominal) else None
 
-# %% ../nbs/07b_decisions.ipynb #07b-decisions-08
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-080
 def smallest_rate(n: int) -> float:  # In (0, 1)
     "The smallest mean false-alarm rate that `n` held-out images can promise."
     return 1 / (n + 1)
@@ -59,9 +59,11 @@ def smallest_rate(n: int) -> float:  # In (0, 1)
 def check_rate(rate: float) -> None:
     "Raises `DataError` unless `rate` lies in (0, 1)."
     if not 0 < rate < 1:
-        raise DataError(f"a false-alarm rate lies between 0 and 1, not {rate}: 0.05 means one good part in twenty")
+        raise DataError(
+            f"a false-alarm rate lies between 0 and 1, not {rate}: 0.05 means one good part in twenty"
+        )
 
-
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-081
 def images_wanted(rate: float, n: int = 0) -> int:
     "How many held-out images, beside the `n` there are, the mean rate `rate` takes."
     check_rate(rate)
@@ -69,14 +71,19 @@ def images_wanted(rate: float, n: int = 0) -> int:
 
 
 def rank_from_top(rate: float, n: int) -> int:
-    "Which held-out score, counted from the largest as 1, promises `rate`. Raises `DataError` where none does."
+    """Which held-out score, counted from the largest as 1, promises `rate`.
+
+    Raises `DataError` where none does.
+    """
     check_rate(rate)
     if images_wanted(rate, n):
-        raise DataError(f"{n} held-out images promise a false-alarm rate of {smallest_rate(n):.3g} at best; "
-                        f"{rate:g} takes {images_wanted(rate, n)} more")
+        raise DataError(
+            f"{n} held-out images promise a false-alarm rate of {smallest_rate(n):.3g} at best; "
+            f"{rate:g} takes {images_wanted(rate, n)} more"
+        )
     return math.floor(rate * (n + 1) + 1e-9)
 
-
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-082
 def rate_threshold(scores: ArrayLike, rate: float) -> float:
     "The held-out score above which a new good part falls with probability `rate` at most."
     values = held_out(scores)
@@ -84,18 +91,20 @@ def rate_threshold(scores: ArrayLike, rate: float) -> float:
 
 
 def clopper_pearson(
-    count: int,           # k, how many of them
-    total: int,           # n, at least 1
+    count: int,  # k, how many of them
+    total: int,  # n, at least 1
     level: float = 0.95,  # In (0, 1)
-) -> tuple[float, float]: # Low and high end
+) -> tuple[float, float]:  # Low and high end
     "Interval of a proportion (Clopper and Pearson 1934). Raises `DataError` for an impossible count."
     from scipy.special import betaincinv  # not beside the camera
-    if not 0 <= count <= total or total < 1: raise DataError(f"{count} of {total} is no proportion.")
-    a = (1 - level)/2
+
+    if not 0 <= count <= total or total < 1:
+        raise DataError(f"{count} of {total} is no proportion.")
+    a = (1 - level) / 2
     low = float(betaincinv(count, total - count + 1, a)) if count else 0.0
     return low, float(betaincinv(count + 1, total - count, 1 - a)) if count < total else 1.0
 
-
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-083
 def rate_bound(m: int, n: int, confidence: float = 0.95) -> float:  # In (0, 1)
     "Upper bound of the rate of this one held-out set when the threshold is its `m`-th largest score of `n`."
     if not 1 <= m <= n:
@@ -104,95 +113,129 @@ def rate_bound(m: int, n: int, confidence: float = 0.95) -> float:  # In (0, 1)
 
 
 def promise(
-    scores: ArrayLike,         # Held-out scores, shape (n,)
-    threshold: float,          # Whatever chose it, unless it saw other parts
+    scores: ArrayLike,  # Held-out scores, shape (n,)
+    threshold: float,  # Whatever chose it, unless it saw other parts
     confidence: float = 0.95,  # Of the bound
 ) -> dict[str, Any]:  # n, above, rate, bound, confidence
-    "What held-out scores promise of a threshold: the mean false-alarm rate, and the upper bound of this one set's."
+    """What held-out scores promise of a threshold: the mean false-alarm rate, and the upper bound of this one
+    set's.
+    """
     values = held_out(scores)
     n, above = values.size, int((values > threshold).sum())
     bound = rate_bound(above + 1, n, confidence) if above < n else 1.0
     return dict(n=n, above=above, rate=(above + 1) / (n + 1), bound=bound, confidence=confidence)
 
-
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-08
 def promised(
     said: Mapping[str, Any],  # Of `promise`, in a detector's history with `apart`
-) -> str:                     # Without a full stop
+) -> str:  # Without a full stop
     "A promise in words, with its condition where the held-out images gave the statistics too."
     counted = f"{said['above']} of {said['n']} held-out scores lie above the threshold"
-    rates = (f"so at most {100*said['rate']:.3g} % of good parts like these are rejected on average over "
-             f"such sets, and for this set at most {100*said['bound']:.3g} % at confidence {100*said['confidence']:.3g} %")
-    rough = "" if said.get("apart", True) else "; these images gave the statistics of the maps too, so both hold roughly only"
+    rates = (
+        f"so at most {100 * said['rate']:.3g} % of good parts like these are rejected on average over such "
+        f"sets, and for this set at most {100 * said['bound']:.3g} % at confidence "
+        f"{100 * said['confidence']:.3g} %"
+    )
+    rough = (
+        ""
+        if said.get("apart", True)
+        else "; these images gave the statistics of the maps too, so both hold roughly only"
+    )
     return f"{counted}, {rates}{rough}"
 
 # %% ../nbs/07b_decisions.ipynb #d4933af2
 def standing_apart(
-    scores: ArrayLike,    # Of parts held to be good, shape (n,)
+    scores: ArrayLike,  # Of parts held to be good, shape (n,)
     level: float = 0.05,  # Of naming any part of a good set with an exponential tail
-) -> int:                 # How many of the largest
+) -> int:  # How many of the largest
     "How many of the largest scores lie too far above the rest to be its tail; 0 for fewer than 10 scores."
     values = held_out(scores)[::-1]
     tail, most = values.size // 2, min(10, values.size // 10)
-    spacings = np.arange(1, tail + 1) * (values[:tail] - values[1:tail + 1])
+    spacings = np.arange(1, tail + 1) * (values[:tail] - values[1 : tail + 1])
     for j in range(most, 0, -1):
         gap, below = spacings[j - 1], spacings[j:]
-        chance = (1 + gap / max(below.mean(), 1e-300) / below.size) ** -below.size  # the F distribution's upper tail
-        if gap > 0 and chance < level / most: return j
+        # the F distribution's upper tail
+        chance = (1 + gap / max(below.mean(), 1e-300) / below.size) ** -below.size
+        if gap > 0 and chance < level / most:
+            return j
     return 0
 
-# %% ../nbs/07b_decisions.ipynb #15467d62
+# %% ../nbs/07b_decisions.ipynb #15467d620
 FEWEST_BAD = 8  # bad parts below which a share says too little: of 8 of 8 found, the interval begins at 63 %
 
 
 def check_bad(count: int) -> None:
     "Raises `DataError` for fewer than `FEWEST_BAD` bad parts."
     if count < FEWEST_BAD:
-        raise DataError(f"{count} bad parts say too little about a threshold: at least {FEWEST_BAD} are wanted")
+        raise DataError(
+            f"{count} bad parts say too little about a threshold: at least {FEWEST_BAD} are wanted"
+        )
 
 
 def _candidates(
     nominal: NDArray[np.float64],  # Sorted held-out scores
     bad: NDArray[np.float64],
-    threshold: float | None,       # The one that holds now
-) -> list[float]:                  # From the highest
+    threshold: float | None,  # The one that holds now
+) -> list[float]:  # From the highest
     "Held-out scores at ranks 1, 2, 3, 5, 8 …, the threshold that finds every bad part, and the present one."
     ranks, chosen = (1, 2), set[float]()
     while ranks[0] <= max(1, nominal.size // 2):
         chosen.add(float(nominal[-ranks[0]]))
         ranks = ranks[1], sum(ranks)
-    if bad.size: chosen.add(float(np.nextafter(np.float32(bad.min()), np.float32(-np.inf))))
+    if bad.size:
+        chosen.add(float(np.nextafter(np.float32(bad.min()), np.float32(-np.inf))))
     return sorted(chosen | ({threshold} if threshold is not None else set()), reverse=True)
 
-
+# %% ../nbs/07b_decisions.ipynb #15467d621
 def operating_points(
-    nominal: ArrayLike,               # Held-out scores
-    bad: ArrayLike = (),              # Scores of bad parts, at least `FEWEST_BAD`, or none
-    good: ArrayLike = (),             # Of good parts that chose no threshold, such as a test set's
-    threshold: float | None = None,   # The one that holds now
-) -> list[dict[str, Any]]:            # threshold, now, above, of, rate, bound, found, bad, alarms, good
+    nominal: ArrayLike,  # Held-out scores
+    bad: ArrayLike = (),  # Scores of bad parts, at least `FEWEST_BAD`, or none
+    good: ArrayLike = (),  # Of good parts that chose no threshold, such as a test set's
+    threshold: float | None = None,  # The one that holds now
+) -> list[dict[str, Any]]:  # threshold, now, above, of, rate, bound, found, bad, alarms, good
     "What candidate thresholds would do. Raises `DataError` for too few bad parts."
     values, faulty, fresh = held_out(nominal), np.asarray(bad, float).ravel(), np.asarray(good, float).ravel()
-    if faulty.size: check_bad(faulty.size)
+    if faulty.size:
+        check_bad(faulty.size)
+
     def one(t: float) -> dict[str, Any]:
         said = promise(values, t)
-        return dict(threshold=t, now=t == threshold, above=said["above"], of=values.size, rate=said["rate"], bound=said["bound"],
-                    found=int((faulty > t).sum()), bad=faulty.size, alarms=int((fresh > t).sum()), good=fresh.size)
+        return dict(
+            threshold=t,
+            now=t == threshold,
+            above=said["above"],
+            of=values.size,
+            rate=said["rate"],
+            bound=said["bound"],
+            found=int((faulty > t).sum()),
+            bad=faulty.size,
+            alarms=int((fresh > t).sum()),
+            good=fresh.size,
+        )
+
     return [one(t) for t in _candidates(values, faulty, threshold)]
 
-
+# %% ../nbs/07b_decisions.ipynb #15467d62
 def _counted(count: int, total: int) -> str:
     low, high = clopper_pearson(count, total)
     return f"{count} of {total} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def operating_table(
-    points: Sequence[Mapping[str, Any]],        # Of `operating_points`
-) -> tuple[list[str], list[list[str]]]:         # Titles and rows
+    points: Sequence[Mapping[str, Any]],  # Of `operating_points`
+) -> tuple[list[str], list[list[str]]]:  # Titles and rows
     "A row for each threshold, with 95 % intervals; the present one is marked with a star."
     head = ["threshold", "held-out above", "false alarms promised", "bound at 95 %"]
     head += ["false alarms seen"] * bool(points[0]["good"]) + ["defects found"] * bool(points[0]["bad"])
+
     def cells(p: Mapping[str, Any]) -> list[str]:
         seen = [_counted(p[k], p[of]) for k, of in (("alarms", "good"), ("found", "bad")) if p[of]]
-        return [str(np.float32(p["threshold"])) + " *" * p["now"], f"{p['above']} of {p['of']}", f"{100 * p['rate']:.3g} %",
-                f"{100 * p['bound']:.3g} %", *seen]
+        return [
+            str(np.float32(p["threshold"])) + " *" * p["now"],
+            f"{p['above']} of {p['of']}",
+            f"{100 * p['rate']:.3g} %",
+            f"{100 * p['bound']:.3g} %",
+            *seen,
+        ]
+
     return head, [cells(p) for p in points]

@@ -17,25 +17,29 @@ from .core import ConfigError, DataError, rng
 # %% auto #0
 __all__ = ['log', 'Drift', 'open_drift']
 
-# %% ../nbs/07d_drift.ipynb #07d-drift-05
+# %% ../nbs/07d_drift.ipynb #07d-drift-050
 log = logging.getLogger("mudenet")
 _BETS = np.array([-2.0, -1.0, 1.0, 2.0])  # ε: below 0 on higher scores, above 0 on lower ones
 
+
 class Drift:
     "A test whether the scores of accepted parts still look like held-out ones, for one stream."
+
     def __init__(
         self,
         held_out: Sequence[float],  # Scores of held-out good parts
-        threshold: float,           # The detector's; parts at or below it are accepted
-        delta: float = 0.01,        # δ, chance of a false alarm in the whole stream; in (0, 1)
-        seed: int = 0,              # Of the random numbers that break ties
+        threshold: float,  # The detector's; parts at or below it are accepted
+        delta: float = 0.01,  # δ, chance of a false alarm in the whole stream; in (0, 1)
+        seed: int = 0,  # Of the random numbers that break ties
     ):
         if not 0 < delta < 1:
             raise ConfigError(f"drift={delta}: the chance of a false alarm must lie between 0 and 1.")
         accepted = sorted(s for s in held_out if s <= threshold)
         if not accepted:
-            raise DataError("drift: no held-out score lies at or below the threshold; "
-                            "mudenet calibrate RUN IMAGES sets it anew.")
+            raise DataError(
+                "drift: no held-out score lies at or below the threshold; "
+                "mudenet calibrate RUN IMAGES sets it anew."
+            )
         self.limit, self.delta = accepted[-1], delta
         self.bag = [s for s in accepted if s < self.limit]
         self.seen, self.idle, self.stakes = 0, 1.0, np.zeros(len(_BETS))
@@ -52,37 +56,42 @@ class Drift:
         low, high = bisect_left(self.bag, score), bisect_right(self.bag, score)
         larger, equal = len(self.bag) - high, high - low + 1
         self.bag.insert(high, score)
-        return float((larger + self._ties.random()*equal)/len(self.bag))
+        return float((larger + self._ties.random() * equal) / len(self.bag))
 
     def add(
         self,
         score: float,  # Of the next part
-    ) -> bool:         # True for the part that raises the alarm, and never again
+    ) -> bool:  # True for the part that raises the alarm, and never again
         "Take in one part; one that is not below the limit is passed over, and so is all after an alarm."
-        if self.alarmed or not score < self.limit: return False
+        if self.alarmed or not score < self.limit:
+            return False
         self.seen += 1
-        stake = self.idle/(self.seen + 1)
+        stake = self.idle / (self.seen + 1)
         self.idle -= stake
-        self.stakes = (self.stakes + stake/len(_BETS))*(1 + _BETS*(self.p_value(score) - 0.5))
-        self.alarmed = self.evidence >= 1/self.delta
+        self.stakes = (self.stakes + stake / len(_BETS)) * (1 + _BETS * (self.p_value(score) - 0.5))
+        self.alarmed = self.evidence >= 1 / self.delta
         return self.alarmed
 
     def advice(self) -> str:
         "What an alarm means, and what to do."
         higher = self.stakes[_BETS < 0].sum() > self.stakes[_BETS > 0].sum()
-        return (f"drift: after {self.seen} accepted parts their scores lie {'higher' if higher else 'lower'} than "
-                f"those that the threshold was set on (a false alarm in {self.delta:.2g} of streams). Look at camera, "
-                "lens and light; where the parts themselves are others now, set the threshold on new good ones: "
-                "mudenet calibrate RUN IMAGES.")
+        return (
+            f"drift: after {self.seen} accepted parts their scores lie {'higher' if higher else 'lower'} "
+            f"than those that the threshold was set on (a false alarm in {self.delta:.2g} of streams). Look "
+            "at camera, lens and light; where the parts themselves are others now, set the threshold on "
+            "new good ones: mudenet calibrate RUN IMAGES."
+        )
 
+# %% ../nbs/07d_drift.ipynb #07d-drift-05
 def open_drift(
     detector: Any,  # With `threshold` and `held_out`
-    delta: float,   # δ; 0: no test
+    delta: float,  # δ; 0: no test
     seed: int = 0,  # Of the random numbers that break ties
-) -> Drift|None:    # None where there is nothing to test with, too
+) -> Drift | None:  # None where there is nothing to test with, too
     "The test for a detector's stream. Raises `ConfigError` for a chance outside of [0, 1)."
     held = getattr(detector, "held_out", [])
     if delta and any(s <= float(detector.threshold) for s in held):
         return Drift(held, float(detector.threshold), delta, seed)
-    if delta: log.info("drift is not tested for want of held-out scores: mudenet calibrate RUN IMAGES keeps some")
+    if delta:
+        log.info("drift is not tested for want of held-out scores: mudenet calibrate RUN IMAGES keeps some")
     return None

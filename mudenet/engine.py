@@ -24,26 +24,38 @@ __all__ = ['M', 'keep_memory', 'fold', 'precision', 'autocast', 'prepared']
 # %% ../nbs/04b_engine.ipynb #04b-engine-b266c5
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
+
 def keep_memory() -> bool:  # Whether the system does so
-    "Tell glibc to reuse the memory of freed tensors; for the whole process and for good. Does nothing elsewhere."
-    if not sys.platform.startswith("linux"): return False
-    try: mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError): return False
-    accepted = [mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)]  # no block for itself; never give back
-    if not all(accepted): log.debug("glibc refused to keep freed memory (mallopt gave %s)", accepted)
+    """Tell glibc to reuse the memory of freed tensors; for the whole process and for good.
+
+    Does nothing elsewhere.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    # no block for itself; never give back
+    accepted = [mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)]
+    if not all(accepted):
+        log.debug("glibc refused to keep freed memory (mallopt gave %s)", accepted)
     return all(accepted)
 
 # %% ../nbs/04b_engine.ipynb #04b-engine-c3f966
 M = TypeVar("M", bound=nn.Module)
 
+
 def fold(
     module: M,  # In evaluation mode
-) -> M:         # Gives the same; shares the weights that did not change; for inference only
+) -> M:  # Gives the same; shares the weights that did not change; for inference only
     "A copy in which each BatchNorm is merged into the convolution before it."
-    if not any(isinstance(m, nn.BatchNorm2d) for m in module.modules()): return module
+    if not any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+        return module
     out, before = copy.copy(module), ""
     out._modules = {k: m and fold(m) for k, m in module._modules.items()}
-    for name, m in module._modules.items():  # registered in the order of the layers, in nn.Sequential and torchvision alike
+    # registered in the order of the layers, in nn.Sequential and torchvision alike
+    for name, m in module._modules.items():
         conv = out._modules.get(before)
         if isinstance(m, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
             out._modules[before] = fuse_conv_bn_eval(conv, m)
@@ -51,31 +63,42 @@ def fold(
         before = name
     return out
 
-# %% ../nbs/04b_engine.ipynb #04b-engine-dd72ea
+# %% ../nbs/04b_engine.ipynb #04b-engine-dd72ea0
 def precision(
     compute: ComputeConfig,  # `precision`
-    device: torch.device,    # Where
-) -> torch.dtype:            # float32 or bfloat16
+    device: torch.device,  # Where
+) -> torch.dtype:  # float32 or bfloat16
     "The type that convolutions compute in."
-    if compute.precision != "auto": return getattr(torch, compute.precision)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if compute.precision != "auto":
+        return getattr(torch, compute.precision)
+    return (
+        torch.bfloat16
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float32
+    )
+
 
 def autocast(
     compute: ComputeConfig,  # `precision`
-    device: torch.device,    # Where
+    device: torch.device,  # Where
 ) -> contextlib.AbstractContextManager:
     "Within the block convolutions compute in the configured type."
     dtype = precision(compute, device)
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
+# %% ../nbs/04b_engine.ipynb #04b-engine-dd72ea
 def prepared(
-    losses: Losses,          # What a stage computes
+    losses: Losses,  # What a stage computes
     compute: ComputeConfig,  # How
-    device: torch.device|str,
+    device: torch.device | str,
 ) -> Losses:
     "The same losses, computed as configured."
     device = torch.device(device)
-    if compute.keep_memory and device.type == "cpu": keep_memory()
+    if compute.keep_memory and device.type == "cpu":
+        keep_memory()
+
     def run(images: Tensor) -> dict[str, Tensor]:
-        with autocast(compute, device): return {k: v.float() for k, v in losses(images).items()}
+        with autocast(compute, device):
+            return {k: v.float() for k, v in losses(images).items()}
+
     return run if compute.compile == "no" else torch.compile(run, mode=compute.compile)

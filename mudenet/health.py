@@ -18,39 +18,50 @@ from .start import evenly_chosen
 # %% auto #0
 __all__ = ['RIM', 'LIMITS', 'Health', 'in_rim', 'halves_apart', 'health', 'advice']
 
-# %% ../nbs/07e_health.ipynb #8e308e69
-RIM = 1/32  # of the side
+# %% ../nbs/07e_health.ipynb #8e308e690
+RIM = 1 / 32  # of the side
+
 
 class Health(NamedTuple):
     "What held-out nominal images say about a detector."
-    images: int             # How many were looked at
-    rim: float              # Share whose map has its maximum in the rim, 0 to 1; 0.12 of the area lies there
-    learned: list[float]    # Shares of S1, A and S2, mean over levels, at most 1; empty where one image is all there is
-    halves: float|None      # Difference of the largest scores of two halves of the images, in medians of all scores
 
+    images: int  # How many were looked at
+    rim: float  # Share whose map has its maximum in the rim, 0 to 1; 0.12 of the area lies there
+    # Shares of S1, A and S2, mean over levels, at most 1; empty where one image is all there is
+    learned: list[float]
+    # Difference of the largest scores of two halves of the images, in medians of all scores
+    halves: float | None
+
+# %% ../nbs/07e_health.ipynb #8e308e691
 def in_rim(
     maps: Tensor,  # (N, S, S)
-) -> Tensor:       # bool, (N,)
+) -> Tensor:  # bool, (N,)
     "Whether a map's maximum lies in the rim."
     side = maps.shape[-1]
-    width = max(1, round(RIM*side))
+    width = max(1, round(RIM * side))
     places = maps.flatten(1).argmax(1)
     rows, columns = places // side, places % side
-    def near(x: Tensor) -> Tensor: return (x < width) | (x >= side - width)
+
+    def near(x: Tensor) -> Tensor:
+        return (x < width) | (x >= side - width)
+
     return near(rows) | near(columns)
+
 
 def halves_apart(
     scores: np.ndarray,  # (N,)
-) -> float|None:         # At least 0; none for one image
+) -> float | None:  # At least 0; none for one image
     "How far the largest scores of the images at even and at odd places lie apart, in medians of all."
-    if len(scores) < 2: return None
+    if len(scores) < 2:
+        return None
     largest = [float(np.max(scores[k::2])) for k in (0, 1)]
-    return round(abs(largest[0] - largest[1])/max(abs(float(np.median(scores))), 1e-12), 4)
+    return round(abs(largest[0] - largest[1]) / max(abs(float(np.median(scores))), 1e-12), 4)
 
+# %% ../nbs/07e_health.ipynb #8e308e69
 @torch.inference_mode()
 def health(
     detector: Detector,  # Calibrated
-    images: Tensor,      # uint8, (N, 3, S, S): nominal, not trained on
+    images: Tensor,  # uint8, (N, 3, S, S): nominal, not trained on
 ) -> Health:
     "Look at a detector without labels."
     few = evenly_chosen(images, FEW)
@@ -59,30 +70,44 @@ def health(
     maps, scores = (torch.cat([getattr(o, name).float().cpu() for o in outs]) for name in ("map", "score"))
     shares = detector.shares or shares_on(detector, images).tolist()
     learned = [round(float(np.mean(row)), 4) for row in shares]
-    return Health(len(few), round(float(in_rim(maps).float().mean()), 4), learned, halves_apart(scores.numpy()))
+    return Health(
+        len(few), round(float(in_rim(maps).float().mean()), 4), learned, halves_apart(scores.numpy())
+    )
 
 # %% ../nbs/07e_health.ipynb #aaf59b8a
 LIMITS = dict(rim=0.5, student=0.05, logical=0.1, halves=0.5)
 
+
 def advice(
     found: Health,  # Of `health`
     trained: bool,  # Whether any step was taken
-) -> list[str]:     # Sentences; none where nothing is the matter
+) -> list[str]:  # Sentences; none where nothing is the matter
     "What a detector's health means and what to do."
     out = []
     if found.rim > LIMITS["rim"]:
-        out.append(f"On {found.rim:.0%} of {found.images} nominal images the map's maximum lies at the border: the parts are cut "
-                   "differently from image to image, or the networks cannot imitate the border. Cut the images to the part; as it "
-                   "is, defects are easier to see in the map than in the image's score.")
+        out.append(
+            f"On {found.rim:.0%} of {found.images} nominal images the map's maximum lies at the border: the "
+            "parts are cut differently from image to image, or the networks cannot imitate the border. Cut "
+            "the images to the part; as it is, defects are easier to see in the map than in the image's "
+            "score."
+        )
     if found.learned:
         s1, a, s2 = (max(0.0, share) for share in found.learned)
         if trained and s1 < LIMITS["student"]:
-            out.append(f"S1 has hardly learned more than the mean of each place ({s1:.0%} of what T does beyond it): "
-                       "train longer (--train.steps).")
-        if a*s2 < LIMITS["logical"]:
-            out.append(f"The logical branch has not learned yet (A gives {a:.0%} of what T does beyond its mean): parts that are "
-                       "missing or swapped are found by the structural branch alone. Train longer (--train.steps).")
+            out.append(
+                f"S1 has hardly learned more than the mean of each place ({s1:.0%} of what T does beyond "
+                "it): train longer (--train.steps)."
+            )
+        if a * s2 < LIMITS["logical"]:
+            out.append(
+                f"The logical branch has not learned yet (A gives {a:.0%} of what T does beyond its mean): "
+                "parts that are missing or swapped are found by the structural branch alone. Train longer "
+                "(--train.steps)."
+            )
     if found.halves is not None and found.halves > LIMITS["halves"]:
-        out.append("The largest scores of two halves of the held-out images are far apart: the threshold is an accident of which "
-                   "images were held out. Keep more good parts for it (--data.holdout), or run mudenet calibrate with new ones.")
+        out.append(
+            "The largest scores of two halves of the held-out images are far apart: the threshold is an "
+            "accident of which images were held out. Keep more good parts for it (--data.holdout), or run "
+            "mudenet calibrate with new ones."
+        )
     return out

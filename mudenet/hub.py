@@ -13,7 +13,16 @@ from typing import Any
 
 import yaml
 
-from .core import ConfigError, DataError, WeightsError, digest, environment, read_record, write_json, write_text
+from mudenet.core import (
+    ConfigError,
+    DataError,
+    WeightsError,
+    digest,
+    environment,
+    read_record,
+    write_json,
+    write_text,
+)
 from .inference import Detector, load_detector, save_detector
 from .report import interval_note, metrics_table, teacher_of
 from .teachers import checked, teachers
@@ -21,28 +30,36 @@ from .teachers import checked, teachers
 # %% auto #0
 __all__ = ['LICENCES', 'FILE', 'licence_of', 'model_card', 'save_pretrained', 'record_of', 'from_pretrained', 'push_to_hub']
 
-# %% ../nbs/15f_hub.ipynb #15f-hub-05
-LICENCES = dict(mvtec_ad="CC BY-NC-SA 4.0", mvtec_loco="CC BY-NC-SA 4.0", visa="CC BY 4.0", synthetic="Apache-2.0")
+# %% ../nbs/15f_hub.ipynb #15f-hub-050
+LICENCES = dict(
+    mvtec_ad="CC BY-NC-SA 4.0", mvtec_loco="CC BY-NC-SA 4.0", visa="CC BY 4.0", synthetic="Apache-2.0"
+)
+
 
 def licence_of(
-    detector: Detector,         # Its data set counts
-    said: str|None = None,      # What its owner says
-) -> str:                       # Of the training images
+    detector: Detector,  # Its data set counts
+    said: str | None = None,  # What its owner says
+) -> str:  # Of the training images
     "The licence that a card names. Raises `ConfigError` where nobody has said it."
     dataset = detector.config.dataset
-    if said: return said
-    if dataset in LICENCES: return LICENCES[dataset]
+    if said:
+        return said
+    if dataset in LICENCES:
+        return LICENCES[dataset]
     name = detector.about.get("category", dataset)
-    raise ConfigError(f"under which licence are the images of {name}? Nobody but their owner can say: give licence, for "
-                      "example 'CC BY 4.0' or 'all rights reserved'.")
+    raise ConfigError(
+        f"under which licence are the images of {name}? Nobody but their owner can say: give licence, for "
+        "example 'CC BY 4.0' or 'all rights reserved'."
+    )
 
+# %% ../nbs/15f_hub.ipynb #15f-hub-05
 def _tag(licence: str) -> str:
     "A licence as the hub's list spells it, where it is on it."
     tag = licence.lower().replace(" ", "-")
     known = ("cc-by-nc-sa-4.0", "cc-by-4.0", "apache-2.0", "mit", "cc0-1.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
     return tag if tag in known else "other"
 
-# %% ../nbs/15f_hub.ipynb #15f-hub-07
+# %% ../nbs/15f_hub.ipynb #15f-hub-070
 _EXAMPLE = """```python
 from mudenet.inference import Detector
 
@@ -50,17 +67,25 @@ detector = Detector.from_pretrained("{repo}")
 for p in detector.predict("images"): print(p.name, p.score, p.label)
 ```"""
 _NOT_FOR = (
-    "another product, camera, lens, lighting or resolution than that of its training images: measure again there first",
+    "another product, camera, lens, lighting or resolution than that of its training images: measure again "
+    "there first",
     "deciding alone where a missed defect can hurt somebody",
     "pictures of people, medical or security images: nothing of that kind was ever tried",
-    "a false-alarm rate that the threshold's own rule does not promise")
+    "a false-alarm rate that the threshold's own rule does not promise",
+)
 
+# %% ../nbs/15f_hub.ipynb #15f-hub-071
 def _threshold_note(detector: Detector) -> str:
     c, value = detector.config.inference, float(detector.threshold)
-    quantile = f"is the {c.threshold_quantile:g} quantile of the held-out good parts' scores and promises no rate"
+    quantile = (
+        f"is the {c.threshold_quantile:g} quantile of the held-out good parts' scores and promises no rate"
+    )
     promise = f"promises at most {c.false_alarms} false alarms a good part, for parts like the held-out ones"
-    return (f"An image is called anomalous above {value:.6g}. This threshold "
-            f"{quantile if c.false_alarms is None else promise}.")
+    return (
+        f"An image is called anomalous above {value:.6g}. This threshold "
+        f"{quantile if c.false_alarms is None else promise}."
+    )
+
 
 def _teacher_note(detector: Detector) -> str:
     name = detector.about.get("teacher", {}).get("name")
@@ -68,6 +93,7 @@ def _teacher_note(detector: Detector) -> str:
         return "Distilled for this detector, or given as a file; its backbone's weights have their own terms."
     return checked(teachers()[name]).licence
 
+# %% ../nbs/15f_hub.ipynb #15f-hub-07
 def _front(detector: Detector, licence: str) -> str:
     "What the hub reads at the head of a card."
     tag = _tag(licence)
@@ -76,17 +102,25 @@ def _front(detector: Detector, licence: str) -> str:
     tree = dict(library_name="mudenet", pipeline_tag="image-segmentation", tags=tags, **named)
     return f"---\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}---"
 
-def _numbers(record: Mapping[str, Any]|None) -> str:
-    if record is None: return "Nobody has recorded an evaluation of this detector."
+
+def _numbers(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return "Nobody has recorded an evaluation of this detector."
     images = record["results"]["all"]["images"]
-    return (f"{metrics_table(record)}\n\n{interval_note([record])}. {images['nominal']} nominal and {images['anomalous']} "
-            f"anomalous test images; run {record['run']}, seed {record['config']['seed']}, made on {record['made']['date']}. "
-            "The scores of all images are in record.json.")
+    return (
+        f"{metrics_table(record)}\n"
+        "\n"
+        f"{interval_note([record])}. {images['nominal']} nominal and {images['anomalous']} anomalous test "
+        f"images; run {record['run']}, seed {record['config']['seed']}, made on {record['made']['date']}. "
+        "The scores of all images are in record.json."
+    )
 
-# %% ../nbs/15f_hub.ipynb #15f-hub-08
-def _listed(*lines: str) -> str: return "\n".join(f"- {x}" for x in lines)
+# %% ../nbs/15f_hub.ipynb #15f-hub-080
+def _listed(*lines: str) -> str:
+    return "\n".join(f"- {x}" for x in lines)
 
-def _made_from(detector: Detector, record: Mapping[str, Any]|None, licence: str) -> str:
+
+def _made_from(detector: Detector, record: Mapping[str, Any] | None, licence: str) -> str:
     "Images, teacher, networks, versions."
     c, about = detector.config, detector.about
     taught = teacher_of(record) if record else about.get("teacher", {}).get("name", "its own")
@@ -95,92 +129,137 @@ def _made_from(detector: Detector, record: Mapping[str, Any]|None, licence: str)
         f"Images: {c.dataset} {name}, fingerprint `{about.get('data', 'unknown')}`, licence: {licence}. "
         "A detector is derived from its images; whether their licence binds it is for a lawyer to say.",
         f"Teacher: {taught}. {_teacher_note(detector)}",
-        f"Networks: {c.data.image_size} pixels, {c.model.channels} channels, trunk {c.model.width}; seed {c.seed}, "
-        f"preset {c.preset}.",
-        f"Made with: {', '.join(f'{k} {v}' for k, v in versions.items())}.")
+        f"Networks: {c.data.image_size} pixels, {c.model.channels} channels, trunk {c.model.width}; seed "
+        f"{c.seed}, preset {c.preset}.",
+        f"Made with: {', '.join(f'{k} {v}' for k, v in versions.items())}.",
+    )
 
+# %% ../nbs/15f_hub.ipynb #15f-hub-08
 def model_card(
-    detector: Detector,                         # Calibrated
-    record: Mapping[str, Any]|None = None,      # Of `evaluate`, for this very detector
-    licence: str|None = None,                   # Of the training images, where the data set does not tell
-    repo: str = "OWNER/NAME",                   # What the example loads
-) -> str:                                       # Markdown with the hub's header
-    "What a detector was made from, how well it does, what it is for and what not. Raises `ConfigError` for another's record."
-    if record is not None and record.get("detector") != digest(detector.state_dict()):
-        raise ConfigError(f"the record of the run {record.get('run')} is of another detector: evaluate this one, or leave it out.")
-    said, c = licence_of(detector, licence), detector.config
-    return "\n\n".join([
-        _front(detector, said), f"# MuDeNet detector of {c.dataset} {detector.about.get('category', c.category)}",
-        "Finds structural and logical defects in images of one product, having seen good parts only.",
-        _EXAMPLE.format(repo=repo), "## Made from", _made_from(detector, record, said), "## Measured", _numbers(record),
-        "## Decision", _threshold_note(detector), "## Not for", _listed(*_NOT_FOR)]) + "\n"
+    detector: Detector,  # Calibrated
+    record: Mapping[str, Any] | None = None,  # Of `evaluate`, for this very detector
+    licence: str | None = None,  # Of the training images, where the data set does not tell
+    repo: str = "OWNER/NAME",  # What the example loads
+) -> str:  # Markdown with the hub's header
+    """What a detector was made from, how well it does, what it is for and what not.
 
-# %% ../nbs/15f_hub.ipynb #15f-hub-10
+    Raises `ConfigError` for another's record.
+    """
+    if record is not None and record.get("detector") != digest(detector.state_dict()):
+        raise ConfigError(
+            f"the record of the run {record.get('run')} is of another detector: evaluate this one, or leave "
+            "it out."
+        )
+    said, c = licence_of(detector, licence), detector.config
+    return (
+        "\n\n".join(
+            [
+                _front(detector, said),
+                f"# MuDeNet detector of {c.dataset} {detector.about.get('category', c.category)}",
+                "Finds structural and logical defects in images of one product, having seen good parts only.",
+                _EXAMPLE.format(repo=repo),
+                "## Made from",
+                _made_from(detector, record, said),
+                "## Measured",
+                _numbers(record),
+                "## Decision",
+                _threshold_note(detector),
+                "## Not for",
+                _listed(*_NOT_FOR),
+            ]
+        )
+        + "\n"
+    )
+
+# %% ../nbs/15f_hub.ipynb #15f-hub-100
 FILE = "detector.safetensors"
 
+
 def save_pretrained(
-    detector: Detector,                     # Calibrated
-    folder: str|Path,                       # Made where it is not there
-    record: Mapping[str, Any]|None = None,  # See `model_card`
-    licence: str|None = None,               # See `model_card`
-    repo: str = "OWNER/NAME",               # See `model_card`
-) -> Path:                                  # The folder
+    detector: Detector,  # Calibrated
+    folder: str | Path,  # Made where it is not there
+    record: Mapping[str, Any] | None = None,  # See `model_card`
+    licence: str | None = None,  # See `model_card`
+    repo: str = "OWNER/NAME",  # See `model_card`
+) -> Path:  # The folder
     "Write detector, record and card as a repository of the hub holds them."
-    if bool(detector.threshold.isnan()): raise DataError("this detector has no statistics yet; call `calibrate` first.")
+    if bool(detector.threshold.isnan()):
+        raise DataError("this detector has no statistics yet; call `calibrate` first.")
     folder, card = Path(folder), model_card(detector, record, licence, repo)
-    save_detector(folder/FILE, detector)
-    if record is not None: write_json(folder/"record.json", record)
-    write_text(folder/"README.md", card)
+    save_detector(folder / FILE, detector)
+    if record is not None:
+        write_json(folder / "record.json", record)
+    write_text(folder / "README.md", card)
     return folder
 
+# %% ../nbs/15f_hub.ipynb #15f-hub-10
 def record_of(
-    folder: str|Path,        # A run's
-) -> dict[str, Any]|None:    # Of `evaluate`, None where it was not evaluated
+    folder: str | Path,  # A run's
+) -> dict[str, Any] | None:  # Of `evaluate`, None where it was not evaluated
     "The record that lies beside a detector."
-    path = Path(folder)/"record.json"
+    path = Path(folder) / "record.json"
     return read_record(path) if path.is_file() else None
 
-# %% ../nbs/15f_hub.ipynb #15f-hub-16
+# %% ../nbs/15f_hub.ipynb #15f-hub-160
 def _hub() -> Any:
     "huggingface_hub. Raises `ConfigError` where it is not installed."
-    try: import huggingface_hub
-    except ImportError: raise ConfigError("the hub needs huggingface_hub: pip install 'mudenet[hub]'") from None
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ConfigError("the hub needs huggingface_hub: pip install 'mudenet[hub]'") from None
     return huggingface_hub
+
 
 def _refusals(library: Any) -> tuple[type[Exception], ...]:
     "What goes wrong between here and the hub."
     e = library.errors
     return e.HfHubHTTPError, e.EntryNotFoundError, e.HFValidationError, OSError
 
-def _first_line(e: Exception) -> str: return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
+def _first_line(e: Exception) -> str:
+    return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+
+# %% ../nbs/15f_hub.ipynb #15f-hub-161
 def from_pretrained(
-    name: str|Path,             # A folder, a file, or OWNER/NAME on the hub
-    device: str = "auto",       # "auto", "cpu", "cuda", …
-    revision: str|None = None,  # A commit, a tag or a branch of the repository
-    **hub: Any,                 # For `huggingface_hub.hf_hub_download`: cache_dir, local_files_only, token, endpoint …
+    name: str | Path,  # A folder, a file, or OWNER/NAME on the hub
+    device: str = "auto",  # "auto", "cpu", "cuda", …
+    revision: str | None = None,  # A commit, a tag or a branch of the repository
+    **hub: Any,  # For `huggingface_hub.hf_hub_download`: cache_dir, local_files_only, token, endpoint …
 ) -> Detector:
-    "A detector by its name. Raises `WeightsError` where the hub does not give it, `CheckpointError` where it is none."
-    if Path(name).exists(): return load_detector(name, device)
+    """A detector by its name.
+
+    Raises `WeightsError` where the hub does not give it, `CheckpointError` where it is none.
+    """
+    if Path(name).exists():
+        return load_detector(name, device)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise ConfigError(f"{name} is neither a file or folder here nor a name on the hub, which has the form OWNER/NAME.")
+        raise ConfigError(
+            f"{name} is neither a file or folder here nor a name on the hub, which has the form OWNER/NAME."
+        )
     library = _hub()
-    try: path = library.hf_hub_download(str(name), FILE, revision=revision, **hub)
+    try:
+        path = library.hf_hub_download(str(name), FILE, revision=revision, **hub)
     except _refusals(library) as e:
-        raise WeightsError(f"{name} could not be had from the hub ({_first_line(e)}). Check the name, the connection or "
-                           "HF_HUB_OFFLINE, and for a private one `hf auth login`.") from None
+        raise WeightsError(
+            f"{name} could not be had from the hub ({_first_line(e)}). Check the name, the connection or "
+            "HF_HUB_OFFLINE, and for a private one `hf auth login`."
+        ) from None
     return load_detector(path, device)
 
+# %% ../nbs/15f_hub.ipynb #15f-hub-16
 def push_to_hub(
-    detector: Detector,                     # Calibrated
-    repo: str,                              # OWNER/NAME
-    record: Mapping[str, Any]|None = None,  # See `model_card`
-    licence: str|None = None,               # See `model_card`
-    private: bool = True,                   # Whether only its owner sees the repository
+    detector: Detector,  # Calibrated
+    repo: str,  # OWNER/NAME
+    record: Mapping[str, Any] | None = None,  # See `model_card`
+    licence: str | None = None,  # See `model_card`
+    private: bool = True,  # Whether only its owner sees the repository
     message: str = "Detector, record and card",  # Of the commit
-    **api: Any,                             # For `huggingface_hub.HfApi`: token, endpoint
-) -> str:                                   # Where it is now
-    "Put detector, record and card into a repository of the hub, in one commit. Raises `WeightsError` where the hub refuses."
+    **api: Any,  # For `huggingface_hub.HfApi`: token, endpoint
+) -> str:  # Where it is now
+    """Put detector, record and card into a repository of the hub, in one commit.
+
+    Raises `WeightsError` where the hub refuses.
+    """
     library = _hub()
     client = library.HfApi(library_name="mudenet", **api)
     with tempfile.TemporaryDirectory() as place:
@@ -189,6 +268,8 @@ def push_to_hub(
             client.create_repo(repo, private=private, exist_ok=True)
             done = client.upload_folder(repo_id=repo, folder_path=place, commit_message=message)
         except _refusals(library) as e:
-            raise WeightsError(f"{repo} could not be pushed ({_first_line(e)}). Is there a token with the right to write "
-                               "(`hf auth login`)?") from None
+            raise WeightsError(
+                f"{repo} could not be pushed ({_first_line(e)}). Is there a token with the right to write "
+                "(`hf auth login`)?"
+            ) from None
     return str(done.repo_url)

@@ -24,19 +24,22 @@ from .core import DataError
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'BRANCHES', 'ANSWER', 'TABLE', 'HEAD', 'Inputs', 'natural_key', 'ignored', 'image_files',
            'walk_images', 'passed_by', 'find_images', 'open_image', 'read_image', 'to_rgb', 'image_size', 'image_mode',
-           'resize_image', 'named_images', 'loudest', 'answer_cells', 'Prediction']
+           'resize_image', 'named_images', 'strongest', 'answer_cells', 'Prediction']
 
-# %% ../nbs/01a_images.ipynb #02-data-12
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # what a file may hold: no format that starts another program
+# %% ../nbs/01a_images.ipynb #02-data-120
+# what a file may hold: no format that starts another program
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _IGNORED = {"thumbs", "thumbnails", "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin"}
 
+
 def natural_key(
     name: str,  # A file or folder name
-) -> tuple:     # To sort by
+) -> tuple:  # To sort by
     "Sort key in which numbers count as numbers; equal for no two names."
     parts = re.split(r"([0-9]+)", name.casefold())
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
+
 
 def ignored(
     name: str,  # A file or folder name
@@ -44,158 +47,223 @@ def ignored(
     "Whether it is hidden, or holds previews or a program's own files."
     return name.startswith(".") or name.casefold() in _IGNORED
 
+# %% ../nbs/01a_images.ipynb #02-data-12
 def _entries(folder: Path) -> list[Path]:
     "What lies in a folder, in natural order, without hidden entries and previews."
-    try: names = os.listdir(folder)
+    try:
+        names = os.listdir(folder)
     except OSError as e:
-        raise DataError(f"{folder} cannot be read as a folder ({e.strerror}); give a folder that is there.") from None
-    return [folder/n for n in sorted(names, key=natural_key) if not ignored(n)]
+        raise DataError(
+            f"{folder} cannot be read as a folder ({e.strerror}); give a folder that is there."
+        ) from None
+    return [folder / n for n in sorted(names, key=natural_key) if not ignored(n)]
+
 
 def _subfolders(folder: Path) -> list[Path]:
     return [p for p in _entries(folder) if p.is_dir()]
 
+
 def image_files(
-    folder: str|Path,      # Where to look; folders below it are not read
-) -> tuple[Path, ...]:     # In natural order
+    folder: str | Path,  # Where to look; folders below it are not read
+) -> tuple[Path, ...]:  # In natural order
     "The image files that lie directly in a folder."
     return tuple(p for p in _entries(Path(folder)) if p.suffix.lower() in SUFFIXES and p.is_file())
 
-# %% ../nbs/01a_images.ipynb #c5e10b01
+# %% ../nbs/01a_images.ipynb #c5e10b010
 BRANCHES = ("structural", "logical")
-ANSWER = ("score", "p_value", "anomalous", "threshold", "loudest")  # columns of a table of predictions, after the image
-TABLE = "predictions.csv"                                # what `mudenet predict` calls its table
-HEAD = "image,score,"                                    # how each such table begins, in every version
+# columns of a table of predictions, after the image
+ANSWER = ("score", "p_value", "anomalous", "threshold", "strongest")
+TABLE = "predictions.csv"  # what `mudenet predict` calls its table
+HEAD = "image,score,"  # how each such table begins, in every version
+
 
 def _results(folder: str, names: set[str]) -> set[str]:
     "The folders of pictures that `mudenet predict` wrote there."
-    if TABLE not in names: return set()
+    if TABLE not in names:
+        return set()
     try:
-        with open(os.path.join(folder, TABLE), "rb") as f: ours = f.read(len(HEAD)) == HEAD.encode()
-    except OSError: return set()
+        with open(os.path.join(folder, TABLE), "rb") as f:
+            ours = f.read(len(HEAD)) == HEAD.encode()
+    except OSError:
+        return set()
     return {"maps", "pictures", "masks"} if ours else set()
 
+# %% ../nbs/01a_images.ipynb #c5e10b011
 def _scan(folder: str, left: Counter[str]) -> Iterator[tuple[str, os.stat_result]]:
-    "Name and status of what lies in a folder, in natural order; without what is hidden, previews, or results of this program."
-    with os.scandir(folder) as listing: entries = sorted(listing, key=lambda e: natural_key(e.name))
+    """Name and status of what lies in a folder, in natural order; without what is hidden, previews, or
+    results of this program.
+    """
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=lambda e: natural_key(e.name))
     ours = _results(folder, {e.name for e in entries})
     for e in entries:
         kind = os.path.splitext(e.name)[1].lower()
-        try: status = e.stat()
-        except OSError: left["broken links" if e.is_symlink() else "files that cannot be looked at"] += kind in SUFFIXES
+        try:
+            status = e.stat()
+        except OSError:
+            left["broken links" if e.is_symlink() else "files that cannot be looked at"] += kind in SUFFIXES
         else:
             folder_ = stat.S_ISDIR(status.st_mode)
-            if e.name in ours and folder_: left["folders of results"] += 1
-            elif ignored(e.name): left["hidden or previews"] += folder_ or kind in SUFFIXES
-            elif folder_ or kind in SUFFIXES: yield e.name, status
-            else: left[f"of another type ({kind or 'no suffix'})"] += 1
+            if e.name in ours and folder_:
+                left["folders of results"] += 1
+            elif ignored(e.name):
+                left["hidden or previews"] += folder_ or kind in SUFFIXES
+            elif folder_ or kind in SUFFIXES:
+                yield e.name, status
+            else:
+                left[f"of another type ({kind or 'no suffix'})"] += 1
 
+# %% ../nbs/01a_images.ipynb #c5e10b012
 def walk_images(
-    folder: str|Path,                 # Where to look, at any depth; linked folders are followed
-    without: Iterable[str|Path] = (), # Folders that are left out; they need not exist
-    left: Counter[str]|None = None,   # Gets what was passed by: how many of which kind
-) -> Iterator[tuple[str, os.stat_result]]: # Name below the folder with /, and the file's status
-    "Every image file below a folder, each real folder once. Raises `DataError` where the folder cannot be read."
+    folder: str | Path,  # Where to look, at any depth; linked folders are followed
+    without: Iterable[str | Path] = (),  # Folders that are left out; they need not exist
+    left: Counter[str] | None = None,  # Gets what was passed by: how many of which kind
+) -> Iterator[tuple[str, os.stat_result]]:  # Name below the folder with /, and the file's status
+    """Every image file below a folder, each real folder once.
+
+    Raises `DataError` where the folder cannot be read.
+    """
     left, seen, below = Counter() if left is None else left, set[tuple[int, int]](), [""]
     for w in without:
-        with contextlib.suppress(OSError): seen.add(((s := os.stat(w)).st_dev, s.st_ino))
+        with contextlib.suppress(OSError):
+            seen.add(((s := os.stat(w)).st_dev, s.st_ino))
     while below:
         here = os.path.join(folder, name := below.pop())
         try:
             place = ((s := os.stat(here)).st_dev, s.st_ino)
             found = list(_scan(here, left)) if place not in seen else []
         except OSError as e:
-            if not name and not os.path.lexists(folder): raise DataError(f"{folder}: there is no such folder.") from None
-            if not name: raise DataError(f"{folder} cannot be read as a folder ({e.strerror}); give one that is there.") from None
+            if not name and not os.path.lexists(folder):
+                raise DataError(f"{folder}: there is no such folder.") from None
+            if not name:
+                raise DataError(
+                    f"{folder} cannot be read as a folder ({e.strerror}); give one that is there."
+                ) from None
             left["folders that cannot be read"] += 1
             continue
         seen.add(place)
         for entry, status in found:
-            if stat.S_ISREG(status.st_mode): yield f"{name}{entry}", status
-            elif not stat.S_ISDIR(status.st_mode): left["no regular files"] += 1
+            if stat.S_ISREG(status.st_mode):
+                yield f"{name}{entry}", status
+            elif not stat.S_ISDIR(status.st_mode):
+                left["no regular files"] += 1
         below += [f"{name}{entry}/" for entry, status in reversed(found) if stat.S_ISDIR(status.st_mode)]
 
+# %% ../nbs/01a_images.ipynb #c5e10b013
 def passed_by(
     left: Counter[str],  # Of `walk_images`
-) -> str:                # e.g. "left out: 20 of another type (.jfif), 1 hidden or previews"; empty where there is none
+) -> str:  # e.g. "left out: 20 of another type (.jfif), 1 hidden or previews"; empty where there is none
     "What was left out, for people."
     said = ", ".join(f"{n} {what}" for what, n in sorted(left.items()) if n)
     return f"left out: {said}" if said else ""
 
+# %% ../nbs/01a_images.ipynb #c5e10b01
 def find_images(
-    folder: str|Path,              # Where to look, at any depth
-    without: str|Path|None = None, # A folder that is left out, such as one for results; it need not exist
-    left: Counter[str]|None = None, # As for `walk_images`
-) -> tuple[Path, ...]:             # In natural order of their paths
+    folder: str | Path,  # Where to look, at any depth
+    without: str
+    | Path
+    | None = None,  # A folder that is left out, such as one for results; it need not exist
+    left: Counter[str] | None = None,  # As for `walk_images`
+) -> tuple[Path, ...]:  # In natural order of their paths
     "All image files below a folder. Raises `DataError` where there is none."
     left = Counter() if left is None else left
-    inside = [Path(folder, name) for name, _ in walk_images(folder, () if without is None else (without,), left)]
+    inside = [
+        Path(folder, name) for name, _ in walk_images(folder, () if without is None else (without,), left)
+    ]
     if not inside:
         outside = "" if without is None else f" outside of {without}"
         said = f"; {passed_by(left)}" if passed_by(left) else ""
         raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}){outside}{said}.")
     return tuple(sorted(inside, key=lambda f: natural_key(f.as_posix())))
 
-# %% ../nbs/01a_images.ipynb #02-data-59
+# %% ../nbs/01a_images.ipynb #02-data-590
 @contextlib.contextmanager
-def _reading(path: str|Path) -> Iterator[None]:
+def _reading(path: str | Path) -> Iterator[None]:
     "Turn whatever goes wrong with reading an image into a `DataError` that names it."
-    try: yield
-    except (DataError, MemoryError): raise
-    except FileNotFoundError: raise DataError(f"{path}: there is no such file.") from None
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file.") from None
     except Image.DecompressionBombError as e:
         why = str(e).rstrip(".")
-        raise DataError(f"{path}: {why}. To read it all the same, set MUDENET_MEGAPIXELS to what is allowed.") from None
+        raise DataError(
+            f"{path}: {why}. To read it all the same, set MUDENET_MEGAPIXELS to what is allowed."
+        ) from None
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error …
-        if isinstance(e, OSError) and e.errno: raise DataError(f"{path} cannot be read: {e.strerror}.") from None
+        if isinstance(e, OSError) and e.errno:
+            raise DataError(f"{path} cannot be read: {e.strerror}.") from None
         why = "no known image format" if isinstance(e, UnidentifiedImageError) else str(e)
-        raise DataError(f"{path} cannot be read as an image ({why}). It may be truncated or of another type than its "
-                        "name says: copy or save it again, or take it out of the data set.") from None
+        raise DataError(
+            f"{path} cannot be read as an image ({why}). It may be truncated or of another type than its "
+            "name says: copy or save it again, or take it out of the data set."
+        ) from None
 
+# %% ../nbs/01a_images.ipynb #02-data-591
 def open_image(
-    source: str|Path|BinaryIO,  # A file, open or not
-) -> Image.Image:               # Not decoded yet
-    "An image of one of the `FORMATS`, as large as $MUDENET_MEGAPIXELS allows. Raises `DataError`, and whatever Pillow does."
-    if allowed := os.environ.get("MUDENET_MEGAPIXELS"): Image.MAX_IMAGE_PIXELS = int(float(allowed)*1e6/2)  # refuses twice as many
+    source: str | Path | BinaryIO,  # A file, open or not
+) -> Image.Image:  # Not decoded yet
+    """An image of one of the `FORMATS`, as large as $MUDENET_MEGAPIXELS allows.
+
+    Raises `DataError`, and whatever Pillow does.
+    """
+    # refuses twice as many
+    if allowed := os.environ.get("MUDENET_MEGAPIXELS"):
+        Image.MAX_IMAGE_PIXELS = int(float(allowed) * 1e6 / 2)
     if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):
-        raise DataError(f"{source} is no regular file: a pipe, a device or a folder cannot be read as an image.")
+        raise DataError(
+            f"{source} is no regular file: a pipe, a device or a folder cannot be read as an image."
+        )
     return Image.open(source, formats=FORMATS)
 
-def _decode(source: str|Path|BinaryIO) -> Image.Image:
+
+def _decode(source: str | Path | BinaryIO) -> Image.Image:
     "Decode the whole file and turn the image upright."
     with open_image(source) as f:
         f.load()
         return ImageOps.exif_transpose(f)
 
-def _rgb_values(image: Image.Image, path: str|Path) -> np.ndarray:
+# %% ../nbs/01a_images.ipynb #02-data-592
+def _rgb_values(image: Image.Image, path: str | Path) -> np.ndarray:
     "8-bit RGB (H, W, 3) by fixed rules."
     if image.mode == "F":
-        raise DataError(f"{path} holds floating-point values without a known white; save it with 8 or 16 bits.")
+        raise DataError(
+            f"{path} holds floating-point values without a known white; save it with 8 or 16 bits."
+        )
     if not image.mode.startswith("I"):
-        if image.mode in ("P", "PA"): image = image.convert("RGBA")  # a palette may hold transparency
+        if image.mode in ("P", "PA"):
+            image = image.convert("RGBA")  # a palette may hold transparency
         return np.array(image.convert("RGB"))
     wide = np.asarray(image).astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
-        raise DataError(f"{path} holds values from {wide.min()} to {wide.max()}; integers must fit 16 bits, 0 to 65535.")
-    return np.repeat(((wide + 128)//257).astype(np.uint8)[..., None], 3, axis=2)
+        raise DataError(
+            f"{path} holds values from {wide.min()} to {wide.max()}; integers must fit 16 bits, 0 to 65535."
+        )
+    return np.repeat(((wide + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
 
+# %% ../nbs/01a_images.ipynb #02-data-59
 def read_image(
-    path: str|Path,  # An image file
-) -> np.ndarray:     # uint8 (H, W, 3), RGB
+    path: str | Path,  # An image file
+) -> np.ndarray:  # uint8 (H, W, 3), RGB
     "One image, upright, as 8-bit RGB. Raises `DataError` naming the file."
     path = Path(path)
-    with _reading(path): return _rgb_values(_decode(path), path)
+    with _reading(path):
+        return _rgb_values(_decode(path), path)
+
 
 def to_rgb(
     image: Image.Image,  # Made, or opened from a file
-    name: str,           # What an error calls it
-) -> np.ndarray:         # uint8 (H, W, 3), RGB
+    name: str,  # What an error calls it
+) -> np.ndarray:  # uint8 (H, W, 3), RGB
     "A Pillow image as `read_image` would give it. Raises `DataError` with the name."
-    with _reading(name): return _rgb_values(ImageOps.exif_transpose(image), name)
+    with _reading(name):
+        return _rgb_values(ImageOps.exif_transpose(image), name)
 
 # %% ../nbs/01a_images.ipynb #02-data-64
 def image_size(
-    path: str|Path,      # An image file
-) -> tuple[int, int]:    # H, W as `read_image` would give them
+    path: str | Path,  # An image file
+) -> tuple[int, int]:  # H, W as `read_image` would give them
     "Height and width of the upright image, as far as possible without decoding it."
     path = Path(path)
     with _reading(path), open_image(path) as f:
@@ -203,89 +271,111 @@ def image_size(
         width, height = _decode(path).size if turned else f.size
     return height, width
 
+
 def image_mode(
-    path: str|Path,  # An image file
-) -> str:            # By Pillow's names, e.g. "RGB", "L" (8-bit grey), "I;16"
+    path: str | Path,  # An image file
+) -> str:  # By Pillow's names, e.g. "RGB", "L" (8-bit grey), "I;16"
     "Channels and bit depth in the file, without decoding it."
     path = Path(path)
-    with _reading(path), Image.open(path, formats=FORMATS) as f: return f.mode
+    with _reading(path), Image.open(path, formats=FORMATS) as f:
+        return f.mode
 
 # %% ../nbs/01a_images.ipynb #59daba60
 def resize_image(
-    image: np.ndarray,                # uint8 (H, W, 3)
-    size: int,                        # S, pixels
+    image: np.ndarray,  # uint8 (H, W, 3)
+    size: int,  # S, pixels
     interpolation: str = "bilinear",  # "bilinear", "bicubic", "box", "nearest" (A-031)
-) -> np.ndarray:                      # uint8 (S, S, 3)
+) -> np.ndarray:  # uint8 (S, S, 3)
     "An image squeezed to a square; every filter but nearest widens as the image shrinks (antialiasing)."
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling[interpolation.upper()]))
 
-# %% ../nbs/01a_images.ipynb #cd4ba634
-Inputs = str|Path|bytes|bytearray|memoryview|BinaryIO|np.ndarray|Image.Image|Iterable[Any]
+# %% ../nbs/01a_images.ipynb #cd4ba6340
+Inputs = str | Path | bytes | bytearray | memoryview | BinaryIO | np.ndarray | Image.Image | Iterable[Any]
+
 
 def _array(image: np.ndarray, name: str) -> np.ndarray:
     "An array that can be looked at. Raises `DataError`."
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(f"{name}: an array must be uint8 (H, W, 3), RGB, with at least one pixel; got {image.dtype} {image.shape}.")
+        raise DataError(
+            f"{name}: an array must be uint8 (H, W, 3), RGB, with at least one pixel; got {image.dtype} "
+            f"{image.shape}."
+        )
     return image
 
+# %% ../nbs/01a_images.ipynb #cd4ba634
 def named_images(
-    inputs: Inputs,                 # Folder, file, bytes of a file, image, uint8 array (H, W, 3) in RGB, or a list of them
-    without: str|Path|None = None,  # A folder to leave out where `inputs` is one
-    name: str = "0",                # What an input without a name of its own is called
-) -> Iterator[tuple[str, np.ndarray]]: # Name and uint8 pixels (H, W, 3), RGB
-    "Every input in its order, read when it is asked for. Raises `DataError` naming an input that cannot be used."
+    inputs: Inputs,  # Folder, file, bytes of a file, image, uint8 array (H, W, 3) in RGB, or a list of them
+    without: str | Path | None = None,  # A folder to leave out where `inputs` is one
+    name: str = "0",  # What an input without a name of its own is called
+) -> Iterator[tuple[str, np.ndarray]]:  # Name and uint8 pixels (H, W, 3), RGB
+    """Every input in its order, read when it is asked for.
+
+    Raises `DataError` naming an input that cannot be used.
+    """
     if isinstance(inputs, (str, Path)):
         path = Path(inputs)
-        if not path.exists(): raise DataError(f"{path}: there is no such file or folder.")
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder.")
         for f in find_images(path, without) if path.is_dir() else [path]:
             yield (f.relative_to(path).as_posix() if path.is_dir() else f.name), read_image(f)
-    elif isinstance(inputs, Image.Image): yield name, to_rgb(inputs, f"input {name}")
-    elif isinstance(inputs, np.ndarray): yield name, _array(inputs, f"input {name}")
+    elif isinstance(inputs, Image.Image):
+        yield name, to_rgb(inputs, f"input {name}")
+    elif isinstance(inputs, np.ndarray):
+        yield name, _array(inputs, f"input {name}")
     elif isinstance(inputs, (bytes, bytearray, memoryview)) or hasattr(inputs, "read"):
         with _reading(f"input {name}"):
             source: Any = inputs if hasattr(inputs, "read") else io.BytesIO(inputs)
             yield name, _rgb_values(_decode(source), f"input {name}")
     elif isinstance(inputs, Iterable) and not hasattr(inputs, "dtype"):
-        for i, one in enumerate(inputs): yield from named_images(one, without, str(i))
+        for i, one in enumerate(inputs):
+            yield from named_images(one, without, str(i))
     else:
-        raise DataError(f"input {name} is of type {type(inputs).__name__}; give a file, a folder, the bytes of a file, a Pillow "
-                        "image, a uint8 array (H, W, 3) in RGB, or a list of them. Normalised tensors are for the detector itself.")
+        raise DataError(
+            f"input {name} is of type {type(inputs).__name__}; give a file, a folder, the bytes of a file, "
+            "a Pillow image, a uint8 array (H, W, 3) in RGB, or a list of them. Normalised tensors are for "
+            "the detector itself."
+        )
 
-# %% ../nbs/01a_images.ipynb #f87fc53a
-def loudest(
-    parts: np.ndarray,    # (2, L, h, w)
-) -> tuple[str, int]:     # e.g. ("logical", 3)
+# %% ../nbs/01a_images.ipynb #f87fc53a0
+def strongest(
+    parts: np.ndarray,  # (2, L, h, w)
+) -> tuple[str, int]:  # e.g. ("logical", 3)
     "Branch and level (from 1) with the highest part."
     branch, level = np.unravel_index(parts.max((2, 3)).argmax(), parts.shape[:2])
     return BRANCHES[branch], int(level) + 1
 
+
 def answer_cells(
     score: float,
-    p_value: float|None,     # None: empty
+    p_value: float | None,  # None: empty
     anomalous: bool,
     threshold: float,
-    loudest: Iterable[Any],  # Branch and level
-) -> list[str]:              # For `ANSWER`
+    strongest: Iterable[Any],  # Branch and level
+) -> list[str]:  # For `ANSWER`
     "What a table says of one image."
     p = "" if p_value is None else f"{p_value:.6g}"
-    return [f"{score:.6g}", p, str(int(anomalous)), f"{threshold:.6g}", " ".join(map(str, loudest))]
+    return [f"{score:.6g}", p, str(int(anomalous)), f"{threshold:.6g}", " ".join(map(str, strongest))]
 
+# %% ../nbs/01a_images.ipynb #f87fc53a
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     "What a detector says about one image."
-    name: str          # File name, or its number where there is none
-    score: float       # Larger is more anomalous
-    label: bool        # score > threshold
-    threshold: float   # The detector's (A-029)
-    map: np.ndarray    # (H, W) float32 at the image's own size
-    parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
-    p_value: float|None = None  # Of the score among those of held-out good parts; None where a file does not have them
-    grid: np.ndarray|None = None  # (S, S) float32: the map at the network's input, for `find_regions`; not of an exported file
 
-    def loudest(self) -> tuple[str, int]:
+    name: str  # File name, or its number where there is none
+    score: float  # Larger is more anomalous
+    label: bool  # score > threshold
+    threshold: float  # The detector's (A-029)
+    map: np.ndarray  # (H, W) float32 at the image's own size
+    parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
+    # Of the score among those of held-out good parts; None where a file does not have them
+    p_value: float | None = None
+    # (S, S) float32: the map at the network's input, for `find_regions`; not of an exported file
+    grid: np.ndarray | None = None
+
+    def strongest(self) -> tuple[str, int]:
         "Branch and level (from 1) with the highest part: which one spoke."
-        return loudest(self.parts)
+        return strongest(self.parts)
 
     def cells(self) -> list[str]:
         "See `answer_cells`."
-        return answer_cells(self.score, self.p_value, self.label, self.threshold, self.loudest())
+        return answer_cells(self.score, self.p_value, self.label, self.threshold, self.strongest())

@@ -27,12 +27,12 @@ __all__ = ['as_bytes', 'default_config', 'Scores']
 # %% ../nbs/16a_interop.ipynb #16a-interop-05
 def as_bytes(
     images: Tensor,  # float32 (B, 3, S, S), ImageNet-normalised
-) -> Tensor:         # uint8, the same shape
+) -> Tensor:  # uint8, the same shape
     "The bytes that `normalize` was given."
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return ((images*std + mean)*255).round().clamp(0, 255).to(torch.uint8)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/16a_interop.ipynb #16a-interop-08
+# %% ../nbs/16a_interop.ipynb #16a-interop-080
 def _anomalib() -> Any:
     "What the model needs of anomalib. Raises `ConfigError` where it is not installed."
     try:
@@ -43,16 +43,19 @@ def _anomalib() -> Any:
         raise ConfigError(f"anomalib is not installed ({e}): pip install 'mudenet[anomalib]'") from None
     return LearningType, InferenceBatch, AnomalibModule
 
+# %% ../nbs/16a_interop.ipynb #16a-interop-08
 def default_config() -> Config:
     "The preset `fast`, with statistics from the training images."
     return load_config(tree=dict(dataset="folder", preset="fast", inference=dict(statistics_images="train")))
 
+
 class Scores(nn.Module):
     "A detector that answers as anomalib wants it: score and map of a batch."
+
     def __init__(
         self,
         detector: Detector,
-        answer: Any,         # anomalib's `InferenceBatch`
+        answer: Any,  # anomalib's `InferenceBatch`
     ):
         super().__init__()
         self.detector, self.answer = detector, answer
@@ -62,7 +65,7 @@ class Scores(nn.Module):
         out = self.detector(images)
         return self.answer(pred_score=out.score.float(), anomaly_map=out.map.float()[:, None])
 
-# %% ../nbs/16a_interop.ipynb #16a-interop-09
+# %% ../nbs/16a_interop.ipynb #16a-interop-090
 @functools.cache
 def _model_class() -> Any:
     "The class `MuDeNet`."
@@ -70,23 +73,30 @@ def _model_class() -> Any:
 
     class MuDeNet(AnomalibModule):  # type: ignore[misc,valid-type]
         "MuDeNet in anomalib's `Engine`."
-        def __init__(self, config: Config|None = None, **parts: Any):
+
+        def __init__(self, config: Config | None = None, **parts: Any):
             self.settings = with_teacher(config or default_config())
-            if self.settings.teacher is None: raise ConfigError("in anomalib there is no stage 1: give teacher, a name or a file.")
+            if self.settings.teacher is None:
+                raise ConfigError("in anomalib there is no stage 1: give teacher, a name or a file.")
             size = self.settings.data.image_size
-            super().__init__(**{"pre_processor": self.configure_pre_processor((size, size)), "visualizer": False, **parts})
+            super().__init__(
+                **{"pre_processor": self.configure_pre_processor((size, size)), "visualizer": False, **parts}
+            )
             networks = architecture.MuDeNet(self.settings.model, size, self.settings.seed)
             self.model = Scores(Detector(networks, self.settings), InferenceBatch)
             self.seen = torch.empty(0)
 
         @property
-        def detector(self) -> Detector: return self.model.detector
+        def detector(self) -> Detector:
+            return self.model.detector
 
         @property
-        def learning_type(self) -> Any: return LearningType.ONE_CLASS
+        def learning_type(self) -> Any:
+            return LearningType.ONE_CLASS
 
         @property
-        def trainer_arguments(self) -> dict[str, Any]: return dict(num_sanity_val_steps=0)
+        def trainer_arguments(self) -> dict[str, Any]:
+            return dict(num_sanity_val_steps=0)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             c, trained = self.settings.train, (p for p in self.detector.model.parameters() if p.requires_grad)
@@ -119,6 +129,8 @@ def _model_class() -> Any:
     MuDeNet.__qualname__ = "MuDeNet"  # anomalib pickles a model, and then it is looked up by this name
     return MuDeNet
 
+# %% ../nbs/16a_interop.ipynb #16a-interop-09
 def __getattr__(name: str) -> Any:
-    if name == "MuDeNet": return _model_class()
+    if name == "MuDeNet":
+        return _model_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

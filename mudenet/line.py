@@ -23,11 +23,12 @@ from .watch import run_watch, watch_arguments
 # %% auto #0
 __all__ = ['COMMANDS', 'run_predict', 'main']
 
-# %% ../nbs/15d_line.ipynb #f9b407c4
+# %% ../nbs/15d_line.ipynb #f9b407c40
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("detector", type=str, help="An exported file: .onnx or .xml.")
     parser.add_argument("images", type=str, help="An image, or a folder (searched at any depth).")
     parser.add_argument("--threads", type=int, help="CPU threads.")
+
 
 def run_predict(args: Any) -> None:
     "A table on standard output; stops at the first file that cannot be read."
@@ -36,21 +37,30 @@ def run_predict(args: Any) -> None:
     for p in open_detector(args.detector, threads=args.threads).stream(Path(args.images)):
         table.writerow([p.name, *p.cells()])
 
-COMMANDS = dict(predict=("score images, print a table", _predict_arguments, run_predict),
-                watch=("score every image that appears in a folder", watch_arguments, run_watch),
-                serve=("answer over HTTP", serve_arguments, run_serve))
 
+COMMANDS = dict(
+    predict=("score images, print a table", _predict_arguments, run_predict),
+    watch=("score every image that appears in a folder", watch_arguments, run_watch),
+    serve=("answer over HTTP", serve_arguments, run_serve),
+)
+
+# %% ../nbs/15d_line.ipynb #f9b407c4
 def main(
-    argv: Sequence[str]|None = None,  # Arguments; default: the process's
-) -> int:                             # Exit code
+    argv: Sequence[str] | None = None,  # Arguments; default: the process's
+) -> int:  # Exit code
     "Entry point of `mudenet` in the distribution mudenet-runtime."
     argv = list(sys.argv[1:] if argv is None else argv)
     start_logging(logging.INFO)
-    parser = argparse.ArgumentParser(prog="mudenet", description="Exported MuDeNet detectors beside a camera.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="mudenet", description="Exported MuDeNet detectors beside a camera.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    for name, (text, add, _) in COMMANDS.items(): add(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
+    for name, (text, add, _) in COMMANDS.items():
+        add(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
+
     def work() -> None:
         args = parser.parse_args(argv)
         COMMANDS[args.command][2](args)
+
     return run_command(argv, work)

@@ -27,33 +27,48 @@ __all__ = ['VERSIONS', 'Points', 'CHUNK', 'BLOCK', 'KINDS', 'LIMITS', 'Rules', '
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-04
 # raised when the value of a metric changes for the same input; records carry them
-VERSIONS = dict(image_auroc=1, image_auroc_mean=1, image_ap=1, image_f1_max=1, pixel_auroc=1, pixel_ap=1, pixel_f1_max=1,
-                au_pro=1, au_spro=1)
+VERSIONS = dict(
+    image_auroc=1,
+    image_auroc_mean=1,
+    image_ap=1,
+    image_f1_max=1,
+    pixel_auroc=1,
+    pixel_ap=1,
+    pixel_f1_max=1,
+    au_pro=1,
+    au_spro=1,
+)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-06
 @dataclass(frozen=True)
 class Ranks:
-    "Where the defective values stand among the nominal ones; the last axis runs over distinct defective scores, ascending."
-    score: np.ndarray       # (U,) distinct scores of defective pixels, or of anomalous images
-    positive: np.ndarray    # (…, U) how many defective values have that score
-    weight: np.ndarray      # (…, U) their weight; over all defective pixels it sums to 1
-    above: np.ndarray       # (…, U) nominal values that are higher
-    equal: np.ndarray       # (…, U) nominal values that are equal
-    nominal: int|np.ndarray # (…) N, nominal values in all
+    """Where the defective values stand among the nominal ones; the last axis runs over distinct defective
+    scores, ascending.
+    """
+
+    score: np.ndarray  # (U,) distinct scores of defective pixels, or of anomalous images
+    positive: np.ndarray  # (…, U) how many defective values have that score
+    weight: np.ndarray  # (…, U) their weight; over all defective pixels it sums to 1
+    above: np.ndarray  # (…, U) nominal values that are higher
+    equal: np.ndarray  # (…, U) nominal values that are equal
+    nominal: int | np.ndarray  # (…) N, nominal values in all
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-08
 def _auroc(r: Ranks) -> Any:
     "Area under the ROC curve."
     return 1 - (r.positive * (r.above + r.equal / 2)).sum(-1) / (r.positive.sum(-1) * r.nominal)
 
+
 def _reported(r: Ranks) -> tuple[np.ndarray, np.ndarray]:
     "True and false positives when everything from a score upwards is reported."
     return np.cumsum(r.positive[..., ::-1], -1)[..., ::-1], r.above + r.equal
+
 
 def _ap(r: Ranks) -> Any:
     "Average precision."
     tp, fp = _reported(r)
     return (r.positive * tp / np.maximum(tp + fp, 1)).sum(-1) / r.positive.sum(-1)
+
 
 def _f1(r: Ranks) -> Any:
     "The best F1 over all thresholds."
@@ -62,7 +77,7 @@ def _f1(r: Ranks) -> Any:
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-12
 def _width(
-    limit: float,   # f
+    limit: float,  # f
     a: np.ndarray,  # FPR just above the score
     b: np.ndarray,  # FPR at the score, b ≥ a
 ) -> np.ndarray:
@@ -71,6 +86,7 @@ def _width(
     out[across] = (limit - a[across]) ** 2 / (2 * (b - a)[across])
     return out
 
+
 def _pro(r: Ranks, limit: float) -> Any:
     "Area under the PRO curve up to the limit, divided by it."
     n = np.asarray(r.nominal, float)[..., None]
@@ -78,54 +94,72 @@ def _pro(r: Ranks, limit: float) -> Any:
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-16
 def _array(
-    x: Any,       # A map, mask or scores: anything that `np.asarray` takes
-    what: str,    # What to call it in a message
+    x: Any,  # A map, mask or scores: anything that `np.asarray` takes
+    what: str,  # What to call it in a message
 ) -> np.ndarray:
     "Real numbers of at most 64 bits. Raises `DataError` for anything else."
-    try: a = np.asarray(x)
-    except Exception as e: raise DataError(f"{what} cannot be read as an array: {e}") from None
-    if a.dtype.kind in "biuf" and a.itemsize <= 8: return a
+    try:
+        a = np.asarray(x)
+    except Exception as e:
+        raise DataError(f"{what} cannot be read as an array: {e}") from None
+    if a.dtype.kind in "biuf" and a.itemsize <= 8:
+        return a
     raise DataError(f"{what} must hold real numbers of at most 64 bits, got {a.dtype} of shape {a.shape}.")
 
-# %% ../nbs/08_metrics.ipynb #08-metrics-16-2
+# %% ../nbs/08_metrics.ipynb #08-metrics-16-20
 def _keys(
-    x: Any,       # A map or scores
-    what: str,    # What to call it in a message
-) -> np.ndarray:  # The same numbers in float32 if that loses nothing, else float64; no copy of a float32 array
+    x: Any,  # A map or scores
+    what: str,  # What to call it in a message
+    # The same numbers in float32 if that loses nothing, else float64; no copy of a float32 array
+) -> np.ndarray:
     "Numbers as sort keys. Raises `DataError` for NaN and for what has no order."
     a = _array(x, what)
-    if not a.size: raise DataError(f"{what} must hold numbers, got none: its shape is {a.shape}.")
-    if a.dtype.kind in "iu" and a.itemsize == 8 and (a.max() > 2**53 or a.min() < -2**53):
-        raise DataError(f"{what} holds integers beyond 2**53, which floating point cannot tell apart; scale them down.")
-    with np.errstate(over="ignore", invalid="ignore"): key = a.astype(np.float32, copy=False)
-    if a.itemsize > 2 and a.dtype != np.float32 and not (key == a).all(): key = a.astype(np.float64, copy=False)
-    if np.isnan(key.max()): raise DataError(f"{what} contains NaN, which is neither above nor below anything.")
+    if not a.size:
+        raise DataError(f"{what} must hold numbers, got none: its shape is {a.shape}.")
+    if a.dtype.kind in "iu" and a.itemsize == 8 and (a.max() > 2**53 or a.min() < -(2**53)):
+        raise DataError(
+            f"{what} holds integers beyond 2**53, which floating point cannot tell apart; scale them down."
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        key = a.astype(np.float32, copy=False)
+    if a.itemsize > 2 and a.dtype != np.float32 and not (key == a).all():
+        key = a.astype(np.float64, copy=False)
+    if np.isnan(key.max()):
+        raise DataError(f"{what} contains NaN, which is neither above nor below anything.")
     return key
 
+# %% ../nbs/08_metrics.ipynb #08-metrics-16-2
 def _map(x: Any, what: str) -> np.ndarray:
     "One anomaly map as keys (H, W)."
     key = _keys(x, what)
-    if key.ndim != 2: raise DataError(f"{what} must be (H, W), got {key.shape}.")
+    if key.ndim != 2:
+        raise DataError(f"{what} must be (H, W), got {key.shape}.")
     return key
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-16-3
 def _mask(x: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     "One mask as booleans (H, W): every value but 0 is defective."
     m = _array(x, what)
-    if m.shape != shape: raise DataError(f"{what} must have its map's shape {shape}, got {m.shape}; scale the map to the mask.")
-    if m.dtype.kind == "f" and np.isnan(m).any(): raise DataError(f"{what} contains NaN.")
+    if m.shape != shape:
+        raise DataError(
+            f"{what} must have its map's shape {shape}, got {m.shape}; scale the map to the mask."
+        )
+    if m.dtype.kind == "f" and np.isnan(m).any():
+        raise DataError(f"{what} contains NaN.")
     return m if m.dtype == np.bool_ else m != 0
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-19
 Points = tuple[np.ndarray, np.ndarray, int]  # scores of defective pixels, their weights, number of regions
 
+
 def _regions(
-    key: np.ndarray,   # (H, W) keys
+    key: np.ndarray,  # (H, W) keys
     mask: np.ndarray,  # (H, W) bool
-) -> Points:           # Weight 1/area of the region a pixel lies in
+) -> Points:  # Weight 1/area of the region a pixel lies in
     "The defective pixels of one image."
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size: return np.empty(0, key.dtype), np.empty(0), 0
+    if not rows.size:
+        return np.empty(0, key.dtype), np.empty(0), 0
     box = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
     labels, n = ndimage.label(mask[box], np.ones((3, 3)))
     inside = labels[mask[box]]
@@ -135,26 +169,33 @@ def _regions(
 @dataclass(frozen=True)
 class _Set:
     "A test set as the metrics see it."
-    points: Sequence[Points]           # Defective pixels of each image
-    free: Sequence[int]                # Number of nominal pixels of each image
-    nominal: Callable[..., np.ndarray] # (image, step=1) → nominal scores among every step-th pixel of an image, 1-D
-    groups: Sequence[int]              # Group of each image, 0 … G−1
+
+    points: Sequence[Points]  # Defective pixels of each image
+    free: Sequence[int]  # Number of nominal pixels of each image
+    # (image, step=1) → nominal scores among every step-th pixel of an image, 1-D
+    nominal: Callable[..., np.ndarray]
+    groups: Sequence[int]  # Group of each image, 0 … G−1
 
     def gather(self, floor: float = -math.inf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Scores, weights and groups of all defective pixels that reach the floor."
         owner = np.repeat(np.array(self.groups, np.uint8), [p[0].size for p in self.points])
         scores, weights = (np.concatenate([p[k] for p in self.points]) for k in (0, 1))
-        if floor == -math.inf: return scores, weights, owner
+        if floor == -math.inf:
+            return scores, weights, owner
         keep = scores >= floor
         return scores[keep], weights[keep], owner[keep]
 
     def read(self, images: Sequence[int], floor: float = -math.inf) -> np.ndarray:
         "Nominal scores of some images that reach the floor, as keys in a new array."
-        out, n = np.empty(sum(self.free[i] for i in images), np.result_type(*{p[0].dtype for p in self.points})), 0
+        out, n = (
+            np.empty(sum(self.free[i] for i in images), np.result_type(*{p[0].dtype for p in self.points})),
+            0,
+        )
         for i in images:
             x = self.nominal(i)
-            if floor > -math.inf: x = x[x >= floor]
-            out[n:n + x.size] = x
+            if floor > -math.inf:
+                x = x[x >= floor]
+            out[n : n + x.size] = x
             n += x.size
         return out[:n]
 
@@ -162,15 +203,21 @@ class _Set:
 CHUNK = 1 << 22  # nominal pixels that one thread sorts at a time, at least
 BLOCK = 1 << 20  # values that are searched at a time, or that a stream takes at a time
 
+
 def _workers() -> int:
     "Threads: the cores this process may use, at most 16."
-    try: return min(len(os.sched_getaffinity(0)), 16)
-    except AttributeError: return min(os.cpu_count() or 1, 16)
+    try:
+        return min(len(os.sched_getaffinity(0)), 16)
+    except AttributeError:
+        return min(os.cpu_count() or 1, 16)
+
 
 def _each(f: Callable, items: Sequence, pixels: int) -> list:
     "f of every item, on all cores where there are enough pixels to be worth it."
-    if pixels < 1 << 18 or len(items) < 2 or _workers() == 1: return [f(i) for i in items]
-    with ThreadPoolExecutor(_workers()) as pool: return list(pool.map(f, items))
+    if pixels < 1 << 18 or len(items) < 2 or _workers() == 1:
+        return [f(i) for i in items]
+    with ThreadPoolExecutor(_workers()) as pool:
+        return list(pool.map(f, items))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-24-2
 def _batches(free: Sequence[int], groups: Sequence[int], chunk: int) -> list[list[int]]:
@@ -178,7 +225,9 @@ def _batches(free: Sequence[int], groups: Sequence[int], chunk: int) -> list[lis
     out: list[list[int]] = []
     filled = 0
     for i in sorted(range(len(free)), key=lambda i: groups[i]):
-        if not out or filled + free[i] > chunk or groups[out[-1][0]] != groups[i]: out.append([]); filled = 0
+        if not out or filled + free[i] > chunk or groups[out[-1][0]] != groups[i]:
+            out.append([])
+            filled = 0
         out[-1].append(i)
         filled += free[i]
     return out
@@ -189,32 +238,33 @@ def _lookup(
     score: np.ndarray,  # (U,) ascending
     above: np.ndarray,  # (U,) gets how many values of the chunk are higher added
     equal: np.ndarray,  # (U,) gets how many are equal added
-    lock: Any,          # Held while that is done
+    lock: Any,  # Held while that is done
 ) -> None:
     "Count the values of the chunk that are above, and equal to, each score."
-    if not chunk.size: return
+    if not chunk.size:
+        return
     chunk.sort()
     for i in range(0, score.size, BLOCK):
-        s = score[i:i + BLOCK]
+        s = score[i : i + BLOCK]
         left = chunk.searchsorted(s)
         tied = np.flatnonzero(chunk[np.minimum(left, chunk.size - 1)] == s)
         ties = chunk.searchsorted(s[tied], "right") - left[tied]
         with lock:
-            above[i:i + BLOCK] += chunk.size - left
+            above[i : i + BLOCK] += chunk.size - left
             above[i + tied] -= ties
             equal[i + tied] += ties
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-25-2
 def _distinct(
-    scores: np.ndarray,   # (P,) in any order
+    scores: np.ndarray,  # (P,) in any order
     weights: np.ndarray,  # (P,)
-    owner: np.ndarray,    # (P,) group of each
-    G: int,               # Number of groups
+    owner: np.ndarray,  # (P,) group of each
+    G: int,  # Number of groups
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # score (U,), positive (G, U), weight (G, U)
     "Distinct scores ascending; for each group, how often each occurs and with which weight."
     order = np.argsort(scores)
     s, w, g = scores[order], weights[order], owner[order]
-    first = np.flatnonzero(np.append(True, s[1:] != s[:-1])[:s.size])
+    first = np.flatnonzero(np.append(True, s[1:] != s[:-1])[: s.size])
     positive = np.stack([np.add.reduceat(g == k, first, dtype=np.int64) for k in range(G)])
     return s[first], positive, np.stack([np.add.reduceat(np.where(g == k, w, 0), first) for k in range(G)])
 
@@ -222,19 +272,38 @@ def _distinct(
 @dataclass(frozen=True)
 class _Tally:
     "The counts of a set, kept apart by group."
-    score: np.ndarray; positive: np.ndarray; weight: np.ndarray  # (U,), (G, U), (G, U)
-    above: np.ndarray; equal: np.ndarray                         # (G, U)
-    regions: np.ndarray; nominal: np.ndarray; kept: np.ndarray   # (G,); kept: nominal pixels that reached the floor
+
+    score: np.ndarray
+    positive: np.ndarray
+    weight: np.ndarray  # (U,), (G, U), (G, U)
+    above: np.ndarray
+    equal: np.ndarray  # (G, U)
+    # (G,); kept: nominal pixels that reached the floor
+    regions: np.ndarray
+    nominal: np.ndarray
+    kept: np.ndarray
 
     def ranks(self, groups: Sequence[int] = (0,)) -> Ranks:
         "The counts of some groups together."
         g = list(groups)
         n, regions = int(self.nominal[g].sum()), int(self.regions[g].sum())
-        if not regions: raise DataError("no defective pixel: the masks are empty, so there is nothing to find; "
-                                        "the test set needs its anomalous images.")
-        if not n: raise DataError("no nominal pixel: everything is marked defective, so there is no false positive rate.")
-        return Ranks(self.score, self.positive[g].sum(0), self.weight[g].sum(0) / regions,
-                     self.above[g].sum(0), self.equal[g].sum(0), n)
+        if not regions:
+            raise DataError(
+                "no defective pixel: the masks are empty, so there is nothing to find; "
+                "the test set needs its anomalous images."
+            )
+        if not n:
+            raise DataError(
+                "no nominal pixel: everything is marked defective, so there is no false positive rate."
+            )
+        return Ranks(
+            self.score,
+            self.positive[g].sum(0),
+            self.weight[g].sum(0) / regions,
+            self.above[g].sum(0),
+            self.equal[g].sum(0),
+            n,
+        )
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-27
 def _tally(
@@ -249,10 +318,13 @@ def _tally(
     np.add.at(regions, s.groups, [p[2] for p in s.points])
     np.add.at(nominal, s.groups, s.free)
     lock = threading.Lock()
+
     def work(batch: list[int]) -> None:
         x, g = s.read(batch, floor), s.groups[batch[0]]
         _lookup(x, score, above[g], equal[g], lock)
-        with lock: kept[g] += x.size
+        with lock:
+            kept[g] += x.size
+
     _each(work, _batches(s.free, s.groups, max(CHUNK, 8 * score.size)), sum(s.free))
     return _Tally(score, positive, weight, above, equal, regions, nominal, kept)
 
@@ -260,32 +332,41 @@ def _tally(
 def _floor(s: _Set, top: float) -> float:
     "A score that, most likely, more than the share `top` of nominal pixels reach."
     total = sum(s.free)
-    if total < 1 << 20 or top > 0.7: return -math.inf
+    if total < 1 << 20 or top > 0.7:
+        return -math.inf
     step = (total >> 18) | 1  # odd, so that it does not fall on the same columns of every row
     x = np.concatenate(_each(lambda i: s.nominal(i, step), range(len(s.free)), total))
     k = int((1 - 1.05 * top - 0.005) * x.size)
     return float(np.partition(x, k)[k])
 
+
 def _top_tally(s: _Set, top: float) -> _Tally:
     "The counts that matter up to a false positive rate `top`."
     floor = _floor(s, top)
     t = _tally(s, floor)
-    if floor > -math.inf and (t.kept < top * t.nominal).any(): t = _tally(s)
+    if floor > -math.inf and (t.kept < top * t.nominal).any():
+        t = _tally(s)
     return t
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-32
 class Lazy(Sequence):
-    "A sequence whose items are read when they are asked for, each time anew; for sets that do not fit into memory."
+    """A sequence whose items are read when they are asked for, each time anew; for sets that do not fit into
+    memory.
+    """
+
     def __init__(
         self,
-        n: int,                      # How many
+        n: int,  # How many
         read: Callable[[int], Any],  # Number → item; called from several threads
-    ): self.n, self.read = n, read
+    ):
+        self.n, self.read = n, read
 
-    def __len__(self) -> int: return self.n
+    def __len__(self) -> int:
+        return self.n
 
     def __getitem__(self, i: Any) -> Any:
-        if not 0 <= i < self.n: raise IndexError(f"item {i} of {self.n}")
+        if not 0 <= i < self.n:
+            raise IndexError(f"item {i} of {self.n}")
         return self.read(i)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-32-2
@@ -293,37 +374,45 @@ def _pixel_set(maps: Any, masks: Any) -> _Set:
     "Maps and masks as a `_Set` of one group."
     if len(maps) != len(masks) or not len(maps):
         raise DataError(f"one mask for every map is needed, got {len(maps)} maps and {len(masks)} masks.")
+
     def first(i: int) -> tuple[Points, int]:
         key = _map(maps[i], f"map {i}")
         p = _regions(key, _mask(masks[i], key.shape, f"mask {i}"))
         return p, key.size - p[0].size
+
     found = _each(first, range(len(maps)), len(maps) << 16)
+
     def nominal(i: int, step: int = 1) -> np.ndarray:  # checked by now
         x = _array(maps[i], f"map {i}").ravel()[::step]
         return x[_array(masks[i], f"mask {i}").ravel()[::step] == 0] if found[i][0][2] else x
+
     return _Set([f[0] for f in found], [f[1] for f in found], nominal, [0] * len(found))
+
 
 def _fpr_limit(limit: float) -> float:
     "The limit, if it is a false positive rate."
-    if not 0 < limit <= 1: raise DataError(f"limit={limit} must lie in (0, 1]: it is a false positive rate (0.3 is usual).")
+    if not 0 < limit <= 1:
+        raise DataError(f"limit={limit} must lie in (0, 1]: it is a false positive rate (0.3 is usual).")
     return float(limit)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-32-3
 def _fpr_limits(limits: Sequence[float]) -> list[float]:
     "Each of the limits, of which there must be one at least."
-    if not len(limits): raise DataError("limits is empty: name one false positive rate or more, such as 0.05.")
+    if not len(limits):
+        raise DataError("limits is empty: name one false positive rate or more, such as 0.05.")
     return [_fpr_limit(f) for f in limits]
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-33
 def pixel_metrics(
-    maps: Any,           # N anomaly maps (H, W), higher is more anomalous; a list, or an array (N, H, W)
-    masks: Any,          # N masks (H, W), 0 where nominal
+    maps: Any,  # N anomaly maps (H, W), higher is more anomalous; a list, or an array (N, H, W)
+    masks: Any,  # N masks (H, W), 0 where nominal
     limit: float = 0.3,  # f, false positive rate up to which AU-PRO goes, in (0, 1]
-) -> dict[str, float]:   # pixel_auroc, pixel_ap, pixel_f1_max, au_pro
+) -> dict[str, float]:  # pixel_auroc, pixel_ap, pixel_f1_max, au_pro
     "All four pixel metrics from one pass."
     _fpr_limit(limit)
     r = _tally(_pixel_set(maps, masks)).ranks()
     return _roc_metrics(r) | dict(au_pro=float(_pro(r, limit)))
+
 
 def _roc_metrics(r: Ranks) -> dict[str, float]:
     "The pixel metrics that know no regions."
@@ -331,41 +420,44 @@ def _roc_metrics(r: Ranks) -> dict[str, float]:
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-33-2
 def pixel_auroc(
-    maps: Any,        # N anomaly maps (H, W)
-    masks: Any,       # N masks (H, W), 0 where nominal
-) -> float:           # In [0, 1]; 0.5 is chance
+    maps: Any,  # N anomaly maps (H, W)
+    masks: Any,  # N masks (H, W), 0 where nominal
+) -> float:  # In [0, 1]; 0.5 is chance
     "Area under the ROC curve over all pixels together."
     return float(_auroc(_tally(_pixel_set(maps, masks)).ranks()))
 
+
 def pixel_average_precision(
-    maps: Any,        # N anomaly maps (H, W)
-    masks: Any,       # N masks (H, W), 0 where nominal
-) -> float:           # In (0, 1]; chance is the share of defective pixels
+    maps: Any,  # N anomaly maps (H, W)
+    masks: Any,  # N masks (H, W), 0 where nominal
+) -> float:  # In (0, 1]; chance is the share of defective pixels
     "Average precision over all pixels together."
     return float(_ap(_tally(_pixel_set(maps, masks)).ranks()))
 
+
 def pixel_f1_max(
-    maps: Any,        # N anomaly maps (H, W)
-    masks: Any,       # N masks (H, W), 0 where nominal
-) -> float:           # In (0, 1]
+    maps: Any,  # N anomaly maps (H, W)
+    masks: Any,  # N masks (H, W), 0 where nominal
+) -> float:  # In (0, 1]
     "The best F1 of any threshold over all pixels together."
     return float(_f1(_tally(_pixel_set(maps, masks)).ranks()))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-34
 def au_pro(
-    maps: Any,           # N anomaly maps (H, W)
-    masks: Any,          # N masks (H, W), 0 where nominal
+    maps: Any,  # N anomaly maps (H, W)
+    masks: Any,  # N masks (H, W), 0 where nominal
     limit: float = 0.3,  # f, in (0, 1]: 0.3 for MVTec AD and VisA, 0.05 for MVTec AD 2
-) -> float:              # In [0, 1]; a constant map gives limit/2
+) -> float:  # In [0, 1]; a constant map gives limit/2
     "Area under the PRO curve up to the limit, divided by it; exact."
     return float(_pro(_top_tally(_pixel_set(maps, masks), _fpr_limit(limit)).ranks(), limit))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-34-2
 def pro_curve(
-    maps: Any,           # N anomaly maps (H, W)
-    masks: Any,          # N masks (H, W), 0 where nominal
+    maps: Any,  # N anomaly maps (H, W)
+    masks: Any,  # N masks (H, W), 0 where nominal
     limit: float = 1.0,  # The curve ends here
-) -> tuple[np.ndarray, np.ndarray]:  # FPR and PRO at the corners of the curve, both ascending; straight lines between
+    # FPR and PRO at the corners of the curve, both ascending; straight lines between
+) -> tuple[np.ndarray, np.ndarray]:
     "The PRO curve, for pictures: `au_pro` does not need it."
     r = _top_tally(_pixel_set(maps, masks), _fpr_limit(limit)).ranks()
     a, up = r.above[::-1] / r.nominal, np.cumsum(r.weight[::-1])
@@ -373,7 +465,8 @@ def pro_curve(
     x = np.r_[0, np.stack([a, b], 1).ravel(), 1]
     y = np.r_[0, np.stack([up - r.weight[::-1], up], 1).ravel(), up[-1:]]
     k = int(np.searchsorted(x, limit, "right"))
-    if k < x.size: x, y = np.r_[x[:k], limit], np.r_[y[:k], np.interp(limit, x, y)]
+    if k < x.size:
+        x, y = np.r_[x[:k], limit], np.r_[y[:k], np.interp(limit, x, y)]
     new = np.r_[True, (np.diff(x) > 0) | (np.diff(y) > 0)]
     return x[new], y[new]
 
@@ -385,11 +478,16 @@ def image_ranks(
     "The place of each anomalous image among the nominal ones."
     key, label = _keys(scores, "scores"), np.asarray(labels)
     if key.ndim != 1 or label.shape != key.shape:
-        raise DataError(f"one label for every score is needed, got scores {key.shape} and labels {label.shape}.")
-    if not np.isin(label, (0, 1)).all(): raise DataError(f"labels must be 0 or 1, got {np.unique(label)[:5].tolist()}.")
+        raise DataError(
+            f"one label for every score is needed, got scores {key.shape} and labels {label.shape}."
+        )
+    if not np.isin(label, (0, 1)).all():
+        raise DataError(f"labels must be 0 or 1, got {np.unique(label)[:5].tolist()}.")
     bad = label == 1
-    if not bad.any(): raise DataError("no anomalous image: all labels are 0, so there is nothing to find.")
-    if bad.all(): raise DataError("no nominal image: all labels are 1, so there are no false positives.")
+    if not bad.any():
+        raise DataError("no anomalous image: all labels are 0, so there is nothing to find.")
+    if bad.all():
+        raise DataError("no nominal image: all labels are 1, so there are no false positives.")
     points = key[bad], np.ones(bad.sum()), int(bad.sum())
     return _tally(_Set([points], [int((~bad).sum())], lambda i, step=1: key[~bad], [0])).ranks()
 
@@ -406,14 +504,15 @@ def image_metrics(
 def image_auroc(
     scores: Any,  # (N,) image scores, higher is more anomalous
     labels: Any,  # (N,) 0 nominal, 1 anomalous
-) -> float:       # In [0, 1]; 0.5 is chance
+) -> float:  # In [0, 1]; 0.5 is chance
     "Area under the ROC curve over images."
     return float(_auroc(image_ranks(scores, labels)))
+
 
 def average_precision(
     scores: Any,  # (N,) image scores, higher is more anomalous
     labels: Any,  # (N,) 0 nominal, 1 anomalous
-) -> float:       # In (0, 1]; chance is the share of anomalous images
+) -> float:  # In (0, 1]; chance is the share of anomalous images
     "Average precision over images."
     return float(_ap(image_ranks(scores, labels)))
 
@@ -421,83 +520,106 @@ def average_precision(
 def f1_max(
     scores: Any,  # (N,) image scores, higher is more anomalous
     labels: Any,  # (N,) 0 nominal, 1 anomalous
-) -> float:       # In (0, 1]
+) -> float:  # In (0, 1]
     "The best F1 of any threshold over images."
     return float(_f1(image_ranks(scores, labels)))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-d2b8c1
-KINDS = ("logical_anomalies", "structural_anomalies") # LOCO's kinds of anomalous images, as its folders are called
+# LOCO's kinds of anomalous images, as its folders are called
+KINDS = ("logical_anomalies", "structural_anomalies")
+
 
 def kind_groups(
     kinds: Sequence[str],  # For each image "good", "logical_anomalies" or "structural_anomalies"
-) -> np.ndarray:           # (N,) 0 good, 1 logical, 2 structural
+) -> np.ndarray:  # (N,) 0 good, 1 logical, 2 structural
     "The kind of each image as a number. Raises `DataError` for any other name."
     names = ("good", *KINDS)
     for i, k in enumerate(kinds):
-        if k not in names: raise DataError(f"image {i} is of kind {k!r}. {did_you_mean(k, names)}")
+        if k not in names:
+            raise DataError(f"image {i} is of kind {k!r}. {did_you_mean(k, names)}")
     return np.array([names.index(k) for k in kinds], int)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-d2b8c1-2
 def image_auroc_mean(
-    scores: Any,           # (N,) image scores, higher is more anomalous
+    scores: Any,  # (N,) image scores, higher is more anomalous
     kinds: Sequence[str],  # For each image "good", "logical_anomalies" or "structural_anomalies"
-) -> float:                # In [0, 1]; 0.5 is chance
-    "Image AUROC as LOCO's publishers report it: the mean of logical and structural, each against all good images."
+) -> float:  # In [0, 1]; 0.5 is chance
+    """Image AUROC as LOCO's publishers report it: the mean of logical and structural, each against all good
+    images.
+    """
     key, group = _keys(scores, "scores"), kind_groups(kinds)
     if key.shape != group.shape:
         raise DataError(f"one kind for every score is needed, got scores {key.shape} and {len(group)} kinds.")
     parts = [np.isin(group, (0, g)) for g in (1, 2)]
-    return (image_auroc(key[parts[0]], group[parts[0]] > 0) + image_auroc(key[parts[1]], group[parts[1]] > 0)) / 2
+    return (
+        image_auroc(key[parts[0]], group[parts[0]] > 0) + image_auroc(key[parts[1]], group[parts[1]] > 0)
+    ) / 2
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-58
-LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)                  # false positive rates at which LOCO's authors report
-Rules = Mapping[int, tuple[float, bool]]              # pixel value → saturation threshold, is it relative
+LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)  # false positive rates at which LOCO's authors report
+Rules = Mapping[int, tuple[float, bool]]  # pixel value → saturation threshold, is it relative
+
 
 def _rules(defects_config: Sequence[Mapping[str, Any]]) -> Rules:
     "LOCO's list of defect types by pixel value."
     out: dict[int, tuple[float, bool]] = {}
     for n, c in enumerate(defects_config):
-        try: v, t, relative = c["pixel_value"], c["saturation_threshold"], c["relative_saturation"]
+        try:
+            v, t, relative = c["pixel_value"], c["saturation_threshold"], c["relative_saturation"]
         except (KeyError, TypeError) as e:
-            raise DataError(f"defects_config: entry {n} lacks {e}; each needs pixel_value, saturation_threshold and "
-                            "relative_saturation, as in LOCO's defects_config.json.") from None
+            raise DataError(
+                f"defects_config: entry {n} lacks {e}; each needs pixel_value, saturation_threshold and "
+                "relative_saturation, as in LOCO's defects_config.json."
+            ) from None
         if not isinstance(v, Integral) or v < 1 or v in out:
-            raise DataError(f"defects_config: entry {n} has pixel_value {v!r}; each needs its own whole number from 1 up.")
+            raise DataError(
+                f"defects_config: entry {n} has pixel_value {v!r}; each needs its own whole number from 1 up."
+            )
         if relative not in (True, False):
-            raise DataError(f"defects_config: pixel_value {v} has relative_saturation {relative!r}; it must be true or false.")
+            raise DataError(
+                f"defects_config: pixel_value {v} has relative_saturation {relative!r}; it must be true or "
+                "false."
+            )
         if not isinstance(t, (int, float)) or not (0 < t <= 1 if relative else t >= 1 and t % 1 == 0):
-            raise DataError(f"defects_config: pixel_value {v} has saturation_threshold {t!r}; relative ones lie in (0, 1], "
-                            "absolute ones are whole numbers of pixels, 1 or more.")
+            raise DataError(
+                f"defects_config: pixel_value {v} has saturation_threshold {t!r}; relative ones lie in (0, "
+                "1], absolute ones are whole numbers of pixels, 1 or more."
+            )
         out[int(v)] = (float(t), bool(relative))
     return out
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-58-2
 def saturation_area(
-    area: int,         # A, pixels of the defect
+    area: int,  # A, pixels of the defect
     threshold: float,  # Share of the area if relative, else pixels
-    relative: bool,    # Which of the two
-) -> int:              # S
+    relative: bool,  # Which of the two
+) -> int:  # S
     "How many pixels of a defect have to be found."
     return int(threshold * area) if relative else int(min(threshold, area))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-59
-def _defect(key: np.ndarray, channel: np.ndarray, marked: np.ndarray, rules: Rules, what: str) -> tuple[np.ndarray, np.ndarray]:
+def _defect(
+    key: np.ndarray, channel: np.ndarray, marked: np.ndarray, rules: Rules, what: str
+) -> tuple[np.ndarray, np.ndarray]:
     "Scores and weights of those pixels of one defect that count."
     value = np.unique(channel[marked]).tolist()
-    if len(value) != 1: raise DataError(f"{what} must mark one defect with one value, but its values are {value}.")
-    if value[0] not in rules: raise DataError(f"{what} has the value {value[0]}; defects_config knows {sorted(rules)}.")
+    if len(value) != 1:
+        raise DataError(f"{what} must mark one defect with one value, but its values are {value}.")
+    if value[0] not in rules:
+        raise DataError(f"{what} has the value {value[0]}; defects_config knows {sorted(rules)}.")
     s = key[marked]
     top = saturation_area(s.size, *rules[int(value[0])])
-    if top < 1: raise DataError(f"{what}: a defect of {s.size} pixels saturates at {top}; its sPRO is undefined.")
-    return np.partition(s, s.size - top)[s.size - top:], np.full(top, 1 / top)
+    if top < 1:
+        raise DataError(f"{what}: a defect of {s.size} pixels saturates at {top}; its sPRO is undefined.")
+    return np.partition(s, s.size - top)[s.size - top :], np.full(top, 1 / top)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-59-2
 def _saturated(
-    key: np.ndarray,     # (H, W) keys
+    key: np.ndarray,  # (H, W) keys
     channels: Sequence,  # Of one image
     rules: Rules,
-    what: str,           # What to call the image
-    only: int|None = None,  # Defects of this pixel value alone
+    what: str,  # What to call the image
+    only: int | None = None,  # Defects of this pixel value alone
 ) -> tuple[Points, np.ndarray]:  # The pixels that count, and (H, W) bool: marked by any channel
     "The defects of one image."
     union = np.zeros(key.shape, bool)
@@ -511,11 +633,14 @@ def _saturated(
     return (scores, weights, len(found) - 1), union
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-62
-def _group(kind: str|None, channels: Sequence, what: str) -> int:
+def _group(kind: str | None, channels: Sequence, what: str) -> int:
     "0 for a good image, 1 for a logical, 2 for a structural one; without kinds, 1 is any with a channel."
-    if kind is None: return int(len(channels) > 0)
-    if kind not in ("good", *KINDS): raise DataError(f"{what} is of kind {kind!r}. {did_you_mean(kind, ('good', *KINDS))}")
-    if (kind != "good") != (len(channels) > 0): raise DataError(f"{what} is called {kind} but has {len(channels)} channels.")
+    if kind is None:
+        return int(len(channels) > 0)
+    if kind not in ("good", *KINDS):
+        raise DataError(f"{what} is of kind {kind!r}. {did_you_mean(kind, ('good', *KINDS))}")
+    if (kind != "good") != (len(channels) > 0):
+        raise DataError(f"{what} is called {kind} but has {len(channels)} channels.")
     return 0 if kind == "good" else 1 + KINDS.index(kind)
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-62-2
@@ -523,53 +648,69 @@ def _spro_set(
     maps: Any,
     channels: Sequence[Sequence],
     config: Sequence[Mapping[str, Any]],
-    kinds: Sequence[str]|None,
-    only: int|None = None,  # Pixel value of the defects that count, if not all do
+    kinds: Sequence[str] | None,
+    only: int | None = None,  # Pixel value of the defects that count, if not all do
 ) -> _Set:
     "Maps and channels as a `_Set` of three groups."
     if not len(maps) or len(channels) != len(maps) or (kinds is not None and len(kinds) != len(maps)):
-        raise DataError(f"one list of channels, and one kind, for every map is needed, got {len(maps)} maps, "
-                        f"{len(channels)} lists and {'no' if kinds is None else len(kinds)} kinds.")
+        raise DataError(
+            f"one list of channels, and one kind, for every map is needed, got {len(maps)} maps, "
+            f"{len(channels)} lists and {'no' if kinds is None else len(kinds)} kinds."
+        )
     rules = _rules(config)
+
     def first(i: int) -> tuple[Points, int, int]:
         key, ch, what = _map(maps[i], f"map {i}"), channels[i], f"image {i}"
         group = _group(None if kinds is None else kinds[i], ch, what)
         p, union = _saturated(key, ch, rules, what, only)
         return p, union.size - int(union.sum()), group
+
     points, free, groups = zip(*_each(first, range(len(maps)), len(maps) << 16), strict=True)
+
     def nominal(i: int, step: int = 1) -> np.ndarray:  # checked by now
         x = _array(maps[i], f"map {i}").ravel()[::step]
         return x[np.all([np.asarray(c).ravel()[::step] == 0 for c in channels[i]], 0)] if groups[i] else x
+
     return _Set(points, free, nominal, list(groups))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-63
 def _splits(groups: Sequence[int], kinds: bool) -> dict[str, tuple[int, ...]]:
     "Which groups belong to which split, for the splits that there are."
     there = set(groups) if kinds else set()
-    return dict(all=tuple(sorted(set(groups)))) | {k: tuple(sorted({0, g} & set(groups)))
-                                                   for g, k in enumerate(KINDS, 1) if g in there}
+    return dict(all=tuple(sorted(set(groups)))) | {
+        k: tuple(sorted({0, g} & set(groups))) for g, k in enumerate(KINDS, 1) if g in there
+    }
 
-def _spro_table(t: _Tally, splits: Mapping[str, tuple[int, ...]], limits: Sequence[float]) -> dict[str, dict[float, float]]:
+
+def _spro_table(
+    t: _Tally, splits: Mapping[str, tuple[int, ...]], limits: Sequence[float]
+) -> dict[str, dict[float, float]]:
     "AU-sPRO of every split at every limit, and the mean of the two kinds."
     out = {}
     for name, g in splits.items():
         r = t.ranks(g)
         out[name] = {f: float(_pro(r, f)) for f in limits}
-    if len(splits) == 3: out["mean"] = {f: (out[KINDS[0]][f] + out[KINDS[1]][f]) / 2 for f in limits}
+    if len(splits) == 3:
+        out["mean"] = {f: (out[KINDS[0]][f] + out[KINDS[1]][f]) / 2 for f in limits}
     return out
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-63-2
 def au_spro(
-    maps: Any,                                    # N anomaly maps (H, W), at the size of the ground truth; may be `Lazy`
-    channels: Sequence[Sequence],                 # For each image its channels (H, W), 0 or the pixel value; () if good; likewise
-    defects_config: Sequence[Mapping[str, Any]],  # LOCO's entries: pixel_value, saturation_threshold, relative_saturation
-    limits: Sequence[float] = LIMITS,             # FPR limits, each in (0, 1]
-    kinds: Sequence[str]|None = None,             # For each image "good", "logical_anomalies" or "structural_anomalies"
-) -> dict[str, dict[float, float]]:               # Split → limit → AU-sPRO; splits: all, the kinds there are, mean of the two
+    maps: Any,  # N anomaly maps (H, W), at the size of the ground truth; may be `Lazy`
+    # For each image its channels (H, W), 0 or the pixel value; () if good; likewise
+    channels: Sequence[Sequence],
+    # LOCO's entries: pixel_value, saturation_threshold, relative_saturation
+    defects_config: Sequence[Mapping[str, Any]],
+    limits: Sequence[float] = LIMITS,  # FPR limits, each in (0, 1]
+    kinds: Sequence[str]
+    | None = None,  # For each image "good", "logical_anomalies" or "structural_anomalies"
+    # Split → limit → AU-sPRO; splits: all, the kinds there are, mean of the two
+) -> dict[str, dict[float, float]]:
     "AU-sPRO by LOCO's full rule; exact. Without `kinds` there is only the split `all`."
     limits = _fpr_limits(limits)
     s = _spro_set(maps, channels, defects_config, kinds)
     return _spro_table(_tally(s), _splits(s.groups, kinds is not None), limits)
+
 
 def _chosen(items: Any, pick: Sequence[int]) -> Lazy:
     "Some of a sequence."
@@ -577,22 +718,30 @@ def _chosen(items: Any, pick: Sequence[int]) -> Lazy:
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-63-3
 def au_spro_types(
-    maps: Any,                                    # As for `au_spro`
-    channels: Sequence[Sequence],                 # As for `au_spro`
+    maps: Any,  # As for `au_spro`
+    channels: Sequence[Sequence],  # As for `au_spro`
     defects_config: Sequence[Mapping[str, Any]],  # LOCO's entries, with defect_name
-    limits: Sequence[float] = LIMITS,             # FPR limits, each in (0, 1]
-) -> dict[str, dict[float, float]]:               # Defect name → limit → AU-sPRO, for the types that there are
-    "AU-sPRO of each defect type alone: its channels, on the images that show it and the good ones. One pass a type."
+    limits: Sequence[float] = LIMITS,  # FPR limits, each in (0, 1]
+) -> dict[str, dict[float, float]]:  # Defect name → limit → AU-sPRO, for the types that there are
+    """AU-sPRO of each defect type alone: its channels, on the images that show it and the good ones.
+
+    One pass a type.
+    """
     limits, rules = _fpr_limits(limits), _rules(defects_config)
-    if len(maps) != len(channels): raise DataError(f"got {len(maps)} maps and {len(channels)} lists of channels.")
-    shown = [{int(_array(c, f"a channel of image {i}").max()) for c in channels[i]} for i in range(len(channels))]
-    if not any(shown): raise DataError("no defective pixel: no image has a channel, so there is no defect type to report.")
+    if len(maps) != len(channels):
+        raise DataError(f"got {len(maps)} maps and {len(channels)} lists of channels.")
+    shown = [
+        {int(_array(c, f"a channel of image {i}").max()) for c in channels[i]} for i in range(len(channels))
+    ]
+    if not any(shown):
+        raise DataError("no defective pixel: no image has a channel, so there is no defect type to report.")
     if unknown := set().union(*shown) - set(rules):
         raise DataError(f"channels have the values {sorted(unknown)}; defects_config knows {sorted(rules)}.")
     out = {}
     for value, entry in zip(rules, defects_config, strict=True):
         pick = [i for i, there in enumerate(shown) if not there or value in there]
-        if not any(shown[i] for i in pick): continue
+        if not any(shown[i] for i in pick):
+            continue
         t = _tally(_spro_set(_chosen(maps, pick), _chosen(channels, pick), defects_config, None, value))
         r = t.ranks(range(len(t.nominal)))
         out[str(entry.get("defect_name", value))] = {f: float(_pro(r, f)) for f in limits}

@@ -21,91 +21,110 @@ __all__ = ['distance', 'mean_distance', 'level_loss', 'over_levels', 'training_l
 
 # %% ../nbs/04c_objective.ipynb #05-distillation-23
 def distance(
-    a: Tensor,   # (B, C, H, W)
-    b: Tensor,   # The same shape
-) -> Tensor:     # (B, H, W), at least 0
+    a: Tensor,  # (B, C, H, W)
+    b: Tensor,  # The same shape
+) -> Tensor:  # (B, H, W), at least 0
     "Squared difference summed over channels, at every place; equations 3, 5, 7, 9, 10 and 16."
     if a.shape != b.shape or a.ndim != 4:
-        raise ValueError(f"need two maps of one shape (B, C, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"need two maps of one shape (B, C, H, W), got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     return (a.float() - b.float()).square().sum(1)
 
-# %% ../nbs/04c_objective.ipynb #05-distillation-1e995a
+# %% ../nbs/04c_objective.ipynb #05-distillation-1e995a0
 class _MeanDistance(torch.autograd.Function):
     "Mean of `distance`, and its gradient from the same difference."
+
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         d = a.float() - b.float()
         ctx.save_for_backward(d)
         ctx.types, ctx.places = (a.dtype, b.dtype), d.numel() // d.shape[1]
-        exact = torch.float32 if d.device.type == "mps" else torch.float64  # millions of terms: float32 would lose digits
-        return torch.stack([torch.linalg.vector_norm(one, dtype=exact).square() for one in d]).sum().float() / ctx.places
+        # millions of terms: float32 would lose digits
+        exact = torch.float32 if d.device.type == "mps" else torch.float64
+        return (
+            torch.stack([torch.linalg.vector_norm(one, dtype=exact).square() for one in d]).sum().float()
+            / ctx.places
+        )
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor|None, Tensor|None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         d, (a, b) = ctx.saved_tensors[0], ctx.types
         g = d.mul_(2 * grads[0] / ctx.places)
         return (g.to(a) if ctx.needs_input_grad[0] else None), (-g.to(b) if ctx.needs_input_grad[1] else None)
 
+# %% ../nbs/04c_objective.ipynb #05-distillation-1e995a
 def mean_distance(
-    a: Tensor,   # (B, C, H, W)
-    b: Tensor,   # The same shape
-) -> Tensor:     # Scalar; its gradient can be taken once
+    a: Tensor,  # (B, C, H, W)
+    b: Tensor,  # The same shape
+) -> Tensor:  # Scalar; its gradient can be taken once
     "The mean of `distance` over batch and space."
-    return _MeanDistance.apply(a, b) if a.shape == b.shape else distance(a, b).mean()  # the latter refuses them
+    # the latter refuses them
+    return _MeanDistance.apply(a, b) if a.shape == b.shape else distance(a, b).mean()
 
 # %% ../nbs/04c_objective.ipynb #05-distillation-d7d622
 def level_loss(
-    a: Tensor,       # (B, C, H, W)
-    b: Tensor,       # The same shape
+    a: Tensor,  # (B, C, H, W)
+    b: Tensor,  # The same shape
     reduction: str,  # "sum" or "mean" over channels, "norm": sum over channels and places (A-017)
-) -> Tensor:         # Scalar
+) -> Tensor:  # Scalar
     "One term of equations 3, 5, 7 and 16: the mean over the batch of a squared distance."
-    scale = dict(sum=1.0, mean=1/a.shape[1], norm=a.shape[2]*a.shape[3])[reduction]
+    scale = dict(sum=1.0, mean=1 / a.shape[1], norm=a.shape[2] * a.shape[3])[reduction]
     return scale * mean_distance(a, b)
+
 
 def over_levels(
     goals: Sequence[Tensor],  # L maps (B, C, H, W)
-    maps: Sequence[Tensor],   # L maps of the same shapes
-    reduction: str,           # See `level_loss` (A-017)
-) -> Tensor:                  # Scalar
+    maps: Sequence[Tensor],  # L maps of the same shapes
+    reduction: str,  # See `level_loss` (A-017)
+) -> Tensor:  # Scalar
     "The mean over levels of `level_loss`: the form of equations 3, 5, 7 and 16."
     return torch.stack([level_loss(x, y, reduction) for x, y in zip(goals, maps)]).mean()
 
 # %% ../nbs/04c_objective.ipynb #06-training-05
 def training_losses(
-    maps: Embeddings,     # Of T, S1, A and S2, for one batch
+    maps: Embeddings,  # Of T, S1, A and S2, for one batch
     config: TrainConfig,  # A-014, A-017, A-032
-) -> dict[str, Tensor]:   # Scalars L1, LA, L2, times their weights: the terms of equation 8
+) -> dict[str, Tensor]:  # Scalars L1, LA, L2, times their weights: the terms of equation 8
     "Equations 3, 5 and 7."
     goal = [m.detach() for m in maps.autoencoder] if config.detach_autoencoder else maps.autoencoder
     w1, wa, w2 = config.loss_weights
-    return dict(structural=w1*over_levels(maps.teacher, maps.structural, config.loss_reduction),
-                autoencoder=wa*over_levels(maps.teacher, maps.autoencoder, config.loss_reduction),
-                logical=w2*over_levels(goal, maps.logical, config.loss_reduction))
+    return dict(
+        structural=w1 * over_levels(maps.teacher, maps.structural, config.loss_reduction),
+        autoencoder=wa * over_levels(maps.teacher, maps.autoencoder, config.loss_reduction),
+        logical=w2 * over_levels(goal, maps.logical, config.loss_reduction),
+    )
 
 # %% ../nbs/04c_objective.ipynb #07-inference-05
 def raw_scores(
-    e: Embeddings,   # The four networks' maps
-) -> Tensor:         # (B, 2, L, h, w), at least 0
+    e: Embeddings,  # The four networks' maps
+) -> Tensor:  # (B, 2, L, h, w), at least 0
     "Equations 9 and 10: squared distance of every branch and level."
-    return torch.stack([torch.stack([distance(a, b) for a, b in zip(x, y)], 1)
-                        for x, y in ((e.teacher, e.structural), (e.autoencoder, e.logical))], 1)
+    return torch.stack(
+        [
+            torch.stack([distance(a, b) for a, b in zip(x, y)], 1)
+            for x, y in ((e.teacher, e.structural), (e.autoencoder, e.logical))
+        ],
+        1,
+    )
 
 # %% ../nbs/04c_objective.ipynb #05-distillation-26
 def match_grid(
-    target: Tensor,         # E, (B, C, h, w)
-    maps: Tensor,           # X^l of T, (B, C, H, W)
+    target: Tensor,  # E, (B, C, h, w)
+    maps: Tensor,  # X^l of T, (B, C, H, W)
     config: DistillConfig,  # `match` and `interpolation` (A-009)
-) -> tuple[Tensor, Tensor]: # E and X^l on one grid
+) -> tuple[Tensor, Tensor]:  # E and X^l on one grid
     "Bring target and teacher to one grid."
-    if config.match == "pool": return target, F.avg_pool2d(maps, maps.shape[-1]//target.shape[-1])
+    if config.match == "pool":
+        return target, F.avg_pool2d(maps, maps.shape[-1] // target.shape[-1])
     return F.interpolate(target, size=maps.shape[-2:], mode=config.interpolation), maps
+
 
 def distillation_loss(
     maps: Sequence[Tensor],  # X^l of T, L maps (B, C, H, W)
-    target: Tensor,          # E of the same images, (B, C, h, w)
-    config: DistillConfig,   # A-009, A-017
-) -> Tensor:                 # Scalar
+    target: Tensor,  # E of the same images, (B, C, h, w)
+    config: DistillConfig,  # A-009, A-017
+) -> Tensor:  # Scalar
     "Equation 16: the mean over levels of the squared distance to E."
     goals, ours = zip(*(match_grid(target, m, config) for m in maps))
     return over_levels(goals, ours, config.loss_reduction)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from .core import DataError
-from .images import Prediction, loudest
+from .images import Prediction, strongest
 
 # %% auto #0
 __all__ = ['survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'find_regions', 'coco']
@@ -23,26 +23,30 @@ __all__ = ['survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'f
 # %% ../nbs/07c_regions.ipynb #07c-regions-05
 _TOUCHING = np.ones((3, 3), bool)  # at sides and corners
 
+
 def survival(
-    grid: NDArray,      # S, (H, W)
+    grid: NDArray,  # S, (H, W)
     min_area: int = 1,  # m, pixels of `grid`
-) -> float:             # s_m, a value of the map
+) -> float:  # s_m, a value of the map
     "The highest level at which a connected region is large enough. Raises `DataError` where none can be."
-    if not np.isfinite(grid).all(): raise DataError("an anomaly map holds values that are not finite.")
+    if not np.isfinite(grid).all():
+        raise DataError("an anomaly map holds values that are not finite.")
     if not 1 <= min_area <= grid.size:
         raise DataError(f"inference.min_area={min_area} must lie between 1 and the map's {grid.size} pixels.")
     levels = np.unique(grid)[::-1]
+
     def enough(k: int) -> bool:
         labels, _ = ndimage.label(grid >= levels[k], _TOUCHING)
         return bool(np.bincount(labels.ravel())[1:].max() >= min_area)
+
     return float(levels[bisect_left(range(levels.size), True, key=enough)] if min_area > 1 else levels[0])
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-11
 def label_regions(
-    grid: NDArray,      # S, (H, W)
-    threshold: float,   # τ
+    grid: NDArray,  # S, (H, W)
+    threshold: float,  # τ
     min_area: int = 1,  # m, pixels of `grid`
-) -> NDArray[np.int32]: # (H, W): 0 where nothing is marked, else the number of the region, from 1
+) -> NDArray[np.int32]:  # (H, W): 0 where nothing is marked, else the number of the region, from 1
     "Connected regions above a threshold without those that are too small."
     labels, count = ndimage.label(grid > threshold, _TOUCHING)
     kept = np.bincount(labels.ravel(), minlength=count + 1) >= min_area
@@ -66,9 +70,10 @@ def _pieces(inside: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
             above[cut:], below[:cut] = False, False
             todo += [below, above]
 
-# %% ../nbs/07c_regions.ipynb #07c-regions-16
+# %% ../nbs/07c_regions.ipynb #07c-regions-160
 _EAST, _SOUTH, _WEST, _NORTH = range(4)
 _STEP = ((1, 0), (0, 1), (-1, 0), (0, -1))
+
 
 def _sides(piece: NDArray[np.bool_]) -> dict[tuple[int, int], list[int]]:
     "Corner (x, y) → directions of the sides that leave it, the piece on their right."
@@ -81,6 +86,7 @@ def _sides(piece: NDArray[np.bool_]) -> dict[tuple[int, int], list[int]]:
             leaving.setdefault((x + begin[way][0], y + begin[way][1]), []).append(way)
     return leaving
 
+# %% ../nbs/07c_regions.ipynb #07c-regions-161
 def _outline(piece: NDArray[np.bool_]) -> NDArray[np.int64]:  # (K, 2), corners x, y, clockwise on the screen
     "Once around a piece, turning right where there is a choice: back to the same pixel."
     leaving = _sides(piece)
@@ -88,104 +94,132 @@ def _outline(piece: NDArray[np.bool_]) -> NDArray[np.int64]:  # (K, 2), corners 
     corner, way, corners = first, _EAST, [first]
     while True:
         corner = corner[0] + _STEP[way][0], corner[1] + _STEP[way][1]
-        if corner == first: return np.array(corners)
+        if corner == first:
+            return np.array(corners)
         turn = next(t for t in (1, 0, 3) if (way + t) % 4 in leaving[corner])
-        if turn: corners.append(corner)
+        if turn:
+            corners.append(corner)
         way = (way + turn) % 4
 
+# %% ../nbs/07c_regions.ipynb #07c-regions-16
 def polygons(
     inside: NDArray[np.bool_],  # (H, W), one region
-) -> list[NDArray[np.int64]]:   # (K, 2) each: corners x, y in pixels; the pixel (0, 0) reaches from 0 to 1
+) -> list[NDArray[np.int64]]:  # (K, 2) each: corners x, y in pixels; the pixel (0, 0) reaches from 0 to 1
     "Simple polygons whose union is the region."
     return [_outline(piece) for piece in _pieces(inside)]
+
 
 def polygon_area(
     corners: NDArray,  # (K, 2)
 ) -> float:
     "The shoelace formula."
     x, y = corners.T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))/2
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
-# %% ../nbs/07c_regions.ipynb #07c-regions-19
+# %% ../nbs/07c_regions.ipynb #07c-regions-190
 @dataclass(frozen=True, kw_only=True)
 class Region:
     "A connected region of an image that is marked; lengths in pixels of the image, before it was resized."
-    area: int                            # Pixels
-    box: tuple[int, int, int, int]       # x, y of the upper left corner, width, height
-    polygons: list[NDArray[np.int64]]    # (K, 2) each, corners x, y; their union is the region
-    centroid: tuple[float, float]        # x, y
-    peak: float                          # Highest value of the map inside
-    mean: float                          # Mean value of the map inside
-    branch: str                          # "structural" or "logical": which spoke loudest inside
-    level: int                           # From 1
+
+    area: int  # Pixels
+    box: tuple[int, int, int, int]  # x, y of the upper left corner, width, height
+    polygons: list[NDArray[np.int64]]  # (K, 2) each, corners x, y; their union is the region
+    centroid: tuple[float, float]  # x, y
+    peak: float  # Highest value of the map inside
+    mean: float  # Mean value of the map inside
+    branch: str  # "structural" or "logical": which spoke loudest inside
+    level: int  # From 1
+
 
 def _lines(old: int, new: int) -> NDArray[np.int64]:  # (old + 1,), from 0 to `new`
     "Where the lines between `old` pixels fall among `new` ones."
-    return (2*np.arange(old + 1)*new + old - 1)//(2*old)
+    return (2 * np.arange(old + 1) * new + old - 1) // (2 * old)
 
+# %% ../nbs/07c_regions.ipynb #07c-regions-19
 def _placed(
-    inside: NDArray[np.bool_],   # (S, S), one region
-    peak: tuple[int, int],       # y, x of its strongest place
-    rows: NDArray[np.int64],     # Of `_lines`
+    inside: NDArray[np.bool_],  # (S, S), one region
+    peak: tuple[int, int],  # y, x of its strongest place
+    rows: NDArray[np.int64],  # Of `_lines`
     columns: NDArray[np.int64],
 ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.float64]]:
     "Polygons, box as (2, 2): least and greatest x, y; and centroid, in pixels of the image."
     ys, xs = np.nonzero(inside)
-    weights = np.diff(rows)[ys]*np.diff(columns)[xs]
+    weights = np.diff(rows)[ys] * np.diff(columns)[xs]
     if not weights.any():
         at = np.minimum([columns[peak[1]], rows[peak[0]]], [columns[-1] - 1, rows[-1] - 1])
         return [at + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])], np.stack([at, at + 1]), at + 0.5
     corners = [np.stack([columns[q[:, 0]], rows[q[:, 1]]], 1) for q in polygons(inside)]
     shown = [q for q in corners if polygon_area(q)]
-    middle = np.stack([columns[xs] + columns[xs + 1], rows[ys] + rows[ys + 1]])/2
+    middle = np.stack([columns[xs] + columns[xs + 1], rows[ys] + rows[ys + 1]]) / 2
     every = np.concatenate(shown)
-    return shown, np.stack([every.min(0), every.max(0)]), middle @ weights/weights.sum()
+    return shown, np.stack([every.min(0), every.max(0)]), middle @ weights / weights.sum()
 
-# %% ../nbs/07c_regions.ipynb #07c-regions-20
+# %% ../nbs/07c_regions.ipynb #07c-regions-200
 def _described(
-    inside: NDArray[np.bool_],           # (S, S), one region
+    inside: NDArray[np.bool_],  # (S, S), one region
     p: Prediction,
-    grid: NDArray,                       # Its map, (S, S)
+    grid: NDArray,  # Its map, (S, S)
     lines: Sequence[NDArray[np.int64]],  # Of rows and columns
 ) -> Region:
     "One region in words and numbers."
     ys, xs = np.nonzero(inside)
     values = grid[ys, xs]
     top = int(values.argmax())
-    height, width = (s//h for s, h in zip(grid.shape, p.parts.shape[2:]))
-    branch, level = loudest(p.parts[:, :, ys//height, xs//width][..., None])
+    height, width = (s // h for s, h in zip(grid.shape, p.parts.shape[2:]))
+    branch, level = strongest(p.parts[:, :, ys // height, xs // width][..., None])
     shown, box, centre = _placed(inside, (int(ys[top]), int(xs[top])), *lines)
     x, y, right, bottom = map(int, box.ravel())
-    return Region(area=int(sum(map(polygon_area, shown))), box=(x, y, right - x, bottom - y), polygons=shown,
-                  centroid=(float(centre[0]), float(centre[1])), peak=float(values[top]),
-                  mean=float(values.mean()), branch=branch, level=level)
+    return Region(
+        area=int(sum(map(polygon_area, shown))),
+        box=(x, y, right - x, bottom - y),
+        polygons=shown,
+        centroid=(float(centre[0]), float(centre[1])),
+        peak=float(values[top]),
+        mean=float(values.mean()),
+        branch=branch,
+        level=level,
+    )
 
+# %% ../nbs/07c_regions.ipynb #07c-regions-20
 def find_regions(
-    p: Prediction,      # Of a detector, with its `grid`
-    threshold: float,   # τ, the detector's pixel threshold
+    p: Prediction,  # Of a detector, with its `grid`
+    threshold: float,  # τ, the detector's pixel threshold
     min_area: int = 1,  # m, pixels of the network's input
 ) -> tuple[list[Region], NDArray[np.bool_]]:  # The strongest first; the mask, (H, W)
     "What is marked in an image. Raises `DataError` for a prediction without the map at the network's input."
     if (grid := p.grid) is None:
-        raise DataError(f"{p.name}: it lacks the map at the network's input; predict with a run, not an export.")
+        raise DataError(
+            f"{p.name}: it lacks the map at the network's input; predict with a run, not an export."
+        )
     labels, size = label_regions(grid, threshold, min_area), p.map.shape[:2]
     rows, columns = (_lines(old, new) for old, new in zip(grid.shape, size))
     found = [_described(labels == k, p, grid, (rows, columns)) for k in range(1, int(labels.max()) + 1)]
     mask = np.repeat(np.repeat(labels > 0, np.diff(rows), 0), np.diff(columns), 1)
     for r in found:
-        if r.area == 1: mask[r.box[1], r.box[0]] = True  # where the region held no centre
+        if r.area == 1:
+            mask[r.box[1], r.box[0]] = True  # where the region held no centre
     return sorted(found, key=lambda r: -r.peak), mask
 
-# %% ../nbs/07c_regions.ipynb #07c-regions-27
+# %% ../nbs/07c_regions.ipynb #07c-regions-270
 def _annotation(r: Region, image: int, number: int) -> dict[str, Any]:
     more = dict(branch=r.branch, level=r.level, mean=r.mean, centroid=list(r.centroid))
-    return dict(id=number, image_id=image, category_id=1, iscrowd=0, score=r.peak, area=r.area, bbox=list(r.box),
-                segmentation=[q.ravel().tolist() for q in r.polygons], attributes=more)
+    return dict(
+        id=number,
+        image_id=image,
+        category_id=1,
+        iscrowd=0,
+        score=r.peak,
+        area=r.area,
+        bbox=list(r.box),
+        segmentation=[q.ravel().tolist() for q in r.polygons],
+        attributes=more,
+    )
 
+# %% ../nbs/07c_regions.ipynb #07c-regions-27
 def coco(
     found: Iterable[tuple[str, tuple[int, int], list[Region]]],  # Name, height and width, regions of each
-    **info: Any,                                                 # What else the file says; JSON values
-) -> dict[str, Any]:                                             # JSON-ready
+    **info: Any,  # What else the file says; JSON values
+) -> dict[str, Any]:  # JSON-ready
     "Regions as COCO has them."
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for k, (name, (height, width), regions) in enumerate(found, 1):

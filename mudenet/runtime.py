@@ -23,109 +23,145 @@ __all__ = ['Engine', 'META', 'cut', 'Detector', 'open_detector', 'detector_id']
 Engine = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, H, W, 3) → outputs by name
 META = "mudenet"  # the entry of a file's metadata that is ours, as JSON
 
-def _onnxruntime(path: Path, threads: int|None) -> tuple[Engine, str|None]:
+
+def _onnxruntime(path: Path, threads: int | None) -> tuple[Engine, str | None]:
     "ONNX Runtime on the CPU."
     import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
-    def run(images: np.ndarray) -> dict[str, np.ndarray]: return dict(zip(names, session.run(names, {"images": images})))
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {"images": images})))
+
     return run, session.get_modelmeta().custom_metadata_map.get(META)
 
-# %% ../nbs/15a_runtime.ipynb #1bf8b54c
-def _openvino(path: Path, threads: int|None) -> tuple[Engine, str|None]:
+# %% ../nbs/15a_runtime.ipynb #1bf8b54c0
+def _openvino(path: Path, threads: int | None) -> tuple[Engine, str | None]:
     "OpenVINO on the CPU."
     import openvino as ov
+
     core = ov.Core()
     model = core.read_model(path)
-    text = next((model.get_rt_info(k).astype(str) for k in ([META], ["framework", META]) if model.has_rt_info(k)), None)
+    text = next(
+        (model.get_rt_info(k).astype(str) for k in ([META], ["framework", META]) if model.has_rt_info(k)),
+        None,
+    )
     how: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
     bfloat16 = text is not None and json.loads(text).get("precision") in ("bfloat16", "int8")
-    bfloat16 &= "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # elsewhere it would be slow: float32
+    # elsewhere it would be slow: float32
+    bfloat16 &= "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     exact = dict(how, INFERENCE_PRECISION_HINT="f32")
-    if not bfloat16: return _compiled(core.compile_model(model, "CPU", exact)), text
+    if not bfloat16:
+        return _compiled(core.compile_model(model, "CPU", exact)), text
     first, second = cut(model)
     squares = core.compile_model(first, "CPU", exact).create_infer_request()
     answers = _compiled(core.compile_model(second, "CPU", dict(how, INFERENCE_PRECISION_HINT="bf16")))
+
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         square = squares.infer({"images": images})["square"]
         return answers(images, square=square) | dict(square=square)
+
     return run, text
 
+# %% ../nbs/15a_runtime.ipynb #1bf8b54c1
 def _compiled(compiled: Any) -> Callable[..., dict[str, np.ndarray]]:
     "One request of a compiled model, used again and again; outputs are copies."
     request, names = compiled.create_infer_request(), [o.any_name for o in compiled.outputs]
+
     def run(images: np.ndarray, **more: np.ndarray) -> dict[str, np.ndarray]:
         found = request.infer(dict(images=images, **more), share_inputs=True)
         return {n: np.array(found[n]) for n in names}
+
     return run
 
+# %% ../nbs/15a_runtime.ipynb #1bf8b54c
 def cut(
-    model: Any,           # An `openvino.Model` with the output "square"; it is taken apart
-) -> tuple[Any, Any]:     # images → square; images and square → the other outputs
+    model: Any,  # An `openvino.Model` with the output "square"; it is taken apart
+) -> tuple[Any, Any]:  # images → square; images and square → the other outputs
     "The graph as two, at the square that the networks see."
     import openvino as ov
+
     images, source = model.input("images").get_node(), model.output("square").get_node().input_value(0)
     rest = [r for r in model.get_results() if r.output(0).any_name != "square"]
     square = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type(), name="square")
     for target in source.get_target_inputs():
-        if target.get_node().get_type_name() != "Result": target.replace_source_output(square.output(0))
+        if target.get_node().get_type_name() != "Result":
+            target.replace_source_output(square.output(0))
     square.output(0).set_names({"square"})
     first = ov.Model([model.output("square").get_node()], [images], "square")
     return first, ov.Model(rest, [images, square], "answer")
 
-# %% ../nbs/15a_runtime.ipynb #77b3072c
+# %% ../nbs/15a_runtime.ipynb #77b3072c0
 _ENGINES = dict(onnxruntime=_onnxruntime, openvino=_openvino)
 _READS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
+
 
 def _engine(path: Path, engine: str) -> str:
     "The engine that is meant. Raises `CheckpointError` or `ConfigError`."
     if path.suffix not in _READS:
-        raise CheckpointError(f"{path} is no exported detector; those end in .onnx or .xml. mudenet export RUN makes one.")
-    if not path.is_file(): raise CheckpointError(f"{path}: there is no such file.")
+        raise CheckpointError(
+            f"{path} is no exported detector; those end in .onnx or .xml. mudenet export RUN makes one."
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file.")
     known = _READS[path.suffix]
     if engine != "auto" and engine not in known:
         raise ConfigError(f"engine={engine!r} does not read {path.suffix}; use {' or '.join(known)}.")
     from importlib.util import find_spec
+
     wanted = known if engine == "auto" else (engine,)
     if not (there := [e for e in wanted if find_spec(e)]):
-        raise ConfigError(f"{path.name} needs {' or '.join(wanted)}, which is not installed: pip install {wanted[0]}")
+        raise ConfigError(
+            f"{path.name} needs {' or '.join(wanted)}, which is not installed: pip install {wanted[0]}"
+        )
     return there[0]
 
-def _meaning(path: Path, text: str|None) -> dict[str, Any]:
+# %% ../nbs/15a_runtime.ipynb #77b3072c
+def _meaning(path: Path, text: str | None) -> dict[str, Any]:
     "What a file says about itself. Raises `CheckpointError` where it is not ours, or of another schema."
-    if text is None: raise CheckpointError(f"{path} was not written by mudenet export: it lacks the entry {META!r}.")
+    if text is None:
+        raise CheckpointError(f"{path} was not written by mudenet export: it lacks the entry {META!r}.")
     meta = json.loads(text)
     if meta.get("kind") != "export" or meta.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} is of kind {meta.get('kind')!r} and schema {meta.get('schema')}; this version reads exports "
-                              f"of schema {SCHEMA}. Export it again with this version.")
+        raise CheckpointError(
+            f"{path} is of kind {meta.get('kind')!r} and schema {meta.get('schema')}; this version reads "
+            f"exports of schema {SCHEMA}. Export it again with this version."
+        )
     return meta
 
 # %% ../nbs/15a_runtime.ipynb #747df412
 class Detector:
     "An exported detector."
+
     def __init__(
         self,
-        run: Engine,           # Pixels to outputs
+        run: Engine,  # Pixels to outputs
         meta: dict[str, Any],  # What the file says about itself
-        engine: str,           # "onnxruntime" or "openvino"
+        engine: str,  # "onnxruntime" or "openvino"
     ):
         self.run, self.meta, self.engine = run, meta, engine
 
     @staticmethod
     def load(
-        path: str|Path,            # A file of `mudenet export`: .onnx, or .xml with its .bin
-        engine: str = "auto",      # "onnxruntime", "openvino"; auto: the first that is installed and reads the file
-        threads: int|None = None,  # CPU threads; None: the engine decides
+        path: str | Path,  # A file of `mudenet export`: .onnx, or .xml with its .bin
+        # "onnxruntime", "openvino"; auto: the first that is installed and reads the file
+        engine: str = "auto",
+        threads: int | None = None,  # CPU threads; None: the engine decides
     ) -> Detector:
         "Read an exported detector. Raises `CheckpointError` for the file, `ConfigError` for the engine."
         path = Path(path)
         engine = _engine(path, engine)
-        try: run, text = _ENGINES[engine](path, threads)
-        except ImportError: raise
+        try:
+            run, text = _ENGINES[engine](path, threads)
+        except ImportError:
+            raise
         except Exception as e:  # each engine has its own
-            raise CheckpointError(f"{path} cannot be read by {engine}: {str(e).strip().splitlines()[0]}") from None
+            raise CheckpointError(
+                f"{path} cannot be read by {engine}: {str(e).strip().splitlines()[0]}"
+            ) from None
         return Detector(run, _meaning(path, text), engine)
 
     @property
@@ -138,17 +174,21 @@ class Detector:
         "Held-out scores behind the threshold, ascending; none in a file of before they were kept."
         return self.meta.get("held_out", [])
 
-    def stream(self, inputs: Inputs, without: str|Path|None = None) -> Iterator[Prediction]:
-        "Predictions one after the other, nothing is kept. Raises `DataError` naming an input that cannot be used."
+    def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
+        """Predictions one after the other, nothing is kept.
+
+        Raises `DataError` naming an input that cannot be used.
+        """
         most, batch = int(self.meta["config"]["inference"]["batch_size"]), list[tuple[str, np.ndarray]]()
         for name, pixels in named_images(inputs, without):
             if batch and (len(batch) == most or batch[0][1].shape != pixels.shape):
                 yield from self._answers(batch)
                 batch = []
             batch.append((name, pixels))
-        if batch: yield from self._answers(batch)
+        if batch:
+            yield from self._answers(batch)
 
-    def predict(self, inputs: Inputs, without: str|Path|None = None) -> list[Prediction]:
+    def predict(self, inputs: Inputs, without: str | Path | None = None) -> list[Prediction]:
         "Predictions of a folder, a file, an image, an array, or a list of them, in their order."
         return list(self.stream(inputs, without))
 
@@ -156,29 +196,41 @@ class Detector:
         "Predictions of images of one size."
         out = self.run(np.stack([pixels for _, pixels in batch]))
         for i, (name, _) in enumerate(batch):
-            yield Prediction(name=name, score=float(out["score"][i]), label=bool(out["label"][i]), threshold=self.threshold,
-                             map=out["map"][i], parts=out["parts"][i],
-                             p_value=p_value(float(out["score"][i]), self.held_out))
+            yield Prediction(
+                name=name,
+                score=float(out["score"][i]),
+                label=bool(out["label"][i]),
+                threshold=self.threshold,
+                map=out["map"][i],
+                parts=out["parts"][i],
+                p_value=p_value(float(out["score"][i]), self.held_out),
+            )
 
 # %% ../nbs/15a_runtime.ipynb #c11bf5e7
 def open_detector(
-    path: str|Path,        # An exported file, or with the full package a run's folder or detector.safetensors
+    path: str | Path,  # An exported file, or with the full package a run's folder or detector.safetensors
     engine: str = "auto",  # Of an exported file
-    threads: int|None = None,  # CPU threads, of an exported file
-) -> Any:                  # With `predict`, `stream` and `threshold`
+    threads: int | None = None,  # CPU threads, of an exported file
+) -> Any:  # With `predict`, `stream` and `threshold`
     "A detector of either kind. Raises `CheckpointError`."
-    if Path(path).suffix in _READS: return Detector.load(path, engine, threads)
-    try: from mudenet.inference import load_detector
+    if Path(path).suffix in _READS:
+        return Detector.load(path, engine, threads)
+    try:
+        from mudenet.inference import load_detector
     except ImportError:
-        raise CheckpointError(f"{path} is not an exported file (.onnx or .xml), and a run needs the full package: there, mudenet "
-                              f"export {path} --to onnx makes the file to give here.") from None
+        raise CheckpointError(
+            f"{path} is not an exported file (.onnx or .xml), and a run needs the full package: there, "
+            f"mudenet export {path} --to onnx makes the file to give here."
+        ) from None
     return load_detector(path)
 
 # %% ../nbs/15a_runtime.ipynb #9968d5dd
 def detector_id(
     detector: Any,  # Of `open_detector`
-) -> str:           # 12 hex digits
+) -> str:  # 12 hex digits
     "The digest that a run's record and an exported file agree on, in short."
-    if (meta := getattr(detector, "meta", None)) is not None: return str(meta["detector"])[:12]
+    if (meta := getattr(detector, "meta", None)) is not None:
+        return str(meta["detector"])[:12]
     from mudenet.core import digest
+
     return digest(detector.state_dict())[:12]

@@ -36,52 +36,69 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-# %% ../nbs/15c_serve.ipynb #d33ed936
+# %% ../nbs/15c_serve.ipynb #d33ed9360
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     "What a server accepts."
-    megabytes: float = 16.0      # Of a request's body
-    megapixels: float = 40.0     # Of an image
-    waiting: int = 32            # Requests at a time; more are told to come again
-    body_seconds: float = 10.0   # Until the body must have arrived
-    seconds: float = 60.0        # Until the answer must be there
-    batch: int = 8               # Images that the detector looks at together
+
+    megabytes: float = 16.0  # Of a request's body
+    megapixels: float = 40.0  # Of an image
+    waiting: int = 32  # Requests at a time; more are told to come again
+    body_seconds: float = 10.0  # Until the body must have arrived
+    seconds: float = 60.0  # Until the answer must be there
+    batch: int = 8  # Images that the detector looks at together
+
 
 class Refused(Exception):
     "A request that is answered with a reason."
+
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
         self.status = status
 
+# %% ../nbs/15c_serve.ipynb #d33ed936
 def decoded(
-    body: bytes,        # An image file
-    limits: Limits,     # Megapixels
-    name: str = "body", # What an error calls it
-) -> np.ndarray:        # uint8 (H, W, 3)
+    body: bytes,  # An image file
+    limits: Limits,  # Megapixels
+    name: str = "body",  # What an error calls it
+) -> np.ndarray:  # uint8 (H, W, 3)
     "Pixels of a request. Raises `Refused` with 400 or 413."
-    if not body: raise Refused(400, "the body is empty; send an image file as it is, e.g. curl --data-binary @part.png URL.")
+    if not body:
+        raise Refused(
+            400, "the body is empty; send an image file as it is, e.g. curl --data-binary @part.png URL."
+        )
     try:
         with open_image(io.BytesIO(body)) as image:
-            if image.width*image.height > limits.megapixels*1e6:
-                raise Refused(413, f"{image.width}×{image.height} pixels are more than {limits.megapixels:g} million.")
+            if image.width * image.height > limits.megapixels * 1e6:
+                raise Refused(
+                    413, f"{image.width}×{image.height} pixels are more than {limits.megapixels:g} million."
+                )
             return to_rgb(image, name)
-    except Refused: raise
-    except Image.DecompressionBombError as e: raise Refused(413, str(e)) from None
-    except UnidentifiedImageError: raise Refused(400, "the body is of no known image format.") from None
-    except DataError as e: raise Refused(400, str(e)) from None
-    except Exception as e: raise Refused(400, f"the body cannot be read as an image ({e}).") from None
+    except Refused:
+        raise
+    except Image.DecompressionBombError as e:
+        raise Refused(413, str(e)) from None
+    except UnidentifiedImageError:
+        raise Refused(400, "the body is of no known image format.") from None
+    except DataError as e:
+        raise Refused(400, str(e)) from None
+    except Exception as e:
+        raise Refused(400, f"the body cannot be read as an image ({e}).") from None
 
-# %% ../nbs/15c_serve.ipynb #d9a122f2
+# %% ../nbs/15c_serve.ipynb #d9a122f20
 @dataclass
 class _Waiting:
     "An image on its way to a detector."
+
     detector: str
     body: bytes
     answer: asyncio.Future
 
+# %% ../nbs/15c_serve.ipynb #d9a122f2
 @dataclass
 class Desk:
     "Detectors by name, what waits for them, and what they said last."
+
     detectors: Mapping[str, Any]
     limits: Limits = field(default_factory=Limits)
     queue: asyncio.Queue[_Waiting] = field(default_factory=asyncio.Queue)
@@ -92,20 +109,27 @@ class Desk:
     def __post_init__(self) -> None:
         self.history = {name: deque(maxlen=500) for name in self.detectors}
 
-    def named(self, name: str|None) -> str:
+    def named(self, name: str | None) -> str:
         "The detector that is meant. Raises `Refused` with 404."
-        if name is None and len(self.detectors) == 1: return next(iter(self.detectors))
-        if name in self.detectors: return str(name)
-        asked = "say which detector with ?detector=NAME." if name is None else f"no detector {name!r} is served."
+        if name is None and len(self.detectors) == 1:
+            return next(iter(self.detectors))
+        if name in self.detectors:
+            return str(name)
+        asked = (
+            "say which detector with ?detector=NAME." if name is None else f"no detector {name!r} is served."
+        )
         raise Refused(404, f"{asked} {did_you_mean(name or '', self.detectors)}")
 
     async def ask(self, name: str, body: bytes) -> Prediction:
         "Wait for a detector's answer. Raises `Refused`."
         waiting = _Waiting(name, body, asyncio.get_running_loop().create_future())
         self.queue.put_nowait(waiting)
-        try: return await asyncio.wait_for(waiting.answer, self.limits.seconds)
+        try:
+            return await asyncio.wait_for(waiting.answer, self.limits.seconds)
         except asyncio.TimeoutError:
-            raise Refused(503, f"no answer within {self.limits.seconds:g} seconds: the server is busy. Try again later.") from None
+            raise Refused(
+                503, f"no answer within {self.limits.seconds:g} seconds: the server is busy. Try again later."
+            ) from None
 
     async def work(self) -> None:
         "Answer what waits, for ever."
@@ -113,176 +137,293 @@ class Desk:
         with ThreadPoolExecutor(1) as thread:
             while True:
                 batch = [await self.queue.get()]
-                while len(batch) < self.limits.batch and not self.queue.empty(): batch.append(self.queue.get_nowait())
+                while len(batch) < self.limits.batch and not self.queue.empty():
+                    batch.append(self.queue.get_nowait())
                 batch = [w for w in batch if not w.answer.done()]  # whoever gave up meanwhile
                 self.sizes.append(len(batch))
                 answers = await loop.run_in_executor(thread, self._answers, batch)
                 for w, found in zip(batch, answers):
-                    if w.answer.done(): continue
-                    if isinstance(found, Exception): w.answer.set_exception(found)
-                    else: w.answer.set_result(found)
+                    if w.answer.done():
+                        continue
+                    if isinstance(found, Exception):
+                        w.answer.set_exception(found)
+                    else:
+                        w.answer.set_result(found)
 
-    def _answers(self, batch: Sequence[_Waiting]) -> list[Prediction|Exception]:
+    def _answers(self, batch: Sequence[_Waiting]) -> list[Prediction | Exception]:
         "What the detectors say of a batch, in its order."
-        answers: list[Prediction|Exception|None] = [None]*len(batch)
+        answers: list[Prediction | Exception | None] = [None] * len(batch)
         for name, detector in self.detectors.items():
             pixels: dict[int, np.ndarray] = {}
             for i, w in enumerate(batch):
-                if w.detector != name: continue
-                try: pixels[i] = decoded(w.body, self.limits)
-                except Refused as e: answers[i] = e
+                if w.detector != name:
+                    continue
+                try:
+                    pixels[i] = decoded(w.body, self.limits)
+                except Refused as e:
+                    answers[i] = e
             order = sorted(pixels, key=lambda i: pixels[i].shape)  # images of one size are looked at together
             try:
-                for i, p in zip(order, detector.stream([pixels[i] for i in order]), strict=True): answers[i] = p
+                for i, p in zip(order, detector.stream([pixels[i] for i in order]), strict=True):
+                    answers[i] = p
             except Exception as e:
-                for i in order: answers[i] = Refused(500, f"the detector {name!r} failed: {e}")
+                for i in order:
+                    answers[i] = Refused(500, f"the detector {name!r} failed: {e}")
         return [a or Refused(500, "no answer") for a in answers]
 
 # %% ../nbs/15c_serve.ipynb #4db6fd62
 def said(
     p: Prediction,
-    detector: str,            # Its name
-    how: str|None = None,     # The map as "png" (8 bits, 255 is twice the threshold), "tiff" (float32), or not at all
-) -> dict[str, Any]:          # JSON-ready
+    detector: str,  # Its name
+    # The map as "png" (8 bits, 255 is twice the threshold), "tiff" (float32), or not at all
+    how: str | None = None,
+) -> dict[str, Any]:  # JSON-ready
     "What a request is answered with. Raises `Refused` with 400 for another form of map."
-    branch, level = p.loudest()
+    branch, level = p.strongest()
     parts = {b: [float(v) for v in row] for b, row in zip(BRANCHES, p.parts.max((2, 3)))}
-    out: dict[str, Any] = dict(detector=detector, score=p.score, p_value=p.p_value, anomalous=p.label, threshold=p.threshold,
-                               parts=parts, loudest=dict(branch=branch, level=level), height=p.map.shape[0], width=p.map.shape[1])
-    if how is None: return out
-    if how not in ("png", "tiff"): raise Refused(400, f"map={how!r} is unknown; use png or tiff.")
+    out: dict[str, Any] = dict(
+        detector=detector,
+        score=p.score,
+        p_value=p.p_value,
+        anomalous=p.label,
+        threshold=p.threshold,
+        parts=parts,
+        strongest=dict(branch=branch, level=level),
+        height=p.map.shape[0],
+        width=p.map.shape[1],
+    )
+    if how is None:
+        return out
+    if how not in ("png", "tiff"):
+        raise Refused(400, f"map={how!r} is unknown; use png or tiff.")
     held = io.BytesIO()
-    if how == "tiff": Image.fromarray(p.map).save(held, "TIFF")
-    else: Image.fromarray((p.map*(127.5/max(p.threshold, 1e-6))).clip(0, 255).round().astype(np.uint8)).save(held, "PNG")
+    if how == "tiff":
+        Image.fromarray(p.map).save(held, "TIFF")
+    else:
+        Image.fromarray(
+            (p.map * (127.5 / max(p.threshold, 1e-6))).clip(0, 255).round().astype(np.uint8)
+        ).save(held, "PNG")
     return out | dict(map=f"data:image/{how};base64,{base64.b64encode(held.getvalue()).decode()}")
 
-# %% ../nbs/15c_serve.ipynb #adb80062
+# %% ../nbs/15c_serve.ipynb #adb800620
 async def _body(request: Request, limits: Limits) -> bytes:
     "A request's body, counted while it comes. Raises `Refused` with 408 or 413."
-    most = int(limits.megabytes*1e6)
+    most = int(limits.megabytes * 1e6)
     too_much = Refused(413, f"the body is larger than {limits.megabytes:g} megabytes.")
     with contextlib.suppress(ValueError):
-        if int(request.headers.get("content-length", "0")) > most: raise too_much
+        if int(request.headers.get("content-length", "0")) > most:
+            raise too_much
+
     async def read() -> bytes:
         parts = bytearray()
         async for chunk in request.stream():
             parts += chunk
-            if len(parts) > most: raise too_much
+            if len(parts) > most:
+                raise too_much
         return bytes(parts)
-    try: return await asyncio.wait_for(read(), limits.body_seconds)
+
+    try:
+        return await asyncio.wait_for(read(), limits.body_seconds)
     except asyncio.TimeoutError:
         raise Refused(408, f"the body did not arrive within {limits.body_seconds:g} seconds.") from None
 
+# %% ../nbs/15c_serve.ipynb #adb80062
 class _Counters:
     "What /metrics shows."
+
     def __init__(self, desk: Desk):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
         self.registry = CollectorRegistry()
-        self.requests = Counter("mudenet_requests_total", "Answers to POST /predict by status", ["status"], registry=self.registry)
-        self.images = Counter("mudenet_images_total", "Images scored", ["detector", "anomalous"], registry=self.registry)
-        self.seconds = Histogram("mudenet_seconds", "From request to answer", registry=self.registry,
-                                 buckets=(.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30))
-        self.waiting = Gauge("mudenet_waiting", "Requests that are being read or answered", registry=self.registry)
+        self.requests = Counter(
+            "mudenet_requests_total", "Answers to POST /predict by status", ["status"], registry=self.registry
+        )
+        self.images = Counter(
+            "mudenet_images_total", "Images scored", ["detector", "anomalous"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "mudenet_seconds",
+            "From request to answer",
+            registry=self.registry,
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+        self.waiting = Gauge(
+            "mudenet_waiting", "Requests that are being read or answered", registry=self.registry
+        )
         self.waiting.set_function(lambda: desk.inside)
 
-# %% ../nbs/15c_serve.ipynb #231092b2
+# %% ../nbs/15c_serve.ipynb #231092b20
 def _refusal(e: Refused) -> Response:
-    "JSON with the reason. A body that was not read to its end cannot be followed by another request: the connection is closed."
+    """JSON with the reason.
+
+    A body that was not read to its end cannot be followed by another request: the connection is closed.
+    """
     from starlette.responses import JSONResponse
+
     headers = {"retry-after": "1"} if e.status == 503 else {}
-    if e.status in (408, 413, 503): headers["connection"] = "close"
+    if e.status in (408, 413, 503):
+        headers["connection"] = "close"
     return JSONResponse(dict(error=str(e)), e.status, headers)
 
+# %% ../nbs/15c_serve.ipynb #231092b21
 async def _predict(request: Request, desk: Desk, counters: _Counters) -> Response:
     "POST /predict."
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
+
     begin, desk.inside = time.monotonic(), desk.inside + 1
     try:
         name, how = desk.named(request.query_params.get("detector")), request.query_params.get("map")
-        if desk.inside > desk.limits.waiting: raise Refused(503, f"{desk.limits.waiting} requests wait already; try again later.")
+        if desk.inside > desk.limits.waiting:
+            raise Refused(503, f"{desk.limits.waiting} requests wait already; try again later.")
         p = await desk.ask(name, await _body(request, desk.limits))
         response: Response = JSONResponse(said(p, name, how))
         counters.images.labels(name, str(p.label).lower()).inc()
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         desk.history[name].append(dict(time=at, score=p.score, anomalous=p.label))
-    except Refused as e: response = _refusal(e)
-    except ClientDisconnect: response = Response(status_code=400)  # nobody is there to read it
-    finally: desk.inside -= 1
+    except Refused as e:
+        response = _refusal(e)
+    except ClientDisconnect:
+        response = Response(status_code=400)  # nobody is there to read it
+    finally:
+        desk.inside -= 1
     counters.requests.labels(str(response.status_code)).inc()
     counters.seconds.observe(time.monotonic() - begin)
     return response
 
+# %% ../nbs/15c_serve.ipynb #231092b2
 def application(
     detectors: Mapping[str, Any],  # By name; each with `stream` and `threshold`
-    limits: Limits|None = None,
-) -> Starlette:                    # An ASGI application
+    limits: Limits | None = None,
+) -> Starlette:  # An ASGI application
     "The server, for uvicorn or a test client."
     from prometheus_client import generate_latest
     from starlette.applications import Starlette
     from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
     from starlette.routing import Route
+
     desk = Desk(detectors, limits or Limits())
-    counters, page = _Counters(desk), (Path(__file__).parent/"serve.html").read_text(encoding="utf-8")
-    async def index(request: Request) -> Response: return HTMLResponse(page)
-    async def metrics(request: Request) -> Response: return PlainTextResponse(generate_latest(counters.registry))
+    counters, page = _Counters(desk), (Path(__file__).parent / "serve.html").read_text(encoding="utf-8")
+
+    async def index(request: Request) -> Response:
+        return HTMLResponse(page)
+
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(generate_latest(counters.registry))
+
     async def health(request: Request) -> Response:
         served = {n: dict(threshold=float(d.threshold)) for n, d in detectors.items()}
         return JSONResponse(dict(status="ok", waiting=desk.inside, detectors=served))
+
     async def history(request: Request) -> Response:
-        try: name = desk.named(request.query_params.get("detector"))
-        except Refused as e: return _refusal(e)
-        return JSONResponse(dict(detector=name, threshold=float(detectors[name].threshold), scores=list(desk.history[name])))
-    async def predict(request: Request) -> Response: return await _predict(request, desk, counters)
+        try:
+            name = desk.named(request.query_params.get("detector"))
+        except Refused as e:
+            return _refusal(e)
+        return JSONResponse(
+            dict(detector=name, threshold=float(detectors[name].threshold), scores=list(desk.history[name]))
+        )
+
+    async def predict(request: Request) -> Response:
+        return await _predict(request, desk, counters)
+
     @contextlib.asynccontextmanager
     async def working(app: Starlette) -> AsyncIterator[None]:
         worker = asyncio.create_task(desk.work())
         yield
         worker.cancel()
-    routes = [Route("/", index), Route("/health", health), Route("/metrics", metrics), Route("/history", history),
-              Route("/predict", predict, methods=["POST"])]
+
+    routes = [
+        Route("/", index),
+        Route("/health", health),
+        Route("/metrics", metrics),
+        Route("/history", history),
+        Route("/predict", predict, methods=["POST"]),
+    ]
     return Starlette(routes=routes, lifespan=working)
 
-# %% ../nbs/15c_serve.ipynb #3d51d247
+# %% ../nbs/15c_serve.ipynb #3d51d2470
 def serve_arguments(
     parser: argparse.ArgumentParser,  # Gets the options of `mudenet serve`
 ) -> None:
     "The options, whoever parses them."
     limits = Limits()
-    parser.add_argument("detectors", type=str, nargs="+", metavar="[NAME=]FILE",
-                        help="Exported files (.onnx, .xml), or with the full package runs; the default name is the file's.")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0: for whoever can reach it.")
+    parser.add_argument(
+        "detectors",
+        type=str,
+        nargs="+",
+        metavar="[NAME=]FILE",
+        help="Exported files (.onnx, .xml), or with the full package runs; the default name is the file's.",
+    )
+    parser.add_argument(
+        "--host",
+        type=str,
+        default="127.0.0.1",
+        help="Address to listen on; 0.0.0.0: for whoever can reach it.",
+    )
     parser.add_argument("--port", type=int, default=8000, help="Port; 0: any free one, which is printed.")
-    parser.add_argument("--megabytes", type=float, default=limits.megabytes, help="Largest body of a request.")
+    parser.add_argument(
+        "--megabytes", type=float, default=limits.megabytes, help="Largest body of a request."
+    )
     parser.add_argument("--megapixels", type=float, default=limits.megapixels, help="Largest image.")
-    parser.add_argument("--waiting", type=int, default=limits.waiting, help="Requests at a time; more are answered with 503.")
-    parser.add_argument("--body_seconds", type=float, default=limits.body_seconds, help="Until a body must have arrived.")
-    parser.add_argument("--seconds", type=float, default=limits.seconds, help="Until an answer must be there.")
-    parser.add_argument("--batch", type=int, default=limits.batch, help="Images that a detector looks at together.")
+    parser.add_argument(
+        "--waiting", type=int, default=limits.waiting, help="Requests at a time; more are answered with 503."
+    )
+    parser.add_argument(
+        "--body_seconds", type=float, default=limits.body_seconds, help="Until a body must have arrived."
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=limits.seconds, help="Until an answer must be there."
+    )
+    parser.add_argument(
+        "--batch", type=int, default=limits.batch, help="Images that a detector looks at together."
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of exported files.")
 
+# %% ../nbs/15c_serve.ipynb #3d51d2471
 def _by_name(given: Sequence[str]) -> dict[str, str]:
     "Name → file. Raises `ConfigError` where a name comes twice."
     found: dict[str, str] = {}
     for g in given:
         name, eq, file = g.rpartition("=")
         name = name if eq else Path(file).stem
-        if name in found: raise ConfigError(f"two detectors are called {name!r}; give them names: one={found[name]} two={file}.")
+        if name in found:
+            raise ConfigError(
+                f"two detectors are called {name!r}; give them names: one={found[name]} two={file}."
+            )
         found[name] = file
     return found
 
+# %% ../nbs/15c_serve.ipynb #3d51d247
 def run_serve(args: Any) -> None:
     "Serve until interrupted; what was accepted is answered first."
-    try: import prometheus_client, starlette, uvicorn  # noqa: F401
+    try:
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn
     except ImportError as e:
-        raise ConfigError(f"{e.name} is not installed; mudenet serve needs the extra [serve]: starlette, uvicorn, "
-                          "prometheus-client.") from None
-    limits = Limits(**{k: getattr(args, k) for k in ("megabytes", "megapixels", "waiting", "body_seconds", "seconds", "batch")})
+        raise ConfigError(
+            f"{e.name} is not installed; mudenet serve needs the extra [serve]: starlette, uvicorn, "
+            "prometheus-client."
+        ) from None
+    limits = Limits(
+        **{
+            k: getattr(args, k)
+            for k in ("megabytes", "megapixels", "waiting", "body_seconds", "seconds", "batch")
+        }
+    )
     detectors = {n: open_detector(f, threads=args.threads) for n, f in _by_name(args.detectors).items()}
-    try: listening = socket.create_server((args.host, args.port))
-    except OSError as e: raise ConfigError(f"--host {args.host} --port {args.port} cannot be used: {e.strerror}.") from None
-    config = uvicorn.Config(application(detectors, limits), log_level="warning", timeout_keep_alive=5,
-                            timeout_graceful_shutdown=int(limits.seconds) + 1)
+    try:
+        listening = socket.create_server((args.host, args.port))
+    except OSError as e:
+        raise ConfigError(f"--host {args.host} --port {args.port} cannot be used: {e.strerror}.") from None
+    config = uvicorn.Config(
+        application(detectors, limits),
+        log_level="warning",
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=int(limits.seconds) + 1,
+    )
     print(f"serving {', '.join(detectors)} on http://{args.host}:{listening.getsockname()[1]}/", flush=True)
-    with contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])
     print("stopped; what was asked has been answered", flush=True)

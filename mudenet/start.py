@@ -18,68 +18,74 @@ from .engine import fold
 # %% auto #0
 __all__ = ['ENOUGH', 'RIDGE', 'evenly_chosen', 'mean_map', 'covariance_around', 'whitening', 'whitened', 'last_layers', 'begin']
 
-# %% ../nbs/05b_start.ipynb #3fee7642
+# %% ../nbs/05b_start.ipynb #3fee76420
 ENOUGH = 256  # images, evenly chosen, that mean and covariance are taken from
+
 
 def _maps(
     teacher: DescriptorNetwork,  # T, folded
-    images: Tensor,              # uint8, (N, 3, S, S)
-    device: torch.device|str,
-    text: str,                   # What the progress bar says
+    images: Tensor,  # uint8, (N, 3, S, S)
+    device: torch.device | str,
+    text: str,  # What the progress bar says
 ):
     "T's maps of a few images at a time, in float32: (L, B, C, S/2, S/2)."
     for batch in progress(images.split(8), text, unit="batch"):
         yield torch.stack(teacher(normalize(batch.to(device))))
 
+# %% ../nbs/05b_start.ipynb #3fee76421
 def evenly_chosen(
-    images: Tensor,    # (N, …)
+    images: Tensor,  # (N, …)
     most: int = ENOUGH,
-) -> Tensor:           # At most `most` of them
+) -> Tensor:  # At most `most` of them
     "What mean and covariance are taken from."
     return images[torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()]
 
+
 @torch.no_grad()
 def mean_map(
-    teacher: DescriptorNetwork,       # T, in evaluation mode
-    images: Tensor,                   # uint8, (N, 3, S, S), nominal
-    device: torch.device|str = "cpu", # Where T is
-) -> Tensor:                          # M, (L, C, S/2, S/2)
+    teacher: DescriptorNetwork,  # T, in evaluation mode
+    images: Tensor,  # uint8, (N, 3, S, S), nominal
+    device: torch.device | str = "cpu",  # Where T is
+) -> Tensor:  # M, (L, C, S/2, S/2)
     "What T says on average, at every place."
     return sum(maps.sum(1) for maps in _maps(fold(teacher), images, device, "mean of T")) / len(images)
 
+# %% ../nbs/05b_start.ipynb #3fee7642
 @torch.no_grad()
 def covariance_around(
-    mean: Tensor,                     # M
-    teacher: DescriptorNetwork,       # T, in evaluation mode
-    images: Tensor,                   # uint8, (N, 3, S, S), nominal
-    device: torch.device|str = "cpu", # Where T is
-) -> Tensor:                          # Σ, float64 (L, C, C)
+    mean: Tensor,  # M
+    teacher: DescriptorNetwork,  # T, in evaluation mode
+    images: Tensor,  # uint8, (N, 3, S, S), nominal
+    device: torch.device | str = "cpu",  # Where T is
+) -> Tensor:  # Σ, float64 (L, C, C)
     "How T's channels vary around their mean map."
     total = torch.zeros((), dtype=torch.float64)
     for maps in _maps(fold(teacher), images, device, "covariance of T"):
-        away = (maps - mean[:, None]).transpose(1, 2).flatten(2)       # (L, C, B·places)
+        away = (maps - mean[:, None]).transpose(1, 2).flatten(2)  # (L, C, B·places)
         total = total + (away @ away.transpose(1, 2)).double().cpu()
     return total / (len(images) * mean[0, 0].numel())
 
-# %% ../nbs/05b_start.ipynb #1ff851ae
+# %% ../nbs/05b_start.ipynb #1ff851ae0
 RIDGE = 0.1  # λ, a share of the mean variance
 
+
 def whitening(
-    covariance: Tensor,   # Σ, (L, C, C)
-    ridge: float = RIDGE, # λ
-) -> Tensor:              # W, (L, C, C), symmetric
+    covariance: Tensor,  # Σ, (L, C, C)
+    ridge: float = RIDGE,  # λ
+) -> Tensor:  # W, (L, C, C), symmetric
     "The inverse square root of each level's covariance, with a ridge."
     mean_variance = covariance.diagonal(dim1=1, dim2=2).mean(1)
     values, vectors = torch.linalg.eigh(covariance)
-    values = values.clamp_min(0) + ridge*mean_variance[:, None]
+    values = values.clamp_min(0) + ridge * mean_variance[:, None]
     return (vectors / values.clamp_min(1e-12).sqrt()[:, None]) @ vectors.transpose(1, 2)
 
+# %% ../nbs/05b_start.ipynb #1ff851ae
 @torch.no_grad()
 def whitened(
     teacher: DescriptorNetwork,  # T with bare projections (A-004); not changed
-    weights: Tensor,             # W, (L, C, C)
-    shift: Tensor,               # (L, C), what becomes 0
-) -> DescriptorNetwork:          # T whose maps are W (X - shift)
+    weights: Tensor,  # W, (L, C, C)
+    shift: Tensor,  # (L, C), what becomes 0
+) -> DescriptorNetwork:  # T whose maps are W (X - shift)
     "T with W and shift multiplied into its last layers."
     out = copy.deepcopy(teacher)
     for layer, W, b in zip(out.projections, weights.to(shift.device), shift):
@@ -89,22 +95,25 @@ def whitened(
         layer.bias.copy_(W @ (layer.bias - b).double())
     return out
 
-# %% ../nbs/05b_start.ipynb #43763779
+# %% ../nbs/05b_start.ipynb #437637790
 def last_layers(
-    model: MuDeNet,     # With bare projections
-) -> list[nn.Module]:   # Convolutions
+    model: MuDeNet,  # With bare projections
+) -> list[nn.Module]:  # Convolutions
     "The layers that give the maps of the students S1 and S2."
     return [*model.structural.projections, *model.logical.projections]
 
+# %% ../nbs/05b_start.ipynb #43763779
 @torch.no_grad()
 def begin(
-    model: MuDeNet,                   # Gets its teacher and its start
-    teacher: DescriptorNetwork,       # T of stage 1; not changed
-    images: Tensor,                   # uint8, (N, 3, S, S), nominal training images
-    whiten: bool,                     # A-049
-    device: torch.device|str = "cpu", # Where to compute
-) -> MuDeNet:                         # The same
-    "Give a fresh model its T, whitened where asked for (A-049), and let its networks begin at T's mean (A-048)."
+    model: MuDeNet,  # Gets its teacher and its start
+    teacher: DescriptorNetwork,  # T of stage 1; not changed
+    images: Tensor,  # uint8, (N, 3, S, S), nominal training images
+    whiten: bool,  # A-049
+    device: torch.device | str = "cpu",  # Where to compute
+) -> MuDeNet:  # The same
+    """Give a fresh model its T, whitened where asked for (A-049), and let its networks begin at T's mean
+    (A-048).
+    """
     if whiten or model.centre is not None:
         teacher = copy.deepcopy(teacher).to(device).eval()
         images = evenly_chosen(images)
@@ -117,5 +126,6 @@ def begin(
     if model.centre is not None:
         model.centre.copy_(mean)
         for layer in last_layers(model):
-            for parameter in layer.parameters(): parameter.zero_()
+            for parameter in layer.parameters():
+                parameter.zero_()
     return model

@@ -22,26 +22,30 @@ __all__ = ['log', 'TRACKERS', 'flat', 'Tracker', 'TensorBoard', 'MLflow', 'WandB
 # %% ../nbs/04e_tracking.ipynb #04e-tracking-04
 log = logging.getLogger("mudenet")
 
+
 def flat(
     tree: Mapping[str, Any],  # Nested plain values
-    prefix: str = "",         # Put in front
-) -> dict[str, Any]:          # {"train.lr": 0.001, …}
+    prefix: str = "",  # Put in front
+) -> dict[str, Any]:  # {"train.lr": 0.001, …}
     "Dotted names and values, as trackers list parameters."
     found: dict[str, Any] = {}
     for k, v in tree.items():
-        if isinstance(v, Mapping): found |= flat(v, f"{prefix}{k}.")
-        else: found[prefix + k] = v
+        if isinstance(v, Mapping):
+            found |= flat(v, f"{prefix}{k}.")
+        else:
+            found[prefix + k] = v
     return found
 
 # %% ../nbs/04e_tracking.ipynb #04e-tracking-07
 class Tracker(Callback):
     "Passes losses on to another program; a failure is said once and ends the tracking, not the training."
+
     title = ""  # What the log calls it
 
     def __init__(
         self,
         config: Config,  # Of the run; what belongs to this machine is left out
-        folder: Path,    # The run's
+        folder: Path,  # The run's
     ):
         self.config, self.out, self.folder, self.broken = flat(portable(config)), config.out, folder, False
 
@@ -57,8 +61,10 @@ class Tracker(Callback):
         "Finish what was begun."
 
     def _try(self, what: Callable[..., None], *args: Any) -> None:
-        if self.broken: return
-        try: what(*args)
+        if self.broken:
+            return
+        try:
+            what(*args)
         except Exception as e:  # whatever a program of others raises: hours of training are worth more
             self.broken = True
             log.warning("%s is not told any more: %s: %s", self.title, type(e).__name__, e)
@@ -75,73 +81,107 @@ class Tracker(Callback):
         step = int(row.pop("step"))
         self._try(self.scalars, {f"{self.stage}/epoch/{k}": v for k, v in row.items() if k != "epoch"}, step)
 
-    def end(self) -> None: self._try(self.close)
+    def end(self) -> None:
+        self._try(self.close)
 
-# %% ../nbs/04e_tracking.ipynb #04e-tracking-08
+# %% ../nbs/04e_tracking.ipynb #04e-tracking-080
 class TensorBoard(Tracker):
     "Event files for TensorBoard."
+
     title = "TensorBoard"
 
     def open(self, name: str, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
-        place = self.folder/"tensorboard"/name  # a folder a stage: purging forgets all later steps of its folder
+
+        # a folder a stage: purging forgets all later steps of its folder
+        place = self.folder / "tensorboard" / name
         self.writer = SummaryWriter(str(place), purge_step=start + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        for k, v in values.items(): self.writer.add_scalar(k, v, step)
+        for k, v in values.items():
+            self.writer.add_scalar(k, v, step)
 
-    def close(self) -> None: self.writer.close()
+    def close(self) -> None:
+        self.writer.close()
 
+# %% ../nbs/04e_tracking.ipynb #04e-tracking-081
 class MLflow(Tracker):
     "A run of MLflow, found again by its folder's name when it goes on."
+
     title = "MLflow"
 
     def open(self, name: str, start: int) -> None:
         from mlflow.tracking import MlflowClient
+
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (self.out/"mlruns").absolute().as_uri()
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or (self.out / "mlruns").absolute().as_uri()
         self.client = MlflowClient(uri)
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "mudenet")
         found = self.client.get_experiment_by_name(experiment)
         where = found.experiment_id if found else self.client.create_experiment(experiment)
         called = "/".join(self.folder.parts[-3:])
         there = self.client.search_runs([where], f"tags.`mudenet.run` = '{called}'")
-        if there: self.run = there[0].info.run_id
+        if there:
+            self.run = there[0].info.run_id
         else:
-            self.run = self.client.create_run(where, tags={"mudenet.run": called}, run_name=called).info.run_id
-            for k, v in self.config.items(): self.client.log_param(self.run, k, str(v)[:500])
+            self.run = self.client.create_run(
+                where, tags={"mudenet.run": called}, run_name=called
+            ).info.run_id
+            for k, v in self.config.items():
+                self.client.log_param(self.run, k, str(v)[:500])
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        for k, v in values.items(): self.client.log_metric(self.run, k, v, step=step)
+        for k, v in values.items():
+            self.client.log_metric(self.run, k, v, step=step)
 
-    def close(self) -> None: self.client.set_terminated(self.run)
+    def close(self) -> None:
+        self.client.set_terminated(self.run)
 
+# %% ../nbs/04e_tracking.ipynb #04e-tracking-08
 class WandB(Tracker):
     "A run of Weights & Biases, offline unless WANDB_MODE says otherwise."
+
     title = "Weights & Biases"
 
     def open(self, name: str, start: int) -> None:
         import wandb
+
         called = "-".join(self.folder.parts[-3:])
-        (self.folder/"wandb").mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(dir=str(self.folder), project=os.environ.get("WANDB_PROJECT", "mudenet"), id=called, name=called,
-                              config=self.config, mode=os.environ.get("WANDB_MODE", "offline"), resume="allow", reinit="create_new",
-                              settings=wandb.Settings(silent=True, console="off", x_disable_stats=True))
+        (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
+        self.run = wandb.init(
+            dir=str(self.folder),
+            project=os.environ.get("WANDB_PROJECT", "mudenet"),
+            id=called,
+            name=called,
+            config=self.config,
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None: self.run.log(dict(values), step=step)
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
 
-    def close(self) -> None: self.run.finish()
+    def close(self) -> None:
+        self.run.finish()
 
 # %% ../nbs/04e_tracking.ipynb #04e-tracking-09
-TRACKERS: dict[str, tuple[type[Tracker], str]] = dict(  # Name in `track` → class, and the module that it needs
-    tensorboard=(TensorBoard, "tensorboard"), mlflow=(MLflow, "mlflow"), wandb=(WandB, "wandb"))
+# Name in `track` → class, and the module that it needs
+TRACKERS: dict[str, tuple[type[Tracker], str]] = dict(
+    tensorboard=(TensorBoard, "tensorboard"), mlflow=(MLflow, "mlflow"), wandb=(WandB, "wandb")
+)
+
 
 def trackers(
     config: Config,  # `track`, and what is written beside the losses
-    folder: Path,    # The run's
+    folder: Path,  # The run's
 ) -> list[Callback]:
     "What `fit` is to tell. Raises `ConfigError` where a program is not installed."
     for name in config.track:
         if importlib.util.find_spec(TRACKERS[name][1]) is None:
-            raise ConfigError(f"track={name}: {TRACKERS[name][1]} is not installed: pip install 'mudenet[track]', or leave it out.")
+            raise ConfigError(
+                f"track={name}: {TRACKERS[name][1]} is not installed: pip install 'mudenet[track]', or "
+                "leave it out."
+            )
     return [TRACKERS[name][0](config, folder) for name in config.track]

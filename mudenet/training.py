@@ -30,69 +30,85 @@ __all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', '
 
 # %% ../nbs/06_training.ipynb #06-training-beb9cc
 def with_frozen_teacher(
-    model: MuDeNet,          # T, S1, A, S2
+    model: MuDeNet,  # T, S1, A, S2
     compute: ComputeConfig,  # `fold`, `channels_last`
-) -> MuDeNet:                # For training; shares S1, A and S2 with `model`
+) -> MuDeNet:  # For training; shares S1, A and S2 with `model`
     "The same model, its teacher folded: what the training steps run."
     teacher, out = fold(model.teacher) if compute.fold else model.teacher, copy.copy(model)
-    out._modules = dict(model._modules, teacher=teacher.to(memory_format=torch.channels_last) if compute.channels_last else teacher)
+    out._modules = dict(
+        model._modules,
+        teacher=teacher.to(memory_format=torch.channels_last) if compute.channels_last else teacher,
+    )
     return out
 
-# %% ../nbs/06_training.ipynb #06-training-14
+# %% ../nbs/06_training.ipynb #06-training-140
 def train_identity(
-    config: Config,             # A configuration
-    teacher: DescriptorNetwork, # The T in use
-    category: str|None = None,  # Default: the configuration's
-) -> dict[str, Any]:            # Plain values
+    config: Config,  # A configuration
+    teacher: DescriptorNetwork,  # The T in use
+    category: str | None = None,  # Default: the configuration's
+) -> dict[str, Any]:  # Plain values
     "Everything that decides what stage 2 makes, apart from the images."
     made = identity(config, "detector", category)
     del made["backbone"], made["distill"]  # they made T, and its weights stand for them
     return dict(made, teacher=digest(teacher.state_dict()))
 
+# %% ../nbs/06_training.ipynb #06-training-141
 def stage2(
-    config: Config,                     # What to build
-    images: Tensor,                     # uint8, (N, 3, S, S), nominal training images
-    teacher: DescriptorNetwork,         # T of stage 1; copied, then frozen
-    category: str|None = None,          # Decides the augmentation
-    device: torch.device|str = "cpu",   # Where to learn
-) -> tuple[MuDeNet, Losses, Batches]:   # For `fit`: the model, what it learns from, the batch of every step
+    config: Config,  # What to build
+    images: Tensor,  # uint8, (N, 3, S, S), nominal training images
+    teacher: DescriptorNetwork,  # T of stage 1; copied, then frozen
+    category: str | None = None,  # Decides the augmentation
+    device: torch.device | str = "cpu",  # Where to learn
+) -> tuple[MuDeNet, Losses, Batches]:  # For `fit`: the model, what it learns from, the batch of every step
     "What stage 2 trains, computed as `config.compute` says."
     model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
     begin(model, teacher, images, config.train.whiten, device)
     run = with_frozen_teacher(model, config.compute)
-    data = Batches(images, config.train, seed=config.seed, name="train", data=config.data, device=device,
-                   augmentation=config.data.augmentation(category or config.category), cache=config.compute.cache)
+    data = Batches(
+        images,
+        config.train,
+        seed=config.seed,
+        name="train",
+        data=config.data,
+        device=device,
+        augmentation=config.data.augmentation(category or config.category),
+        cache=config.compute.cache,
+    )
     losses = lambda x: training_losses(run(x), config.train)
     return model, prepared(losses, config.compute, device), data
 
+# %% ../nbs/06_training.ipynb #06-training-142
 @torch.no_grad()
 def held_out_loss(
-    model: MuDeNet,      # In training mode, before and after
-    losses: Losses,      # What it learns from
-    images: Tensor,      # uint8, (M, 3, S, S), nominal, not trained on
-    batch_size: int,     # Images at a time
+    model: MuDeNet,  # In training mode, before and after
+    losses: Losses,  # What it learns from
+    images: Tensor,  # uint8, (M, 3, S, S), nominal, not trained on
+    batch_size: int,  # Images at a time
 ) -> float:
     "Equation 8 on images that are not trained on: their mean, in evaluation mode, without augmentation."
     model.eval()
-    means = [float(sum(losses(normalize(x)).values()))*len(x) for x in images.split(batch_size)]
+    means = [float(sum(losses(normalize(x)).values())) * len(x) for x in images.split(batch_size)]
     model.train()
-    return sum(means)/len(images)
+    return sum(means) / len(images)
 
+# %% ../nbs/06_training.ipynb #06-training-14
 def train(
-    config: Config,                     # What to build and how long to learn
-    images: Tensor,                     # uint8, (N, 3, S, S), nominal training images
-    teacher: DescriptorNetwork,         # T of stage 1; copied, then frozen
-    category: str|None = None,          # Decides the augmentation
-    folder: Path|None = None,           # Where log and state go
-    device: torch.device|str = "cpu",   # Where to learn
-    validation: Tensor|None = None,     # uint8, (M, 3, S, S), held-out nominal images; for `train.patience` (A-052)
-    callbacks: Sequence[Callback] = (), # Told how it goes
-) -> MuDeNet:                           # In evaluation mode
+    config: Config,  # What to build and how long to learn
+    images: Tensor,  # uint8, (N, 3, S, S), nominal training images
+    teacher: DescriptorNetwork,  # T of stage 1; copied, then frozen
+    category: str | None = None,  # Decides the augmentation
+    folder: Path | None = None,  # Where log and state go
+    device: torch.device | str = "cpu",  # Where to learn
+    # uint8, (M, 3, S, S), held-out nominal images; for `train.patience` (A-052)
+    validation: Tensor | None = None,
+    callbacks: Sequence[Callback] = (),  # Told how it goes
+) -> MuDeNet:  # In evaluation mode
     "Stage 2: S1, A and S2 learn together (equations 3 to 8)."
     model, losses, data = stage2(config, images, teacher, category, device)
     told, validate = list(callbacks), None
     if config.train.patience:
-        if validation is None: raise ValueError("train.patience looks at held-out images: give `validation`.")
+        if validation is None:
+            raise ValueError("train.patience looks at held-out images: give `validation`.")
         told.append(Patience(config.train.patience))
         validate = partial(held_out_loss, model, losses, validation.to(device), config.train.batch_size)
     identity = train_identity(config, teacher, category)
@@ -101,21 +117,22 @@ def train(
 
 # %% ../nbs/06_training.ipynb #c95b8079
 def seconds_per_step(
-    config: Config,                   # What is to be trained
-    images: Tensor,                   # uint8, (N, 3, S, S); a batch of them is used
-    teacher: DescriptorNetwork,       # Of the run's shape; copied
-    device: torch.device|str = "cpu", # Where to learn
-    steps: int = 4,                   # That are timed
-) -> float:                           # Median
+    config: Config,  # What is to be trained
+    images: Tensor,  # uint8, (N, 3, S, S); a batch of them is used
+    teacher: DescriptorNetwork,  # Of the run's shape; copied
+    device: torch.device | str = "cpu",  # Where to learn
+    steps: int = 4,  # That are timed
+) -> float:  # Median
     "What a step of stage 2 takes on this machine."
     model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
     model.teacher.load_state_dict(teacher.state_dict())
-    batch = normalize(images[:config.train.batch_size].to(device))
+    batch = normalize(images[: config.train.batch_size].to(device))
     run = with_frozen_teacher(model, config.compute)
     losses = prepared(lambda x: training_losses(run(x), config.train), config.compute, device)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     model.train()
-    if config.compute.channels_last: model.to(memory_format=torch.channels_last)
+    if config.compute.channels_last:
+        model.to(memory_format=torch.channels_last)
     times = []
     for _ in range(steps + 1):
         began = time.perf_counter()

@@ -33,84 +33,105 @@ __all__ = ['log', 'Key', 'Arrivals', 'Journal', 'watch', 'watch_arguments', 'run
 # %% ../nbs/15b_watch.ipynb #00b67593
 log = logging.getLogger("mudenet")
 
-# %% ../nbs/15b_watch.ipynb #60084460
+# %% ../nbs/15b_watch.ipynb #600844600
 Key = tuple[str, int, int]  # name below the folder, size in bytes, time of change in ns
+
 
 @dataclass
 class _Seen:
     "A file that is not yet scored."
-    key: Key
-    since: float        # When it was first seen like this, in seconds of the monotonic clock
-    tried: bool = False # Whether decoding was tried since `settle` had passed
 
+    key: Key
+    since: float  # When it was first seen like this, in seconds of the monotonic clock
+    tried: bool = False  # Whether decoding was tried since `settle` had passed
+
+# %% ../nbs/15b_watch.ipynb #60084460
 class Arrivals:
     "Which files of a folder have become complete."
+
     def __init__(
         self,
-        folder: Path,                    # Searched at any depth
-        settle: float,                   # Seconds without change before a file is read
-        patience: float,                 # Seconds without change after which an undecodable file is given up
-        without: Sequence[Path] = (),    # Folders in it that are left out
+        folder: Path,  # Searched at any depth
+        settle: float,  # Seconds without change before a file is read
+        patience: float,  # Seconds without change after which an undecodable file is given up
+        without: Sequence[Path] = (),  # Folders in it that are left out
     ):
         self.folder, self.settle, self.patience = folder, settle, patience
         self.without, self.waiting = list(without), dict[str, _Seen]()
 
     def keys(self) -> Iterator[Key]:
         "Every image file that is there now."
-        for name, status in walk_images(self.folder, self.without): yield name, status.st_size, status.st_mtime_ns
+        for name, status in walk_images(self.folder, self.without):
+            yield name, status.st_size, status.st_mtime_ns
 
     def ready(
         self,
         done: Callable[[Key], bool],  # Whether a file has been dealt with
-        now: float,                   # Monotonic seconds
-    ) -> Iterator[tuple[Key, np.ndarray|None, str|None]]: # The file with its pixels, or with the reason why it is given up
+        now: float,  # Monotonic seconds
+        # The file with its pixels, or with the reason why it is given up
+    ) -> Iterator[tuple[Key, np.ndarray | None, str | None]]:
         "Files that became complete, and files that are given up."
         there = dict[str, _Seen]()
         for key in self.keys():
-            if done(key): continue
+            if done(key):
+                continue
             seen = self.waiting.get(key[0])
             there[key[0]] = seen = seen if seen and seen.key == key else _Seen(key, now)
             last = now - seen.since >= self.patience
-            if now - seen.since < self.settle or seen.tried and not last: continue
+            if now - seen.since < self.settle or seen.tried and not last:
+                continue
             seen.tried = True
-            try: yield key, read_image(self.folder/key[0]), None
+            try:
+                yield key, read_image(self.folder / key[0]), None
             except DataError as e:
-                if last: yield key, None, str(e)
+                if last:
+                    yield key, None, str(e)
         self.waiting = there
 
-# %% ../nbs/15b_watch.ipynb #7131b731
+# %% ../nbs/15b_watch.ipynb #7131b7310
 _COLUMNS = ("image", *ANSWER, "error", "time")
+
 
 def _row(line: Mapping[str, Any]) -> str:
     "A line of the table."
-    text, numbers = io.StringIO(), [""]*len(ANSWER)
+    text, numbers = io.StringIO(), [""] * len(ANSWER)
     known: dict[str, Any] = {"p_value": None, **line}  # older lines have none
-    if line["error"] is None: numbers = answer_cells(**{k: known[k] for k in ANSWER})
+    if line["error"] is None:
+        numbers = answer_cells(**{k: known[k] for k in ANSWER})
     csv.writer(text, lineterminator="\n").writerow([line["image"], *numbers, line["error"], line["time"]])
     return text.getvalue()
 
+# %% ../nbs/15b_watch.ipynb #7131b731
 class Journal:
     "What has been scored: an append-only file of JSON lines, and the table made from it."
+
     def __init__(
         self,
         out: Path,  # Folder of results.jsonl and results.csv
     ):
-        self.path, self.table, self.held = out/"results.jsonl", out/"results.csv", contextlib.ExitStack()
+        self.path, self.table, self.held = out / "results.jsonl", out / "results.csv", contextlib.ExitStack()
         self.held.enter_context(locked(out, nested=False))
-        try: self._open()
+        try:
+            self._open()
         except BaseException:
             self.held.close()
             raise
 
     def _open(self) -> None:
         "Read what is known, and bring the table up to it."
-        if not self.path.is_file(): refuse_foreign(self.table, HEAD)
+        if not self.path.is_file():
+            refuse_foreign(self.table, HEAD)
         remove_parts([self.table])
         whole = self.path.read_bytes() if self.path.is_file() else b""
-        whole = whole[:whole.rfind(b"\n") + 1]
-        try: self.known = {(d["image"], d["size"], d["changed"]): d for d in map(json.loads, whole.splitlines())}
+        whole = whole[: whole.rfind(b"\n") + 1]
+        try:
+            self.known = {
+                (d["image"], d["size"], d["changed"]): d for d in map(json.loads, whole.splitlines())
+            }
         except (ValueError, LookupError, TypeError) as e:
-            raise DataError(f"{self.path} holds a line that is not ours ({e}); take it out, or give another --out.") from None
+            raise DataError(
+                f"{self.path} holds a line that is not ours ({e}); take it out, or give another --out."
+            ) from None
         self.lines = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self.lines, len(whole))
         write_text(self.table, ",".join(_COLUMNS) + "\n" + "".join(map(_row, self.known.values())))
@@ -120,9 +141,11 @@ class Journal:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = dict(image=key[0], size=key[1], changed=key[2], time=at, **said)
         text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-        if os.write(self.lines, text) < len(text): raise DataError(f"{self.path} cannot be written: the disk is full.")
+        if os.write(self.lines, text) < len(text):
+            raise DataError(f"{self.path} cannot be written: the disk is full.")
         os.fsync(self.lines)
-        with self.table.open("a", encoding="utf-8", errors="backslashreplace") as f: f.write(_row(line))
+        with self.table.open("a", encoding="utf-8", errors="backslashreplace") as f:
+            f.write(_row(line))
         self.known[key] = line
         return line
 
@@ -131,101 +154,162 @@ class Journal:
         os.close(self.lines)
         self.held.close()
 
-# %% ../nbs/15b_watch.ipynb #1221ecdb
+# %% ../nbs/15b_watch.ipynb #1221ecdb0
 def _move(file: Path, folder: Path, name: str) -> None:
     "Move a file whole or not at all; where its name is taken, beside the other one."
-    target, k = folder/name, 0
+    target, k = folder / name, 0
     while target.exists():
         k += 1
-        target = folder/f"{Path(name).with_suffix('')}~{k}{Path(name).suffix}"
+        target = folder / f"{Path(name).with_suffix('')}~{k}{Path(name).suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    try: os.rename(file, target)
-    except FileNotFoundError: return
+    try:
+        os.rename(file, target)
+    except FileNotFoundError:
+        return
     except OSError:  # another file system
-        with atomic(target) as part: shutil.copy2(file, part)
+        with atomic(target) as part:
+            shutil.copy2(file, part)
         file.unlink()
 
+# %% ../nbs/15b_watch.ipynb #1221ecdb1
 def watch(
-    detector: Any,                      # With `stream`: a run's or an exported one
-    folder: str|Path,                   # Where the camera writes
-    out: str|Path,                      # Folder for results.jsonl and results.csv
-    accepted: str|Path|None = None,     # Move files here that are not anomalous
-    rejected: str|Path|None = None,     # Move anomalous ones here
-    settle: float = 0.5,                # Seconds without change before a file is read
-    patience: float = 30.0,             # Seconds without change after which an undecodable file is named
-    poll: float = 0.2,                  # Seconds between two looks at the folder
-    once: bool = False,                 # End when nothing is waiting any more
-    delta: float = 0.01,                # Chance of a false alarm about drift in the whole stream; 0: no test
-) -> Generator[dict[str, Any], None, None]: # The journal's lines, as they are written
+    detector: Any,  # With `stream`: a run's or an exported one
+    folder: str | Path,  # Where the camera writes
+    out: str | Path,  # Folder for results.jsonl and results.csv
+    accepted: str | Path | None = None,  # Move files here that are not anomalous
+    rejected: str | Path | None = None,  # Move anomalous ones here
+    settle: float = 0.5,  # Seconds without change before a file is read
+    patience: float = 30.0,  # Seconds without change after which an undecodable file is named
+    poll: float = 0.2,  # Seconds between two looks at the folder
+    once: bool = False,  # End when nothing is waiting any more
+    delta: float = 0.01,  # Chance of a false alarm about drift in the whole stream; 0: no test
+) -> Generator[dict[str, Any], None, None]:  # The journal's lines, as they are written
     "Score every image that appears in a folder, once. Raises `ConfigError` for folders that cannot be used."
-    folder, out, targets = Path(folder), Path(out), {False: accepted and Path(accepted), True: rejected and Path(rejected)}
-    if not folder.is_dir(): raise ConfigError(f"{folder}: there is no such folder to watch.")
+    folder, out, targets = (
+        Path(folder),
+        Path(out),
+        {False: accepted and Path(accepted), True: rejected and Path(rejected)},
+    )
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder to watch.")
     if any(t and t.resolve() == folder.resolve() for t in targets.values()):
         raise ConfigError(f"{folder} is watched; move files somewhere else, or to a folder in it.")
     who = detector_id(detector)
     drift = open_drift(detector, delta, int(who, 16))
     journal = Journal(out)
-    if drift: _take_in(drift, journal, who)
+    if drift:
+        _take_in(drift, journal, who)
     arrivals = Arrivals(folder, settle, patience, [out, *(t for t in targets.values() if t)])
+
     def moved(line: Mapping[str, Any]) -> None:
-        if line["error"] is None and (to := targets[line["anomalous"]]): _move(folder/line["image"], to, line["image"])
+        if line["error"] is None and (to := targets[line["anomalous"]]):
+            _move(folder / line["image"], to, line["image"])
+
     try:
         for key in list(arrivals.keys()):
-            if key in journal.known: moved(journal.known[key])  # scored, and killed before it was moved
+            if key in journal.known:
+                moved(journal.known[key])  # scored, and killed before it was moved
         while True:
             begin, idle = time.monotonic(), True
             for key, pixels, why in arrivals.ready(journal.known.__contains__, begin):
-                said: dict[str, Any] = dict(error=why) if pixels is None else _said(next(detector.stream([pixels])))
-                if drift and pixels is not None and drift.add(said["score"]): said["drift"] = drift.advice()
+                said: dict[str, Any] = (
+                    dict(error=why) if pixels is None else _said(next(detector.stream([pixels])))
+                )
+                if drift and pixels is not None and drift.add(said["score"]):
+                    said["drift"] = drift.advice()
                 line = journal.add(key, **said, detector=who)
-                if text := said.get("drift"): log.warning("%s: %s", key[0], text)
-                if why: log.warning("given up: %s", why)
+                if text := said.get("drift"):
+                    log.warning("%s: %s", key[0], text)
+                if why:
+                    log.warning("given up: %s", why)
                 moved(line)
                 idle = False
                 yield line
-            if once and idle and not any(s.key not in journal.known for s in arrivals.waiting.values()): return
+            if once and idle and not any(s.key not in journal.known for s in arrivals.waiting.values()):
+                return
             time.sleep(max(0.0, poll - (time.monotonic() - begin)))
-    finally: journal.close()
+    finally:
+        journal.close()
 
+# %% ../nbs/15b_watch.ipynb #1221ecdb
 def _take_in(drift: Drift, journal: Journal, who: str) -> None:
     "Bring the test to where it was after the journal's last line of the same detector."
     for line in journal.known.values():
-        if line.get("detector") == who and line["error"] is None: drift.add(line["score"])
-    if drift.alarmed: log.info("as was reported: %s", drift.advice())
+        if line.get("detector") == who and line["error"] is None:
+            drift.add(line["score"])
+    if drift.alarmed:
+        log.info("as was reported: %s", drift.advice())
+
 
 def _said(p: Prediction) -> dict[str, Any]:
     "What the journal keeps of a prediction."
-    return dict(score=p.score, p_value=p.p_value, anomalous=p.label, threshold=p.threshold, loudest=list(p.loudest()), error=None)
+    return dict(
+        score=p.score,
+        p_value=p.p_value,
+        anomalous=p.label,
+        threshold=p.threshold,
+        strongest=list(p.strongest()),
+        error=None,
+    )
 
-# %% ../nbs/15b_watch.ipynb #e091ba3d
+# %% ../nbs/15b_watch.ipynb #e091ba3d0
 def watch_arguments(
     parser: argparse.ArgumentParser,  # Gets the options of `mudenet watch`
 ) -> None:
     "The options, whoever parses them."
-    parser.add_argument("detector", type=str, help="An exported file (.onnx, .xml), or with the full package a run's folder.")
+    parser.add_argument(
+        "detector", type=str, help="An exported file (.onnx, .xml), or with the full package a run's folder."
+    )
     parser.add_argument("folder", type=str, help="Where the camera writes its files; searched at any depth.")
-    parser.add_argument("--out", type=str, default="watched", help="Folder for results.jsonl and results.csv.")
+    parser.add_argument(
+        "--out", type=str, default="watched", help="Folder for results.jsonl and results.csv."
+    )
     parser.add_argument("--accepted", type=str, help="Move files here that are not anomalous.")
     parser.add_argument("--rejected", type=str, help="Move anomalous files here.")
-    parser.add_argument("--settle", type=float, default=0.5, help="Seconds without change before a file is read.")
-    parser.add_argument("--patience", type=float, default=30.0,
-                        help="Seconds without change after which a file that cannot be decoded is given up and named.")
-    parser.add_argument("--drift", type=float, default=0.01,
-                        help="Chance that the whole stream ever raises a false alarm about drifting scores; 0: no test.")
+    parser.add_argument(
+        "--settle", type=float, default=0.5, help="Seconds without change before a file is read."
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=30.0,
+        help="Seconds without change after which a file that cannot be decoded is given up and named.",
+    )
+    parser.add_argument(
+        "--drift",
+        type=float,
+        default=0.01,
+        help="Chance that the whole stream ever raises a false alarm about drifting scores; 0: no test.",
+    )
     parser.add_argument("--once", action="store_true", help="End when nothing is waiting any more.")
     parser.add_argument("--threads", type=int, help="CPU threads of an exported file.")
 
+# %% ../nbs/15b_watch.ipynb #e091ba3d
 def run_watch(args: Any) -> None:
     "Score what comes until interrupted; a line of output for each file."
-    detector, counts = open_detector(args.detector, threads=args.threads), {"fine": 0, "ANOMALOUS": 0, "unreadable": 0}
+    detector, counts = (
+        open_detector(args.detector, threads=args.threads),
+        {"fine": 0, "ANOMALOUS": 0, "unreadable": 0},
+    )
     print(f"watching {args.folder}; results in {args.out}", flush=True)
-    found = watch(detector, args.folder, args.out, args.accepted, args.rejected, args.settle, args.patience, once=args.once,
-                  delta=args.drift)
+    found = watch(
+        detector,
+        args.folder,
+        args.out,
+        args.accepted,
+        args.rejected,
+        args.settle,
+        args.patience,
+        once=args.once,
+        delta=args.drift,
+    )
     try:
         for line in found:
             what = "unreadable" if line["error"] else "ANOMALOUS" if line["anomalous"] else "fine"
             counts[what] += 1
             print(f"{line['image']}: {what}" + ("" if line["error"] else f" {line['score']:.6g}"), flush=True)
-    except KeyboardInterrupt: pass
-    finally: found.close()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        found.close()
     print("; ".join(f"{n} {what}" for what, n in counts.items()))

@@ -1,4 +1,5 @@
 """A benchmark on a local Ray cluster of two workers makes the sequential table, whatever is killed in the middle of a run."""
+
 import importlib.util
 import logging
 import os
@@ -16,8 +17,11 @@ from mudenet.core import ConfigError, WeightsError
 from mudenet.experiments import Here, OnRay
 from mudenet.synthetic import write_product_line
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
-              pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,14 @@ def cluster(tmp_path_factory):
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
     yield ray
     ray.shutdown()
 
@@ -36,10 +47,20 @@ def runs(top, out):
     sizes = dict(size=64, train=10, validation=3, good=4, structural=4, logical=4)
     for name, seed in (("gears", 1), ("fuses", 2)):
         write_product_line(top / "plant" / name, seed=seed, **sizes)
-    base = load_config("tiny", tree=dict(
-        dataset="mvtec_loco", category=None, out=str(top / out), device="cpu", data=dict(image_size=64),
-        model=dict(channels=8, width=8), distill=dict(steps=20),
-        train=dict(steps=60, save_minutes=1e-4), evaluation=dict(pictures=0)))
+    base = load_config(
+        "tiny",
+        tree=dict(
+            dataset="mvtec_loco",
+            category=None,
+            out=str(top / out),
+            device="cpu",
+            data=dict(image_size=64),
+            model=dict(channels=8, width=8),
+            distill=dict(steps=20),
+            train=dict(steps=60, save_minutes=1e-4),
+            evaluation=dict(pictures=0),
+        ),
+    )
     configs = [override(base, {"root": str(r), "category": c}) for r, c in choose_categories([top / "plant"])]
     return plan(configs, 1, {"detached": {}, "joint": {"train.detach_autoencoder": False}})
 
@@ -90,7 +111,8 @@ def test_a_killed_worker_costs_a_retry_and_not_the_table(cluster, tmp_path):
     assert [e["what"] for e in there["events"]].count("its worker died, started again (attempt 2)") == 1
     assert benchmark_table(there) == benchmark_table(alone)
     assert [r["detector"] for r in there["results"]] == [r["detector"] for r in alone["results"]]
-    assert not any((r.folder / "distill.csv").exists() for r in planned if r.variant == "joint")  # stage 1 was shared
+    # stage 1 was shared
+    assert not any((r.folder / "distill.csv").exists() for r in planned if r.variant == "joint")
     assert cluster.is_initialized()  # a cluster that was there is left alone
 
 
@@ -98,7 +120,9 @@ def test_a_run_that_is_lost_does_not_take_the_one_that_waits_for_its_teacher_wit
     planned = runs(tmp_path, "ray")[:2]
     assert planned[1].teacher == planned[0].folder
     with Killer(planned[0]) as killer:
-        lost, kept = benchmark(planned, tmp_path / "ray", OnRay("local", "cpu", threads=1, retries=0))["results"]
+        lost, kept = benchmark(planned, tmp_path / "ray", OnRay("local", "cpu", threads=1, retries=0))[
+            "results"
+        ]
     assert len(killer.killed) == 1
     assert lost["error"].startswith("WorkerCrashedError") and not kept["error"] and kept["metrics"]
     assert (lost["attempts"], kept["attempts"]) == (1, 1)
@@ -117,8 +141,11 @@ def test_the_actor_that_hears_of_starts_may_die(cluster, tmp_path):
     with Deaf(planned[0]) as deaf:
         record = benchmark(planned, tmp_path / "ray", pool)
     assert len(deaf.killed) == 1
-    assert [r["error"] for r in record["results"]] == ["", ""] and [r["attempts"] for r in record["results"]] == [1, 1]
-    assert [e["what"] for e in record["events"]] == ["started", "finished"] * 2  # it was there again for the second run
+    assert [r["error"] for r in record["results"]] == ["", ""] and [
+        r["attempts"] for r in record["results"]
+    ] == [1, 1]
+    # it was there again for the second run
+    assert [e["what"] for e in record["events"]] == ["started", "finished"] * 2
 
 
 def test_what_a_cluster_cannot_give(cluster):
@@ -136,8 +163,15 @@ def test_weights_that_cannot_be_had_end_the_benchmark_before_the_first_run(clust
 def test_an_ablation_on_a_cluster_is_the_one_that_is_made_here(cluster, tmp_path):
     """Runs of one detector form one task, and a variant waits for the teacher of another."""
     config = runs(tmp_path, "none")[0].config
-    choices = {"detached": {}, "joint": {"train.detach_autoencoder": False}, "smooth": {"inference.smoothing": 2.0}}
+    choices = {
+        "detached": {},
+        "joint": {"train.detach_autoencoder": False},
+        "smooth": {"inference.smoothing": 2.0},
+    }
     here, there = [override(config, {"out": str(tmp_path / name)}) for name in ("here", "there")]
     alone = ablate(here, choices, (0,), resamples=100, pool=Here(threads=1))
-    assert ablate(there, choices, (0,), resamples=100, pool=OnRay("local", "cpu", threads=1))["runs"] == alone["runs"]
+    assert (
+        ablate(there, choices, (0,), resamples=100, pool=OnRay("local", "cpu", threads=1))["runs"]
+        == alone["runs"]
+    )
     assert len(list((tmp_path / "there").rglob("distill.csv"))) == 1

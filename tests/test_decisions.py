@@ -1,4 +1,5 @@
 """A promised false-alarm rate, p-values, and one decision whoever asks: Python, command line, report, explorer, exported file."""
+
 import csv
 import json
 import shutil
@@ -24,21 +25,32 @@ PROMISED = InferenceConfig(false_alarms=0.1, statistics_images="train")
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
     folder = tmp_path_factory.mktemp("line")
-    return write_product_line(folder / "line", size=64, train=6, validation=9, good=4, structural=5, logical=3)
+    return write_product_line(
+        folder / "line", size=64, train=6, validation=9, good=4, structural=5, logical=3
+    )
 
 
 @pytest.fixture(scope="module")
 def job(line):
     """A detector of a few steps with a promised rate, its record and its report."""
-    small = dict(backbone=dict(weights="random"), model=dict(channels=8, width=8), distill=dict(steps=2), train=dict(steps=2),
-                 inference=dict(false_alarms=0.2, statistics_images="train", batch_size=4))
-    found = open_job(load_config("tiny", tree=dict(root=str(line), out=str(line.parent / "runs"), device="cpu", **small)))
+    small = dict(
+        backbone=dict(weights="random"),
+        model=dict(channels=8, width=8),
+        distill=dict(steps=2),
+        train=dict(steps=2),
+        inference=dict(false_alarms=0.2, statistics_images="train", batch_size=4),
+    )
+    found = open_job(
+        load_config("tiny", tree=dict(root=str(line), out=str(line.parent / "runs"), device="cpu", **small))
+    )
     evaluate(ensure_detector(found), found)
     return found
 
 
 def decisions(predictions):
-    """What must be the same everywhere, to the last bit, but the score, which an engine computes in its own order."""
+    """What must be the same everywhere, to the last bit, but the score, which an engine computes in its own
+    order.
+    """
     return [(p.label, p.threshold, p.p_value) for p in predictions]
 
 
@@ -51,8 +63,12 @@ def test_label_is_the_p_value():
 
 
 def test_too_few_images_are_told_before_training(tmp_path):
-    config = load_config("tiny", tree=dict(out=str(tmp_path), inference=dict(false_alarms=0.01, statistics_images="train")))
-    with pytest.raises(DataError, match=r"false_alarms=0.01: \d+ held-out images promise .* at best; 0.01 takes \d+ more"):
+    config = load_config(
+        "tiny", tree=dict(out=str(tmp_path), inference=dict(false_alarms=0.01, statistics_images="train"))
+    )
+    with pytest.raises(
+        DataError, match=r"false_alarms=0.01: \d+ held-out images promise .* at best; 0.01 takes \d+ more"
+    ):
         ensure_detector(open_job(config))
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -65,7 +81,10 @@ def test_statistics_from_the_same_images_are_refused():
 def test_p_value_of_a_prediction_is_the_definition(job, line):
     detector = Detector.load(job.folder, "cpu")
     held = detector.held_out
-    assert held == sorted(p.score for p in detector.predict([i.image for i in job.category.validation])) and len(held) == 9
+    assert (
+        held == sorted(p.score for p in detector.predict([i.image for i in job.category.validation]))
+        and len(held) == 9
+    )
     for p in detector.predict(line / "test"):
         assert p.p_value == (1 + sum(h >= p.score for h in held)) / 10
         assert p.label == (p.p_value <= 0.2)
@@ -75,10 +94,15 @@ def test_the_file_keeps_the_held_out_scores(job, tmp_path):
     path = job.folder / "detector.safetensors"
     tensors, meta = load_tensors(path, "detector")
     assert meta["held_out"] == Detector.load(job.folder, "cpu").held_out
-    assert Detector.load(Detector.load(path, "cpu").save(tmp_path / "again.safetensors"), "cpu").held_out == meta["held_out"]
+    assert (
+        Detector.load(Detector.load(path, "cpu").save(tmp_path / "again.safetensors"), "cpu").held_out
+        == meta["held_out"]
+    )
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     one = str(meta["held_out"][0])
-    (tmp_path / "other.safetensors").write_bytes(path.read_bytes().replace(one.encode(), one[:-1].encode() + b"0", 1))
+    (tmp_path / "other.safetensors").write_bytes(
+        path.read_bytes().replace(one.encode(), one[:-1].encode() + b"0", 1)
+    )
     with pytest.raises(CheckpointError, match="damaged"):
         Detector.load(tmp_path / "other.safetensors", "cpu")
 
@@ -94,33 +118,66 @@ def test_a_file_of_before_has_no_p_values(job, line, tmp_path):
 
 
 def test_one_decision_everywhere(job, line, tmp_path, capsys):
-    """Python, table, record, report and explorer; the table beside the camera is one of `test_one_decision_beside_the_camera`."""
+    """Python, table, record, report and explorer; the table beside the camera is one of
+    `test_one_decision_beside_the_camera`.
+    """
     detector, files = Detector.load(job.folder, "cpu"), [i.image for i in job.category.test]
     ours = detector.predict(files)
-    assert main(["predict", str(job.folder), str(line / "test"), "--out", str(tmp_path), "--maps=false", "--pictures=false"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(job.folder),
+                str(line / "test"),
+                "--out",
+                str(tmp_path),
+                "--maps=false",
+                "--pictures=false",
+            ]
+        )
+        == 0
+    )
     table = {r["image"]: r for r in csv.DictReader((tmp_path / "predictions.csv").open())}
-    record, page = read_record(job.folder / "record.json"), (job.folder / "report.html").read_text(encoding="utf-8")
+    record, page = (
+        read_record(job.folder / "record.json"),
+        (job.folder / "report.html").read_text(encoding="utf-8"),
+    )
     outcome = finish(raw := collect(Detector.load(job.folder, "cpu"), job.category), own_choice(detector))
-    assert outcome.on_record and (outcome.threshold, outcome.held_out.tolist()) == (float(detector.threshold), detector.held_out)
+    assert outcome.on_record and (outcome.threshold, outcome.held_out.tolist()) == (
+        float(detector.threshold),
+        detector.held_out,
+    )
     for k, (p, file, row) in enumerate(zip(ours, files, record["scores"], strict=True)):
         cells = table[file.relative_to(line / "test").as_posix()]
         assert [cells[n] for n in ("score", "p_value", "anomalous", "threshold")] == p.cells()[:4]
         assert (row["score"], row["p_value"], row["anomalous"]) == (p.score, p.p_value, p.label)
         assert f"score {p.score:.3g}, p-value {p.p_value:.3g}, threshold" in page
         assert (float(outcome.scores[k]), bool(outcome.scores[k] > outcome.threshold)) == (p.score, p.label)
-    assert p_values(outcome.scores, outcome.held_out).tolist() == [p.p_value for p in ours] and len(raw.items) == len(ours)
+    assert p_values(outcome.scores, outcome.held_out).tolist() == [p.p_value for p in ours] and len(
+        raw.items
+    ) == len(ours)
     how = record["calibration"]
-    assert how["asked"] == 0.2 and how["how"] == "rate" and how["apart"] and how["threshold"] == record["threshold"]
+    assert (
+        how["asked"] == 0.2
+        and how["how"] == "rate"
+        and how["apart"]
+        and how["threshold"] == record["threshold"]
+    )
     assert "1 of 9 held-out scores lie above the threshold, so at most 20&#160;% of good parts" in page
 
 
-@pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="needs the extra [export]")
+@pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="needs the extra [export]"
+)
 def test_one_decision_beside_the_camera(job, line, capsys, tmp_path):
-    """The exported file holds threshold and held-out scores to the last bit; every way to ask it gives one p-value."""
+    """The exported file holds threshold and held-out scores to the last bit; every way to ask it gives one
+    p-value.
+    """
     from mudenet.line import main as beside
     from mudenet.runtime import Detector as Exported
     from mudenet.serve import said
     from mudenet.watch import watch
+
     file = tmp_path / "part.onnx"
     assert main(["export", str(job.folder), "--out", str(file)]) == 0
     capsys.readouterr()
@@ -128,10 +185,16 @@ def test_one_decision_beside_the_camera(job, line, capsys, tmp_path):
     assert (theirs.threshold, theirs.held_out) == (float(ours.threshold), ours.held_out)
     predictions = theirs.predict(line / "test")
     assert decisions(predictions) == decisions(ours.predict(line / "test"))
-    assert [p.p_value for p in predictions] == p_values([p.score for p in predictions], ours.held_out).tolist()
+    assert [p.p_value for p in predictions] == p_values(
+        [p.score for p in predictions], ours.held_out
+    ).tolist()
     assert beside(["predict", str(file), str(line / "test")]) == 0
-    assert list(csv.reader(capsys.readouterr().out.splitlines()))[1:] == [[p.name, *p.cells()] for p in predictions]
-    lines = {r["image"]: r["p_value"] for r in watch(theirs, line / "test", tmp_path / "out", settle=0, once=True)}
+    assert list(csv.reader(capsys.readouterr().out.splitlines()))[1:] == [
+        [p.name, *p.cells()] for p in predictions
+    ]
+    lines = {
+        r["image"]: r["p_value"] for r in watch(theirs, line / "test", tmp_path / "out", settle=0, once=True)
+    }
     assert lines == {p.name: p.p_value for p in predictions}
     table = {r["image"]: r["p_value"] for r in csv.DictReader((tmp_path / "out" / "results.csv").open())}
     assert table == {p.name: p.cells()[1] for p in predictions}
@@ -141,13 +204,16 @@ def test_one_decision_beside_the_camera(job, line, capsys, tmp_path):
 def test_an_older_journal_is_read(job, line, tmp_path):
     """A line of before p-values were known is kept in journal and table."""
     from mudenet.watch import Journal
+
     journal = Journal(tmp_path)
-    journal.add(("a.png", 1, 2), score=1.0, anomalous=False, threshold=2.0, loudest=["logical", 1], error=None)
+    journal.add(
+        ("a.png", 1, 2), score=1.0, anomalous=False, threshold=2.0, strongest=["logical", 1], error=None
+    )
     journal.close()
     assert "p_value" not in json.loads((tmp_path / "results.jsonl").read_text())
     Journal(tmp_path).close()
-    row, = csv.DictReader((tmp_path / "results.csv").open())
-    assert (row["score"], row["p_value"], row["loudest"]) == ("1", "", "logical 1")
+    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert (row["score"], row["p_value"], row["strongest"]) == ("1", "", "logical 1")
 
 
 def test_scores_that_are_not_finite_are_refused(job):
@@ -160,7 +226,9 @@ def test_scores_that_are_not_finite_are_refused(job):
 def parts(folder, images, seed=5):
     """A folder of good parts of the same line, none of which any run has seen."""
     few = dict(validation=1, good=1, structural=1, logical=1)
-    return write_product_line(folder / f"line{seed}", seed=seed, size=64, train=images, **few) / "train" / "good"
+    return (
+        write_product_line(folder / f"line{seed}", seed=seed, size=64, train=images, **few) / "train" / "good"
+    )
 
 
 def copied(job, folder):
@@ -177,11 +245,25 @@ def test_calibrate_by_command_line(job, tmp_path, capsys):
     said = capsys.readouterr().out
     after, now = load_tensors(run / "detector.safetensors", "detector")
     assert [k for k in before if not torch.equal(before[k], after[k])] == ["threshold"]
-    assert now["calibrations"][0] == was["calibrations"][0] and len(now["calibrations"]) == 2 and now["about"] == was["about"]
+    assert (
+        now["calibrations"][0] == was["calibrations"][0]
+        and len(now["calibrations"]) == 2
+        and now["about"] == was["about"]
+    )
     entry, detector = now["calibrations"][1], Detector.load(run, "cpu")
-    assert now["held_out"] == sorted(p.score for p in detector.predict(good)) and entry["threshold"] == now["held_out"][-2]
-    assert (entry["n"], entry["rate"], entry["asked"]) == (39, 0.05, 0.05) and len(entry["source"]) == 16 and entry["date"]
-    assert f"{100*entry['bound']:.3g} % at confidence 95 %" in said and "The least that 39 images can promise is 2.5 %" in said
+    assert (
+        now["held_out"] == sorted(p.score for p in detector.predict(good))
+        and entry["threshold"] == now["held_out"][-2]
+    )
+    assert (
+        (entry["n"], entry["rate"], entry["asked"]) == (39, 0.05, 0.05)
+        and len(entry["source"]) == 16
+        and entry["date"]
+    )
+    assert (
+        f"{100 * entry['bound']:.3g} % at confidence 95 %" in said
+        and "The least that 39 images can promise is 2.5 %" in said
+    )
     assert sum(p.label for p in detector.predict(good)) == 1
     assert not list(run.glob(".*.part"))
 
@@ -191,7 +273,11 @@ def test_calibrate_again_keeps_the_rate_and_the_whole_history(job, tmp_path, cap
     assert main(["calibrate", str(run), str(good)]) == 0
     assert main(["calibrate", str(run), str(good), "--threshold", "1.5"]) == 0
     history = Detector.load(run, "cpu").calibrations
-    assert [(c["n"], c["how"], c["asked"]) for c in history] == [(9, "rate", 0.2), (20, "rate", 0.2), (20, "given", None)]
+    assert [(c["n"], c["how"], c["asked"]) for c in history] == [
+        (9, "rate", 0.2),
+        (20, "rate", 0.2),
+        (20, "given", None),
+    ]
     assert float(Detector.load(run, "cpu").threshold) == 1.5 and history[1]["source"] == history[2]["source"]
 
 
@@ -212,12 +298,18 @@ def test_calibrate_refuses_and_leaves_the_file(job, line, tmp_path, capsys):
     shutil.copytree(good, tmp_path / "twice")
     shutil.copy(good / "000.png", tmp_path / "twice" / "copy.png")
     before = (run / "detector.safetensors").read_bytes()
-    for argv, says in (([tmp_path / "empty"], "holds no image"), ([tmp_path / "none"], "no such folder"),
-                       ([good, "--false-alarms", "0"], "between 0 and 1, not 0"),
-                       ([good, "--false-alarms", "1"], "between 0 and 1, not 1"),
-                       ([good, "--false-alarms", "0.05"], "0.05 takes 10 more"), ([good, "--threshold", "nan"], "threshold"),
-                       ([good, "--false-alarms", "0.2", "--threshold", "1"], "one of the two"), ([tmp_path / "cut"], "000.png"),
-                       ([tmp_path / "twice"], "is a copy of"), ([line / "train"], "6 of 6 images were trained on")):
+    for argv, says in (
+        ([tmp_path / "empty"], "holds no image"),
+        ([tmp_path / "none"], "no such folder"),
+        ([good, "--false-alarms", "0"], "between 0 and 1, not 0"),
+        ([good, "--false-alarms", "1"], "between 0 and 1, not 1"),
+        ([good, "--false-alarms", "0.05"], "0.05 takes 10 more"),
+        ([good, "--threshold", "nan"], "threshold"),
+        ([good, "--false-alarms", "0.2", "--threshold", "1"], "one of the two"),
+        ([tmp_path / "cut"], "000.png"),
+        ([tmp_path / "twice"], "is a copy of"),
+        ([line / "train"], "6 of 6 images were trained on"),
+    ):
         assert main(["calibrate", str(run), *map(str, argv)]) == 2, argv
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1, err
@@ -239,10 +331,17 @@ def test_parts_that_gave_the_statistics_promise_roughly(line, job, tmp_path, cap
     shared = copied(job, tmp_path)
     detector = Detector.load(job.folder, "cpu", dict(statistics_images="validation", false_alarms=None))
     detector.save(shared / "detector.safetensors")
-    text = (shared / "config.yaml").read_text().replace("statistics_images: train", "statistics_images: validation")
+    text = (
+        (shared / "config.yaml")
+        .read_text()
+        .replace("statistics_images: train", "statistics_images: validation")
+    )
     (shared / "config.yaml").write_text(text.replace("false_alarms: 0.2", "false_alarms: null"))
     assert main(["calibrate", str(shared), str(line / "validation")]) == 0
-    assert "hold roughly only" in capsys.readouterr().out and not Detector.load(shared, "cpu").calibrations[-1]["apart"]
+    assert (
+        "hold roughly only" in capsys.readouterr().out
+        and not Detector.load(shared, "cpu").calibrations[-1]["apart"]
+    )
 
 
 def test_the_explorer_and_the_record_follow_a_calibration(job, tmp_path, capsys):
@@ -251,9 +350,14 @@ def test_the_explorer_and_the_record_follow_a_calibration(job, tmp_path, capsys)
     detector = Detector.load(run, "cpu")
     assert main(["evaluate", str(run), "--evaluation.pictures", "0", "--out", str(tmp_path / "out")]) == 0
     record = read_record(tmp_path / "out" / "record.json")
-    assert record["threshold"] == float(detector.threshold) and record["calibration"] == detector.calibrations[-1]
+    assert (
+        record["threshold"] == float(detector.threshold)
+        and record["calibration"] == detector.calibrations[-1]
+    )
     outcome = finish(collect(detector, job.category), own_choice(detector))
-    assert [r["score"] > record["threshold"] for r in record["scores"]] == (outcome.scores > outcome.threshold).tolist()
+    assert [r["score"] > record["threshold"] for r in record["scores"]] == (
+        outcome.scores > outcome.threshold
+    ).tolist()
     assert [r["p_value"] for r in record["scores"]] == p_values(outcome.scores, detector.held_out).tolist()
 
 
@@ -267,7 +371,9 @@ def faulty(line, folder, count):
 
 def rows(text):
     """The cells of a Markdown table."""
-    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
 
 
 def test_threshold_counts_what_is_there(job, line, tmp_path, capsys):
@@ -284,10 +390,13 @@ def test_threshold_counts_what_is_there(job, line, tmp_path, capsys):
         t = float(np.float32(cells[0].removesuffix(" *")))
         assert cells[1] == f"{sum(h > t for h in detector.held_out)} of 9"
         assert cells[4].startswith(f"{sum(s > t for s in scores)} of 8 (")
-    star, = (c[0] for c in table if c[0].endswith("*"))
+    (star,) = (c[0] for c in table if c[0].endswith("*"))
     assert np.float32(star.removesuffix(" *")) == np.float32(float(detector.threshold))
     assert any(c[4].startswith("8 of 8 (63 to 100 %)") for c in table)
-    assert Image.open(tmp_path / "points.png").size > (400, 200) and "<svg" in (tmp_path / "points.svg").read_text()
+    assert (
+        Image.open(tmp_path / "points.png").size > (400, 200)
+        and "<svg" in (tmp_path / "points.svg").read_text()
+    )
     assert (run / "detector.safetensors").read_bytes() == before
 
 
@@ -296,7 +405,11 @@ def test_a_threshold_chosen_on_bad_parts_is_marked(job, line, tmp_path, capsys):
     assert main(["threshold", str(run), "--bad", str(bad), "--set", "1.25"]) == 0
     detector = Detector.load(run, "cpu")
     last = detector.calibrations[-1]
-    assert float(detector.threshold) == 1.25 and (last["how"], last["bad"]) == ("labelled", 8) and len(detector.calibrations) == 2
+    assert (
+        float(detector.threshold) == 1.25
+        and (last["how"], last["bad"]) == ("labelled", 8)
+        and len(detector.calibrations) == 2
+    )
     assert detector.held_out == Detector.load(job.folder, "cpu").held_out
     assert main(["evaluate", str(run), "--evaluation.pictures", "0", "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -313,11 +426,14 @@ def test_threshold_refuses(job, line, tmp_path, capsys):
     save_tensors(tmp_path / "old.safetensors", tensors, "detector", older)
     (tmp_path / "empty").mkdir()
     before = (run / "detector.safetensors").read_bytes()
-    for argv, says in (([run, "--bad", faulty(line, tmp_path / "seven", 7)], "7 bad parts say too little"),
-                       ([run, "--bad", tmp_path / "empty"], "holds no image"),
-                       ([run, "--bad", tmp_path / "none"], "no such folder"),
-                       ([run, "--out", tmp_path / "a.jpg"], "ends in .png or .svg"), ([run, "--set", "inf"], "set"),
-                       ([tmp_path / "old.safetensors"], "mudenet calibrate")):
+    for argv, says in (
+        ([run, "--bad", faulty(line, tmp_path / "seven", 7)], "7 bad parts say too little"),
+        ([run, "--bad", tmp_path / "empty"], "holds no image"),
+        ([run, "--bad", tmp_path / "none"], "no such folder"),
+        ([run, "--out", tmp_path / "a.jpg"], "ends in .png or .svg"),
+        ([run, "--set", "inf"], "set"),
+        ([tmp_path / "old.safetensors"], "mudenet calibrate"),
+    ):
         assert main(["threshold", *map(str, argv)]) == 2, argv
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1, err

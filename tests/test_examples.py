@@ -1,4 +1,5 @@
 """The container's steps in a clean environment, and the workflow's commands on a small line: the files are read and run."""
+
 import fnmatch
 import json
 import os
@@ -33,18 +34,24 @@ def let_through(name):
     """Whether .dockerignore leaves a file in the context: the last pattern that fits decides."""
     kept = True
     for pattern in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
-        if not pattern or pattern.startswith("#"): continue
+        if not pattern or pattern.startswith("#"):
+            continue
         plain = pattern.lstrip("!").removeprefix("**/")
         parts = [name, *map(str, Path(name).parents)][:-1]
-        fits = any(fnmatch.fnmatch(p, plain) or pattern.startswith("**/") and fnmatch.fnmatch(Path(p).name, plain) for p in parts)
-        if fits: kept = pattern.startswith("!")
+        fits = any(
+            fnmatch.fnmatch(p, plain) or pattern.startswith("**/") and fnmatch.fnmatch(Path(p).name, plain)
+            for p in parts
+        )
+        if fits:
+            kept = pattern.startswith("!")
     return kept
 
 
 def tracked():
     """Files that git holds."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode: pytest.skip("not a git checkout")
+    if listed.returncode:
+        pytest.skip("not a git checkout")
     return [n for n in listed.stdout.split("\0") if n]
 
 
@@ -60,8 +67,14 @@ def test_the_container_listens_without_rights():
     found = dict(instructions()[::-1])
     assert found["USER"] == "10001:10001"
     command = json.loads(found["ENTRYPOINT"])
-    assert command[:2] == ["/opt/mudenet/bin/mudenet", "serve"] and command[command.index("--host") + 1] == "0.0.0.0"
-    assert f"127.0.0.1:{found['EXPOSE']}/health" in found["HEALTHCHECK"] and command[command.index("--port") + 1] == found["EXPOSE"]
+    assert (
+        command[:2] == ["/opt/mudenet/bin/mudenet", "serve"]
+        and command[command.index("--host") + 1] == "0.0.0.0"
+    )
+    assert (
+        f"127.0.0.1:{found['EXPOSE']}/health" in found["HEALTHCHECK"]
+        and command[command.index("--port") + 1] == found["EXPOSE"]
+    )
 
 
 @pytest.mark.slow
@@ -70,30 +83,51 @@ def test_the_steps_in_a_clean_environment(tmp_path):
     from mudenet.config import load_config, override
     from mudenet.evaluation import ensure_detector, open_job
     from mudenet.export import export_detector
+
     source, home = tmp_path / "src", tmp_path / "opt"
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     for what, rest in instructions():
         if what == "COPY" and "--from" not in rest:
             begin, to = rest.split()
             for name in tracked():
-                if not (name == begin or name.startswith(f"{begin}/")) or not let_through(name): continue
-                place = source / to / name[len(begin):].lstrip("/")
+                if not (name == begin or name.startswith(f"{begin}/")) or not let_through(name):
+                    continue
+                place = source / to / name[len(begin) :].lstrip("/")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, place)
         elif what == "RUN":
-            line = rest.replace("/opt/mudenet", str(home)).replace("python -m venv", f"{shlex.quote(sys.executable)} -m venv")
+            line = rest.replace("/opt/mudenet", str(home)).replace(
+                "python -m venv", f"{shlex.quote(sys.executable)} -m venv"
+            )
             subprocess.run(["sh", "-ec", line], cwd=source, env=clean, check=True)
     python = home / "bin" / "python"
-    heavy = subprocess.run([python, "-c", "import mudenet.serve, torch"], env=clean, capture_output=True, text=True)
+    heavy = subprocess.run(
+        [python, "-c", "import mudenet.serve, torch"], env=clean, capture_output=True, text=True
+    )
     assert "No module named 'torch'" in heavy.stderr
-    line = write_product_line(tmp_path / "line", size=64, train=8, validation=4, good=1, structural=1, logical=1)
-    job = open_job(override(load_config("demo"), {"dataset": "synthetic", "root": str(line), "out": str(tmp_path / "runs"),
-                                                  "train.steps": 0, "data.image_size": 64, "device": "cpu"}))
+    line = write_product_line(
+        tmp_path / "line", size=64, train=8, validation=4, good=1, structural=1, logical=1
+    )
+    job = open_job(
+        override(
+            load_config("demo"),
+            {
+                "dataset": "synthetic",
+                "root": str(line),
+                "out": str(tmp_path / "runs"),
+                "train.steps": 0,
+                "data.image_size": 64,
+                "device": "cpu",
+            },
+        )
+    )
     detector = ensure_detector(job)
     export_detector(detector, tmp_path / "detectors" / "detector.onnx")
     found = dict(instructions()[::-1])
     argv = [*json.loads(found["ENTRYPOINT"]), *json.loads(found["CMD"])]
-    argv = [a.replace("/opt/mudenet", str(home)).replace("/detectors", str(tmp_path / "detectors")) for a in argv]
+    argv = [
+        a.replace("/opt/mudenet", str(home)).replace("/detectors", str(tmp_path / "detectors")) for a in argv
+    ]
     argv[argv.index("--port") + 1] = "0"
     process = subprocess.Popen(argv, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -110,7 +144,9 @@ def test_the_steps_in_a_clean_environment(tmp_path):
 
 
 def record(path, value):
-    path.write_text(json.dumps(dict(results=dict(all=dict(metrics=dict(image_auroc=dict(value=value, version=1)))))))
+    path.write_text(
+        json.dumps(dict(results=dict(all=dict(metrics=dict(image_auroc=dict(value=value, version=1))))))
+    )
     return str(path)
 
 
@@ -118,7 +154,9 @@ def gate(*argv):
     return subprocess.run([sys.executable, GATE, *argv], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("now, allowance, code", [(0.95, "0.01", 0), (0.945, "0.01", 0), (0.9399, "0.01", 1), (0.9399, "0.02", 0)])
+@pytest.mark.parametrize(
+    "now, allowance, code", [(0.95, "0.01", 0), (0.945, "0.01", 0), (0.9399, "0.01", 1), (0.9399, "0.02", 0)]
+)
 def test_the_comparison(now, allowance, code, tmp_path):
     done = gate(record(tmp_path / "a.json", 0.95), record(tmp_path / "b.json", now), allowance)
     assert done.returncode == code and f"0.9500 before, {now:.4f} now" in done.stdout
@@ -133,19 +171,28 @@ def test_a_record_without_auroc_fails_the_build(tmp_path):
 def test_the_workflow_passes_and_fails(tmp_path):
     """Its own commands, all but the installation."""
     flow = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
-    steps = {s["name"]: s["run"] for s in flow["jobs"]["auroc"]["steps"] if "run" in s and s["name"] != "install"}
+    steps = {
+        s["name"]: s["run"] for s in flow["jobs"]["auroc"]["steps"] if "run" in s and s["name"] != "install"
+    }
     assert list(steps) == ["check the images", "train", "evaluate", "AUROC must not fall"]
     write_product_line(tmp_path / "parts", size=64, train=8, validation=4, good=4, structural=4, logical=1)
     (tmp_path / "parts" / "defects_config.json").unlink()
     shutil.rmtree(tmp_path / "parts" / "ground_truth")
     shutil.copytree(GATE.parent, tmp_path / "ci")
     tiny = "--device cpu --teacher small --train.steps 0 --data.image_size 64"
-    env = {**os.environ, **flow["env"], "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-           "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        **flow["env"],
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
     def run(name):
         line = steps[name].replace("--out runs", f"--out runs {tiny}") if name == "train" else steps[name]
-        if line.startswith("mudenet "): line = line.replace("mudenet", shlex.join(PROGRAM), 1)
+        if line.startswith("mudenet "):
+            line = line.replace("mudenet", shlex.join(PROGRAM), 1)
         return subprocess.run(["bash", "-ec", line], cwd=tmp_path, env=env, capture_output=True, text=True)
+
     for name in ("check the images", "train", "evaluate"):
         done = run(name)
         assert done.returncode == 0, done.stderr

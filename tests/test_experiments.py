@@ -1,4 +1,5 @@
 """What plans, pools and pages of experiments refuse, each with a message that says the way out."""
+
 import pytest
 
 from mudenet.ablations import variants
@@ -6,10 +7,26 @@ from mudenet.core import ConfigError, DeviceError
 from mudenet.experiments import Here, OnRay, read_variants, allocate
 
 
-@pytest.mark.parametrize(("what", "nodes", "options", "error", "message"), [
-    ("more threads than any machine has", [dict(CPU=16.0)], dict(threads=17), ConfigError, "--threads 17"),
-    ("a GPU where there is none", [dict(CPU=16.0)], dict(device="cuda"), DeviceError, "no machine of the cluster has a GPU"),
-    ("head nodes alone", [dict(CPU=0.0)], {}, DeviceError, "lends a CPU")])
+@pytest.mark.parametrize(
+    ("what", "nodes", "options", "error", "message"),
+    [
+        (
+            "more threads than any machine has",
+            [dict(CPU=16.0)],
+            dict(threads=17),
+            ConfigError,
+            "--threads 17",
+        ),
+        (
+            "a GPU where there is none",
+            [dict(CPU=16.0)],
+            dict(device="cuda"),
+            DeviceError,
+            "no machine of the cluster has a GPU",
+        ),
+        ("head nodes alone", [dict(CPU=0.0)], {}, DeviceError, "lends a CPU"),
+    ],
+)
 def test_a_cluster_that_cannot_take_the_runs(what, nodes, options, error, message):
     with pytest.raises(error, match=message):
         allocate(nodes, **options)
@@ -35,9 +52,15 @@ def test_a_file_of_variants_holds_names_and_fields(tmp_path):
         read_variants(file)
 
 
-@pytest.mark.parametrize(("assumption", "values", "message"), [
-    ("A-016", [-1], "inference.smoothing"), ("A-016", [4], "nothing to compare"), ("A-99", None, "A-99"),
-    ("A-2", None, "Did you mean 'A-002'")])
+@pytest.mark.parametrize(
+    ("assumption", "values", "message"),
+    [
+        ("A-016", [-1], "inference.smoothing"),
+        ("A-016", [4], "nothing to compare"),
+        ("A-99", None, "A-99"),
+        ("A-2", None, "Did you mean 'A-002'"),
+    ],
+)
 def test_values_and_names_that_cannot_be_compared(assumption, values, message):
     with pytest.raises(ConfigError, match=message):
         variants(assumption, values)

@@ -1,4 +1,5 @@
 """The exported file answers as the detector does, in every engine that is installed, and in an environment without PyTorch."""
+
 import configparser
 import json
 from dataclasses import replace
@@ -45,7 +46,9 @@ def made(root, **fields):
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
     folder = tmp_path_factory.mktemp("line")
-    return write_product_line(folder / "line", size=96, train=8, validation=6, good=4, structural=5, logical=5)
+    return write_product_line(
+        folder / "line", size=96, train=8, validation=6, good=4, structural=5, logical=5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +60,30 @@ def detector(line):
 def files(detector, tmp_path_factory):
     """Every format that can be written here."""
     folder = tmp_path_factory.mktemp("exported")
-    return {to: (folder / f"part{ex.SUFFIX[to]}", ex.export_detector(detector, folder / f"part{ex.SUFFIX[to]}", to))
-            for to in NEEDS if all(find_spec(n) for n in NEEDS[to])}
+    return {
+        to: (
+            folder / f"part{ex.SUFFIX[to]}",
+            ex.export_detector(detector, folder / f"part{ex.SUFFIX[to]}", to),
+        )
+        for to in NEEDS
+        if all(find_spec(n) for n in NEEDS[to])
+    }
 
 
 @pytest.fixture(scope="module")
 def pictures(line, tmp_path_factory):
-    """A hundred files: several sizes and every mode, made from the product line and, where it is at hand, from bottle."""
+    """A hundred files: several sizes and every mode, made from the product line and, where it is at hand,
+    from bottle.
+    """
     folder, g = tmp_path_factory.mktemp("pictures"), rng(0, "pictures")
     sources = sorted((line / "test").rglob("*.png"))
     sources += sorted((BOTTLE / "test").rglob("*.png"))[:14] if BOTTLE.is_dir() else []
     for k in range(100):
-        w, h = ((96, 96), (64, 64), (200, 40), (40, 200), (333, 517))[k % 5] if k < 60 else g.integers(1, 400, 2).tolist()
+        w, h = (
+            ((96, 96), (64, 64), (200, 40), (40, 200), (333, 517))[k % 5]
+            if k < 60
+            else g.integers(1, 400, 2).tolist()
+        )
         mode = MODES[k % len(MODES)]
         image = Image.open(sources[k % len(sources)]).convert("RGB").resize((w, h))
         if mode == "I;16":
@@ -93,12 +108,25 @@ def test_a_hundred_images(to, detector, files, pictures):
         assert (a.label, a.threshold) == (b.label, b.threshold)
 
 
-@pytest.mark.parametrize("fields", [
-    {"inference.normalization": "robust", "inference.clamp": "zero", "inference.image_score": "top_mean"},
-    {"inference.upsampling": "bicubic", "inference.smoothing": 0.0, "model.padding": "reflect", "data.interpolation": "nearest"},
-    {"data.interpolation": "bicubic", "model.stem_pool": "max", "model.autoencoder_norm": "batch",
-     "inference.upsampling": "nearest"},
-    {"data.interpolation": "box", "model.block": "pre", "model.autoencoder_size": "figure"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"inference.normalization": "robust", "inference.clamp": "zero", "inference.image_score": "top_mean"},
+        {
+            "inference.upsampling": "bicubic",
+            "inference.smoothing": 0.0,
+            "model.padding": "reflect",
+            "data.interpolation": "nearest",
+        },
+        {
+            "data.interpolation": "bicubic",
+            "model.stem_pool": "max",
+            "model.autoencoder_norm": "batch",
+            "inference.upsampling": "nearest",
+        },
+        {"data.interpolation": "box", "model.block": "pre", "model.autoencoder_size": "figure"},
+    ],
+)
 def test_other_readings_of_the_paper(fields, line, tmp_path):
     need("onnx")
     found = ex.export_detector(made(line, **fields), tmp_path / "a.onnx", category=open_category(line))
@@ -152,7 +180,8 @@ def test_openvino_reads_the_onnx_file_too(detector, files, pictures):
 def test_a_file_that_disagrees_is_refused(detector, tmp_path, monkeypatch):
     need("onnx")
     exact = ex._product
-    monkeypatch.setattr(ex, "_product", lambda w, x: (exact(w, x) + 1).clamp(0, 255))  # one grey level brighter
+    # one grey level brighter
+    monkeypatch.setattr(ex, "_product", lambda w, x: (exact(w, x) + 1).clamp(0, 255))
     with pytest.raises(TrainingError, match=r"was not written.*map \d.*--force"):
         ex.export_detector(detector, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -174,7 +203,9 @@ def lower(to, precision):
 
 @pytest.mark.parametrize("to, precision", LOWER)
 def test_statistics_are_those_of_the_networks_as_they_run(to, precision, detector, line, tmp_path):
-    """On the nominal images the parts lie in 0..1 again and touch both ends; the threshold is the quantile of the new scores."""
+    """On the nominal images the parts lie in 0..1 again and touch both ends; the threshold is the quantile of
+    the new scores.
+    """
     lower(to, precision)
     category, path = open_category(line), tmp_path / f"a{ex.SUFFIX[to]}"
     found = ex.export_detector(detector, path, to, precision, category, force=True)
@@ -198,7 +229,9 @@ def test_only_the_widest_kernels_have_8_bits(detector, line, tmp_path):
     graph = onnx.load(tmp_path / "a.onnx").graph
     made = {o: n for n in graph.node for o in n.output}
     convolutions = [n for n in graph.node if n.op_type == "Conv"]
-    quantised = [n for n in convolutions if made.get(n.input[1]) and made[n.input[1]].op_type == "DequantizeLinear"]
+    quantised = [
+        n for n in convolutions if made.get(n.input[1]) and made[n.input[1]].op_type == "DequantizeLinear"
+    ]
     kinds = [next(a.ints for a in n.attribute if a.name == "kernel_shape") for n in quantised]
     assert len(quantised) == 3 * 4 and all(list(k) == [5, 5] for k in kinds) and len(convolutions) > 40
 
@@ -206,15 +239,20 @@ def test_only_the_widest_kernels_have_8_bits(detector, line, tmp_path):
 def test_lower_precision_that_is_not_faithful_is_refused(detector, line, tmp_path, monkeypatch):
     need("onnx")
     monkeypatch.setattr(ex, "consequences", lambda *a: dict(decisions=0.97, nominal=0.9, auroc=[0.95, 0.9]))
-    with pytest.raises(TrainingError, match=r"AUROC 0.9500 → 0.9000, 3.0% of the decisions on test.*10.0% .* nominal images"):
+    with pytest.raises(
+        TrainingError, match=r"AUROC 0.9500 → 0.9000, 3.0% of the decisions on test.*10.0% .* nominal images"
+    ):
         ex.export_detector(detector, tmp_path / "a.onnx", "onnx", "int8", open_category(line))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(ex, "consequences", lambda *a: dict(decisions=0.98, nominal=1.0, auroc=[0.95, 0.945]))
-    assert not ex.export_detector(detector, tmp_path / "a.onnx", "onnx", "int8", open_category(line))["faults"]
+    assert not ex.export_detector(detector, tmp_path / "a.onnx", "onnx", "int8", open_category(line))[
+        "faults"
+    ]
 
 
 def test_consequences_are_counted(detector, line):
     """Against a detector whose answers are known: every third score is halved."""
+
     class Halved:
         def predict(self, images):
             found = detector.predict(images)
@@ -225,9 +263,14 @@ def test_consequences_are_counted(detector, line):
     found = ex.consequences(detector, Halved(), category)
     ours = detector.predict([np.array(Image.open(i.image).convert("RGB")) for i in category.test])
     theirs = Halved().predict([np.array(Image.open(i.image).convert("RGB")) for i in category.test])
-    assert found["decisions"] == np.mean([a.label == b.label for a, b in zip(ours, theirs)]) and found["moved"] == 0
+    assert (
+        found["decisions"] == np.mean([a.label == b.label for a, b in zip(ours, theirs)])
+        and found["moved"] == 0
+    )
     labels = [i.label for i in category.test]
-    assert found["auroc"] == pytest.approx([roc_auc_score(labels, [p.score for p in ps]) for ps in (ours, theirs)])
+    assert found["auroc"] == pytest.approx(
+        [roc_auc_score(labels, [p.score for p in ps]) for ps in (ours, theirs)]
+    )
 
 
 def test_by_command_line(detector, tmp_path, capsys):
@@ -253,7 +296,9 @@ def bare(tmp_path_factory):
 def test_the_wheel_holds_what_it_names(bare):
     ini = configparser.ConfigParser(delimiters=["="])
     ini.read(ROOT / "settings.ini", encoding="utf-8")
-    assert sorted(p.stem for p in (bare.site / "mudenet").glob("*.py")) == sorted(ini["DEFAULT"]["runtime_modules"].split())
+    assert sorted(p.stem for p in (bare.site / "mudenet").glob("*.py")) == sorted(
+        ini["DEFAULT"]["runtime_modules"].split()
+    )
 
 
 def test_predicts_without_torch(bare, detector, files, pictures):
@@ -264,14 +309,14 @@ try: import torch
 except ImportError as e: said = str(e)
 found = Detector.load(sys.argv[1], threads=1).predict(sys.argv[2])
 assert all(type(p) is Prediction for p in found)
-print(json.dumps([said, [(p.name, p.score, p.label, p.loudest(), p.map.shape) for p in found]]))
+print(json.dumps([said, [(p.name, p.score, p.label, p.strongest(), p.map.shape) for p in found]]))
 """
     r = bare("-c", code, files["onnx"][0], pictures)
     assert r.returncode == 0, r.stderr
     said, found = json.loads(r.stdout)
     assert said == "No module named 'torch'"
-    for p, (name, score, label, loudest, shape) in zip(detector.predict(pictures), found, strict=True):
-        assert (p.name, p.label, p.loudest(), p.map.shape) == (name, label, tuple(loudest), tuple(shape))
+    for p, (name, score, label, strongest, shape) in zip(detector.predict(pictures), found, strict=True):
+        assert (p.name, p.label, p.strongest(), p.map.shape) == (name, label, tuple(strongest), tuple(shape))
         assert abs(p.score - score) <= 1e-5 * abs(p.score)
 
 

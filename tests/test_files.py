@@ -1,4 +1,5 @@
 """Files that are not ours stay; files with foreign content are refused; folding gives the same and is safe in threads."""
+
 import contextlib
 import copy
 import csv
@@ -28,21 +29,31 @@ from mudenet.images import read_image
 from mudenet.inference import load_detector
 from mudenet.loop import RUN_FILES
 
+
 def test_only_left_overs_of_a_run_are_removed(tmp_path):
-    ours = [tmp_path/f".{n}.4711.part" for n in ("record.json", "detector.safetensors", "train.state.safetensors")]
-    theirs = [tmp_path/n for n in (".movie.mkv.part", ".notes.12.part", ".record.json.part")]
-    for p in ours + theirs: p.write_text("x")
-    folder = tmp_path/".report.html.4711.part"
+    ours = [
+        tmp_path / f".{n}.4711.part"
+        for n in ("record.json", "detector.safetensors", "train.state.safetensors")
+    ]
+    theirs = [tmp_path / n for n in (".movie.mkv.part", ".notes.12.part", ".record.json.part")]
+    for p in ours + theirs:
+        p.write_text("x")
+    folder = tmp_path / ".report.html.4711.part"
     folder.mkdir()
-    remove_parts(tmp_path/n for n in RUN_FILES)
+    remove_parts(tmp_path / n for n in RUN_FILES)
     assert sorted(tmp_path.iterdir()) == sorted([*theirs, folder])
 
-def test_postscript_under_an_image_suffix_is_refused(tmp_path):
-    path = tmp_path/"x.png"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    with pytest.raises(DataError, match="x.png.*no known image format"): read_image(path)
 
-@pytest.mark.parametrize("make", [resnet18, lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())])
+def test_postscript_under_an_image_suffix_is_refused(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="x.png.*no known image format"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    "make", [resnet18, lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())]
+)
 def test_folded_gives_the_same_and_leaves_the_original(make):
     net = make().double().eval()
     for m in net.modules():
@@ -56,9 +67,19 @@ def test_folded_gives_the_same_and_leaves_the_original(make):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-OPTIONS = ["--data.image_size=64", "--model.channels=8", "--model.width=8", "--backbone.name=resnet18", "--backbone.weights=random",
-           "--distill.steps=1", "--train.steps=1", "--distill.batch_size=4", "--train.batch_size=4", "--device=cpu",
-           "--preset=paper"]
+OPTIONS = [
+    "--data.image_size=64",
+    "--model.channels=8",
+    "--model.width=8",
+    "--backbone.name=resnet18",
+    "--backbone.weights=random",
+    "--distill.steps=1",
+    "--train.steps=1",
+    "--distill.batch_size=4",
+    "--train.batch_size=4",
+    "--device=cpu",
+    "--preset=paper",
+]
 
 
 def pixels(seed, shape=(40, 50, 3)):
@@ -76,11 +97,11 @@ def run(tmp_path_factory):
     """A detector that has learned nothing, and its images."""
     top = tmp_path_factory.mktemp("files")
     for k in range(6):
-        put(top/f"part/train/good/{k}.png", k)
+        put(top / f"part/train/good/{k}.png", k)
     for k in range(2):
-        put(top/f"part/test/good/{k}.png", 10 + k)
-        put(top/f"part/test/bad/{k}.png", 20 + k)
-    assert main(["train", "--root", str(top/"part"), "--out", str(top/"runs"), *OPTIONS]) == 0
+        put(top / f"part/test/good/{k}.png", 10 + k)
+        put(top / f"part/test/bad/{k}.png", 20 + k)
+    assert main(["train", "--root", str(top / "part"), "--out", str(top / "runs"), *OPTIONS]) == 0
     return next(top.rglob("detector.safetensors")).parent
 
 
@@ -89,7 +110,7 @@ def predict(run, images, out, *more):
 
 
 def table(out):
-    return {r["image"]: r for r in csv.DictReader((out/"predictions.csv").read_text().splitlines())}
+    return {r["image"]: r for r in csv.DictReader((out / "predictions.csv").read_text().splitlines())}
 
 
 def one_line(capsys, *says):
@@ -100,15 +121,22 @@ def one_line(capsys, *says):
 
 def test_a_checkpoint_names_no_place(run, tmp_path, monkeypatch, capsys):
     """A stranger's detector that names folders writes and reads nowhere: whoever wants that says so."""
-    tensors, meta = load_tensors(run/"detector.safetensors", "detector")
+    tensors, meta = load_tensors(run / "detector.safetensors", "detector")
     del meta["kind"], meta["schema"], meta["sha256"]
-    away = tmp_path/"away"
-    meta["config"] |= dict(dataset="synthetic", out=str(away), root=str(run.parents[3]/"part"), teacher="x.safetensors")
-    meta["config"]["backbone"]["weights"] = str(away/"r18.pth")
-    save_tensors(tmp_path/"stranger.safetensors", tensors, "detector", meta)
+    away = tmp_path / "away"
+    meta["config"] |= dict(
+        dataset="synthetic", out=str(away), root=str(run.parents[3] / "part"), teacher="x.safetensors"
+    )
+    meta["config"]["backbone"]["weights"] = str(away / "r18.pth")
+    save_tensors(tmp_path / "stranger.safetensors", tensors, "detector", meta)
     monkeypatch.chdir(tmp_path)
-    config = load_detector(tmp_path/"stranger.safetensors", "cpu").config
-    assert (config.out, config.root, config.teacher, config.backbone.weights) == (Path("runs"), None, None, "r18.pth")
+    config = load_detector(tmp_path / "stranger.safetensors", "cpu").config
+    assert (config.out, config.root, config.teacher, config.backbone.weights) == (
+        Path("runs"),
+        None,
+        None,
+        "r18.pth",
+    )
     assert main(["evaluate", "stranger.safetensors", "--device=cpu"]) == 2
     one_line(capsys, "--root FOLDER")
     assert [p.name for p in tmp_path.iterdir()] == ["stranger.safetensors"]
@@ -116,45 +144,49 @@ def test_a_checkpoint_names_no_place(run, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["record.json", "report.html"])
 def test_evaluate_overwrites_its_own_files_only(run, tmp_path, capsys, name):
-    (tmp_path/name).write_text("somebody's")
+    (tmp_path / name).write_text("somebody's")
     assert main(["evaluate", str(run), "--out", str(tmp_path)]) == 2
     one_line(capsys, name, "not written by this program")
-    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path/name).read_text() == "somebody's"
-    (tmp_path/name).unlink()
+    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "somebody's"
+    (tmp_path / name).unlink()
     assert [main(["evaluate", str(run), "--out", str(tmp_path)]) for _ in range(2)] == [0, 0]
 
 
 def test_predict_overwrites_its_own_files_only(run, tmp_path, capsys):
-    images = put(tmp_path/"images/a.png").parent
-    theirs = tmp_path/"theirs"
+    images = put(tmp_path / "images/a.png").parent
+    theirs = tmp_path / "theirs"
     theirs.mkdir()
-    (theirs/"predictions.csv").write_text("date,price\n")
-    put(tmp_path/"mixed/maps/a.png")
-    for out, text in ((theirs, "not written by this program"), (tmp_path/"mixed", "maps is there")):
+    (theirs / "predictions.csv").write_text("date,price\n")
+    put(tmp_path / "mixed/maps/a.png")
+    for out, text in ((theirs, "not written by this program"), (tmp_path / "mixed", "maps is there")):
         assert predict(run, images, out) == 2
         one_line(capsys, text)
         assert len(list(out.rglob("*.*"))) == 1
-    assert [predict(run, images, tmp_path/"ours") for _ in range(2)] == [0, 0]
+    assert [predict(run, images, tmp_path / "ours") for _ in range(2)] == [0, 0]
 
 
 def test_results_do_not_become_images(run, tmp_path, capsys):
-    part = tmp_path/"part"
-    shutil.copytree(run.parents[3]/"part", part)
-    refused = {part/"test": "folder of the images", part/"test/bad/found": "a part of a data set", "": "--out is empty"}
+    part = tmp_path / "part"
+    shutil.copytree(run.parents[3] / "part", part)
+    refused = {
+        part / "test": "folder of the images",
+        part / "test/bad/found": "a part of a data set",
+        "": "--out is empty",
+    }
     for out, text in refused.items():
-        assert predict(run, part/"test", out) == 2
+        assert predict(run, part / "test", out) == 2
         one_line(capsys, text)
-    images = put(tmp_path/"loose/a.png").parent
+    images = put(tmp_path / "loose/a.png").parent
     for out in ("first", "second", "first"):  # inside the folder, which is asked for again
-        assert predict(run, images, images/out) == 0
-        assert list(table(images/out)) == ["a.png"]
+        assert predict(run, images, images / out) == 0
+        assert list(table(images / out)) == ["a.png"]
 
 
 def test_left_overs_of_a_killed_predict_are_removed(run, tmp_path):
-    images, out = put(tmp_path/"images/a.png").parent, tmp_path/"out"
+    images, out = put(tmp_path / "images/a.png").parent, tmp_path / "out"
     assert predict(run, images, out) == 0
-    ours = [out/"maps/.a.png.tiff.4711.part", out/"pictures/.a.png.png.4711.part"]
-    theirs = [out/"maps/.b.png.tiff.4711.part", out/".notes.1.part"]
+    ours = [out / "maps/.a.png.tiff.4711.part", out / "pictures/.a.png.png.4711.part"]
+    theirs = [out / "maps/.b.png.tiff.4711.part", out / ".notes.1.part"]
     for p in ours + theirs:
         p.write_text("x")
     assert predict(run, images, out) == 0
@@ -163,25 +195,29 @@ def test_left_overs_of_a_killed_predict_are_removed(run, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, pipes, 255 bytes a name")
 def test_files_of_any_name_and_kind(run, tmp_path, capsys):
-    """A name that is no text, an escape sequence, 250 bytes; a pipe, a socket, a link to itself and one to nowhere."""
-    images, out = tmp_path/"images", tmp_path/"out"
+    """A name that is no text, an escape sequence, 250 bytes; a pipe, a socket, a link to itself and one to
+    nowhere.
+    """
+    images, out = tmp_path / "images", tmp_path / "out"
     strange = os.fsdecode(b"teil_\xe4.png")
-    for name in (strange, "a\x1b[2Jb.png", "z"*250 + ".png"):
-        put(images/"a.png").rename(images/name)
-    os.mkfifo(images/"pipe.png")
-    socket.socket(socket.AF_UNIX).bind(os.path.relpath(images/"socket.png"))
-    (images/"loop.png").symlink_to("loop.png")
-    (images/"gone.png").symlink_to("nowhere.png")
+    for name in (strange, "a\x1b[2Jb.png", "z" * 250 + ".png"):
+        put(images / "a.png").rename(images / name)
+    os.mkfifo(images / "pipe.png")
+    socket.socket(socket.AF_UNIX).bind(os.path.relpath(images / "socket.png"))
+    (images / "loop.png").symlink_to("loop.png")
+    (images / "gone.png").symlink_to("nowhere.png")
     assert predict(run, images, out) == 0
     said = capsys.readouterr().out
     assert "2 broken links, 2 no regular files" in said and "\x1b" not in said
     found = table(out)
-    assert set(found) == {r"teil_\udce4.png", "a\x1b[2Jb.png", "z"*250 + ".png"} and not any(r["error"] for r in found.values())
-    assert len(list((out/"maps").iterdir())) == len(list((out/"pictures").iterdir())) == 3
-    (images/"a\x1b[2Jb.png").write_text("no image")
+    assert set(found) == {r"teil_\udce4.png", "a\x1b[2Jb.png", "z" * 250 + ".png"} and not any(
+        r["error"] for r in found.values()
+    )
+    assert len(list((out / "maps").iterdir())) == len(list((out / "pictures").iterdir())) == 3
+    (images / "a\x1b[2Jb.png").write_text("no image")
     assert predict(run, images, out) == 2
     assert "\x1b" not in (said := capsys.readouterr().err) and r"a\x1b[2Jb.png cannot be read" in said
-    assert predict(run, images/"pipe.png", out) == 2
+    assert predict(run, images / "pipe.png", out) == 2
     assert "pipe.png is no regular file" in capsys.readouterr().err
     assert predict(run, images, "a\0b") == 2
     one_line(capsys, "NUL")
@@ -190,17 +226,20 @@ def test_files_of_any_name_and_kind(run, tmp_path, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
 def test_training_on_names_that_are_no_text(tmp_path):
     for k in range(4):
-        put(tmp_path/"part/train/good"/os.fsdecode(b"\xe4%d.png" % k), k)
-        put(tmp_path/"part/test/good"/os.fsdecode(b"\xe4%d.png" % k), k)
-    assert main(["train", "--root", str(tmp_path/"part"), "--out", str(tmp_path/"runs"), *OPTIONS]) == 0
+        put(tmp_path / "part/train/good" / os.fsdecode(b"\xe4%d.png" % k), k)
+        put(tmp_path / "part/test/good" / os.fsdecode(b"\xe4%d.png" % k), k)
+    assert main(["train", "--root", str(tmp_path / "part"), "--out", str(tmp_path / "runs"), *OPTIONS]) == 0
     folder = next(tmp_path.rglob("detector.safetensors")).parent
     assert main(["evaluate", str(folder)]) == 0
-    assert os.fsencode(json.loads((folder/"record.json").read_text())["scores"][0]["image"]) == b"test/good/\xe40.png"
+    assert (
+        os.fsencode(json.loads((folder / "record.json").read_text())["scores"][0]["image"])
+        == b"test/good/\xe40.png"
+    )
 
 
 def test_a_map_that_cannot_be_written_costs_that_map(run, tmp_path, monkeypatch, capsys):
     for k in range(3):
-        put(tmp_path/f"images/{k}.png", k)
+        put(tmp_path / f"images/{k}.png", k)
     real = cli._write_prediction
 
     def failing(p, *args):
@@ -209,9 +248,12 @@ def test_a_map_that_cannot_be_written_costs_that_map(run, tmp_path, monkeypatch,
         real(p, *args)
 
     monkeypatch.setattr(cli, "_write_prediction", failing)
-    assert predict(run, tmp_path/"images", tmp_path/"out") == 2
-    assert "1 of 3 images could not be scored or drawn" in (err := capsys.readouterr().err) and "Free some space" not in err
-    rows = table(tmp_path/"out")
+    assert predict(run, tmp_path / "images", tmp_path / "out") == 2
+    assert (
+        "1 of 3 images could not be scored or drawn" in (err := capsys.readouterr().err)
+        and "Free some space" not in err
+    )
+    rows = table(tmp_path / "out")
     assert all(r["score"] for r in rows.values()) and [k for k, r in rows.items() if r["error"]] == ["1.png"]
 
 
@@ -237,37 +279,42 @@ def test_a_closed_pipe_is_no_fault():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_a_second_run_is_told_of_the_first(run, tmp_path, capsys):
-    """The folder of a run that has not ended is refused, with the process; a process that is killed keeps nothing."""
-    images = put(tmp_path/"images/a.png").parent
-    code = f"import time; from mudenet.core import locked\nwith locked({str(tmp_path/'out')!r}): print(flush=True); time.sleep(60)"
+    """The folder of a run that has not ended is refused, with the process; a process that is killed keeps
+    nothing.
+    """
+    images = put(tmp_path / "images/a.png").parent
+    code = (
+        "import time; from mudenet.core import locked\n"
+        f"with locked({str(tmp_path / 'out')!r}): print(flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     other.stdout.readline()
-    assert predict(run, images, tmp_path/"out") == 2
-    one_line(capsys, f"another run uses {tmp_path/'out'} (process {other.pid}, since ")
+    assert predict(run, images, tmp_path / "out") == 2
+    one_line(capsys, f"another run uses {tmp_path / 'out'} (process {other.pid}, since ")
     other.kill()
     other.wait()
-    assert predict(run, images, tmp_path/"out") == 0
+    assert predict(run, images, tmp_path / "out") == 0
 
 
 def test_an_image_of_more_pixels_than_usual(run, tmp_path, monkeypatch, capsys):
-    put(tmp_path/"images/a.png")
+    put(tmp_path / "images/a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # 40 × 50 are more than twice as many
-    assert predict(run, tmp_path/"images", tmp_path/"out") == 2
+    assert predict(run, tmp_path / "images", tmp_path / "out") == 2
     assert "a.png: Image size" in (err := capsys.readouterr().err) and "set MUDENET_MEGAPIXELS" in err
     monkeypatch.setenv("MUDENET_MEGAPIXELS", "0.002")
-    assert predict(run, tmp_path/"images", tmp_path/"out") == 0
+    assert predict(run, tmp_path / "images", tmp_path / "out") == 0
 
 
 def part_of(root, good=6, bad=2, mask=None):
     for k in range(good):
-        put(root/f"train/good/{k}.png", k)
+        put(root / f"train/good/{k}.png", k)
     for k in range(bad):
-        put(root/f"test/good/{k}.png", 50 + k)
-        put(root/f"test/hole/{k}.png", 60 + k)
+        put(root / f"test/good/{k}.png", 50 + k)
+        put(root / f"test/hole/{k}.png", 60 + k)
     if mask is not None:
-        (root/"ground_truth/hole").mkdir(parents=True)
+        (root / "ground_truth/hole").mkdir(parents=True)
         for k in range(bad):
-            Image.fromarray(mask).save(root/f"ground_truth/hole/{k}_mask.png")
+            Image.fromarray(mask).save(root / f"ground_truth/hole/{k}_mask.png")
     return root
 
 
@@ -278,64 +325,82 @@ def checked(root, capsys, code=0):
 
 
 def test_data_check_says_what_is_left_out(tmp_path, capsys):
-    root = part_of(tmp_path/"part")
-    put(root/"train/good/lot/1.png")
-    put(root/"test/@eaDir/x.png")
-    (root/"train/good/a.jfif").write_text("")
+    root = part_of(tmp_path / "part")
+    put(root / "train/good/lot/1.png")
+    put(root / "test/@eaDir/x.png")
+    (root / "train/good/a.jfif").write_text("")
     said = checked(root, capsys)
-    assert f"{root/'train'/'good'}: left out: 1 images in folders below it, 1 of another type (.jfif)" in said
+    assert (
+        f"{root / 'train' / 'good'}: left out: 1 images in folders below it, 1 of another type (.jfif)"
+        in said
+    )
     assert "1 held-out image gives the threshold: expect 50 % of good parts above it" in said
 
 
 @pytest.mark.parametrize("good", [0, 1, 2])
 def test_three_nominal_images_are_the_least(tmp_path, capsys, good):
-    root = part_of(tmp_path/"part", good)
-    (root/"train/good").mkdir(parents=True, exist_ok=True)
+    root = part_of(tmp_path / "part", good)
+    (root / "train/good").mkdir(parents=True, exist_ok=True)
     said = checked(root, capsys, 2)
     assert "at least three are needed" in said or good == 0 and "holds no image" in said
 
 
 ALPHA = np.dstack([np.full((40, 50, 3), 255, np.uint8), np.zeros((40, 50), np.uint8)])
-MASKS = dict(inverted=(255 - 255*np.eye(40, 50, dtype=np.uint8), "marks 98 % of its image: is it inverted?"),
-             alpha=(ALPHA, "marks all of its image: its shape seems to be in its alpha channel"))
+MASKS = dict(
+    inverted=(255 - 255 * np.eye(40, 50, dtype=np.uint8), "marks 98 % of its image: is it inverted?"),
+    alpha=(ALPHA, "marks all of its image: its shape seems to be in its alpha channel"),
+)
 
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks_that_mark_most_of_their_image_are_noted(tmp_path, capsys, kind):
     mask, text = MASKS[kind]
-    assert checked(part_of(tmp_path/"part", mask=mask), capsys).count(text) == 2
+    assert checked(part_of(tmp_path / "part", mask=mask), capsys).count(text) == 2
 
 
 @pytest.mark.parametrize("new", ["train/ok", "Train", "train/Good", "train/normal"])
 def test_names_that_people_use_are_named_with_the_rename(tmp_path, capsys, new):
-    root = part_of(tmp_path/"part")
-    (root/("train/good" if "/" in new else "train")).rename(root/new)
-    found = root/new if "/" in new else root/new/"good"
+    root = part_of(tmp_path / "part")
+    (root / ("train/good" if "/" in new else "train")).rename(root / new)
+    found = root / new if "/" in new else root / new / "good"
     assert f"{found}: rename it to train/good" in checked(root, capsys, 2)
 
 
 @pytest.mark.parametrize("name", ["0_GT.png", "0_gt.png", "mask_0.png"])
 def test_masks_of_other_names_are_named_with_the_rename(tmp_path, capsys, name):
-    root = part_of(tmp_path/"part", bad=1, mask=np.eye(40, 50, dtype=np.uint8)*255)
-    (root/"ground_truth/hole/0_mask.png").rename(root/"ground_truth/hole"/name)
+    root = part_of(tmp_path / "part", bad=1, mask=np.eye(40, 50, dtype=np.uint8) * 255)
+    (root / "ground_truth/hole/0_mask.png").rename(root / "ground_truth/hole" / name)
     assert f"There is {name}: rename it to 0_mask.png" in checked(root, capsys, 2)
 
 
 def test_visa_names_an_image_once(tmp_path, capsys):
     for k in range(5):
-        put(tmp_path/f"visa/candle/Data/Images/Normal/{k}.png", k)
-    rows = [f"candle,{'test' if k == 4 else 'train'},normal,candle/Data/Images/Normal/{k % 5}.png," for k in range(6)]
-    (tmp_path/"visa/split_csv").mkdir()
-    (tmp_path/"visa/split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
-    assert "1cls.csv, line 7: the image candle/Data/Images/Normal/0.png is in line 2 already" in checked(tmp_path/"visa", capsys, 2)
+        put(tmp_path / f"visa/candle/Data/Images/Normal/{k}.png", k)
+    rows = [
+        f"candle,{'test' if k == 4 else 'train'},normal,candle/Data/Images/Normal/{k % 5}.png,"
+        for k in range(6)
+    ]
+    (tmp_path / "visa/split_csv").mkdir()
+    (tmp_path / "visa/split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
+    assert "1cls.csv, line 7: the image candle/Data/Images/Normal/0.png is in line 2 already" in checked(
+        tmp_path / "visa", capsys, 2
+    )
 
 
 def test_changed_images_are_said(run, tmp_path, capsys):
-    shutil.copytree(run.parents[3]/"part", tmp_path/"part")
-    put(tmp_path/"part/train/good/0.png", 99)
+    shutil.copytree(run.parents[3] / "part", tmp_path / "part")
+    put(tmp_path / "part/train/good/0.png", 99)
     for _ in range(2):  # the sentence stands there once
-        assert main(["evaluate", str(run), "--root", str(tmp_path/"part"), "--out", str(tmp_path/"out")]) == 0
-    assert json.loads((tmp_path/"out/record.json").read_text())["note"].count("not those that the detector was trained on") == 1
+        assert (
+            main(["evaluate", str(run), "--root", str(tmp_path / "part"), "--out", str(tmp_path / "out")])
+            == 0
+        )
+    assert (
+        json.loads((tmp_path / "out/record.json").read_text())["note"].count(
+            "not those that the detector was trained on"
+        )
+        == 1
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX permissions")
@@ -345,44 +410,57 @@ def test_what_may_not_be_read_is_one_line(run, tmp_path):
     for p in tmp_path.parents:
         if p.is_relative_to(tempfile.gettempdir()) and p != Path(tempfile.gettempdir()):
             p.chmod(0o755)
-    root = part_of(tmp_path/"part")
-    (root/"train").chmod(0)
-    (tmp_path/"mine.yaml").write_text("seed: 1\n")
-    (tmp_path/"mine.yaml").chmod(0)
-    code = ("import os, sys; from mudenet.cli import main, make_parser\n"  # all that is imported later, before it cannot be read
-            "import mudenet.data, mudenet.evaluation, mudenet.inference\n"
-            "for name in ('data', 'train'): make_parser(name).parse_args([name, *(['show', 'x'] if name == 'data' else [])])\n"
-            "if os.geteuid() == 0: os.setuid(65534)\nsys.exit(main())")
-    train = ["train", "--root", root, "--config", tmp_path/"mine.yaml"]
+    root = part_of(tmp_path / "part")
+    (root / "train").chmod(0)
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    (tmp_path / "mine.yaml").chmod(0)
+    # all that is imported later, before it cannot be read
+    code = (
+        "import os, sys; from mudenet.cli import main, make_parser\n"
+        "import mudenet.data, mudenet.evaluation, mudenet.inference\n"
+        "for name in ('data', 'train'): make_parser(name).parse_args([name, *(['show', 'x'] if name == "
+        "'data' else [])])\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        "sys.exit(main())"
+    )
+    train = ["train", "--root", root, "--config", tmp_path / "mine.yaml"]
     for command, name in (["data", "check", root], "train"), (train, "mine.yaml"):
-        done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True
+        )
         assert done.returncode == 2 and name in done.stderr and "ermission" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
-    (root/"train").chmod(0o755)
+    (root / "train").chmod(0o755)
 
 
-WIDE = dict(twelve_bits=("png", np.uint16, 16, "values up to 4080, which becomes 16 of 255"),
-            eight_in_32=("tif", np.int32, 1, "values up to 255, which becomes 1 of 255"), whole=("png", np.uint16, 257, ""))
+WIDE = dict(
+    twelve_bits=("png", np.uint16, 16, "values up to 4080, which becomes 16 of 255"),
+    eight_in_32=("tif", np.int32, 1, "values up to 255, which becomes 1 of 255"),
+    whole=("png", np.uint16, 257, ""),
+)
 
 
 @pytest.mark.parametrize("kind", WIDE)
 def test_images_that_use_little_of_their_range_are_noted(tmp_path, capsys, kind):
     suffix, dtype, factor, text = WIDE[kind]
-    root = part_of(tmp_path/"part", good=0)
+    root = part_of(tmp_path / "part", good=0)
     for k in range(4):
-        (root/"train/good").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels(k)[..., 0].astype(dtype)*factor).save(root/f"train/good/{k}.{suffix}")
+        (root / "train/good").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(k)[..., 0].astype(dtype) * factor).save(root / f"train/good/{k}.{suffix}")
     said = checked(root, capsys)
     assert text in said and ("of 16 bits or more use a small part of their range" in said) == bool(text)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
 def test_a_second_training_is_told_of_the_first(run, tmp_path, capsys):
-    folder = tmp_path/"folder"/"part"/run.name
-    code = f"import time; from mudenet.core import locked\nwith locked({str(folder)!r}): print(flush=True); time.sleep(60)"
+    folder = tmp_path / "folder" / "part" / run.name
+    code = (
+        "import time; from mudenet.core import locked\n"
+        f"with locked({str(folder)!r}): print(flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     other.stdout.readline()
-    command = ["train", "--root", str(run.parents[3]/"part"), "--out", str(tmp_path), *OPTIONS]
+    command = ["train", "--root", str(run.parents[3] / "part"), "--out", str(tmp_path), *OPTIONS]
     assert main(command) == 2
     one_line(capsys, f"another run uses {folder} (process {other.pid}, since ")
     other.kill()
@@ -392,8 +470,8 @@ def test_a_second_training_is_told_of_the_first(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["", "epoch,step", "epoch,seconds\n1,x\n", "\udce4"])
 def test_a_log_that_was_edited_costs_no_record(run, tmp_path, text):
-    shutil.copytree(run, tmp_path/"run")
-    (tmp_path/"run/train.csv").write_text(text, errors="surrogateescape")
-    (tmp_path/"run/config.yaml").write_text("")
-    assert main(["evaluate", str(tmp_path/"run"), "--root", str(run.parents[3]/"part")]) == 0
-    assert (tmp_path/"run/record.json").exists()
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/train.csv").write_text(text, errors="surrogateescape")
+    (tmp_path / "run/config.yaml").write_text("")
+    assert main(["evaluate", str(tmp_path / "run"), "--root", str(run.parents[3] / "part")]) == 0
+    assert (tmp_path / "run/record.json").exists()

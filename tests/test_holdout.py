@@ -1,4 +1,5 @@
 """Images that a run holds out were never trained on: not by the run, and not by a teacher from a run of another seed."""
+
 import shutil
 
 import pytest
@@ -17,9 +18,17 @@ def config(tmp_path_factory):
     own = tmp / "parts"
     for split in ("train", "test"):
         shutil.copytree(line / split, own / split)
-    tree = dict(root=str(own), out=str(tmp / "runs"), dataset="folder", category=None, data=dict(image_size=64, holdout=0.2),
-                backbone=dict(weights="random"), model=dict(channels=8, width=8),
-                distill=dict(steps=1), train=dict(steps=1))
+    tree = dict(
+        root=str(own),
+        out=str(tmp / "runs"),
+        dataset="folder",
+        category=None,
+        data=dict(image_size=64, holdout=0.2),
+        backbone=dict(weights="random"),
+        model=dict(channels=8, width=8),
+        distill=dict(steps=1),
+        train=dict(steps=1),
+    )
     return load_config("tiny", tree=tree)
 
 
@@ -60,7 +69,11 @@ def test_a_teacher_from_before_the_field_held_out_what_its_seed_drew(config, tmp
     ensure_teacher(taught)
     tensors, meta = load_tensors(taught.folder / "teacher.safetensors", "teacher")
     del meta["config"]["data"]["holdout_seed"]
-    older = save_tensors(tmp_path / "older.safetensors", tensors, "teacher",
-                         {k: meta[k] for k in ("config", "about", "identity")})
+    older = save_tensors(
+        tmp_path / "older.safetensors",
+        tensors,
+        "teacher",
+        {k: meta[k] for k in ("config", "about", "identity")},
+    )
     with pytest.raises(CheckpointError, match=r"data\.holdout_seed: 1"):
         open_job(override(config, {"teacher": str(older)}))

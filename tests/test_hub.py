@@ -1,4 +1,5 @@
 """The hub: huggingface_hub itself, against a server on this machine that answers the calls used, and from its cache alone."""
+
 import base64
 import hashlib
 import importlib.util
@@ -25,34 +26,43 @@ if importlib.util.find_spec("huggingface_hub") is None:
 
 class Hub(BaseHTTPRequestHandler):
     """Repositories of the hub: created, committed to, downloaded from. Only with the right token."""
+
     repos: dict[str, dict[str, bytes]] = {}
     private: dict[str, bool] = {}
     asked: list[str] = []
     COMMIT = "c" * 40
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
     def answer(self, code, body=b"", **headers):
         self.send_response(code)
-        for k, v in {"Content-Length": str(len(body)), **headers}.items(): self.send_header(k, v)
+        for k, v in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(k, v)
         self.end_headers()
-        if self.command != "HEAD": self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    def say(self, **body): self.answer(200, json.dumps(body).encode(), **{"Content-Type": "application/json"})
+    def say(self, **body):
+        self.answer(200, json.dumps(body).encode(), **{"Content-Type": "application/json"})
 
-    def body(self): return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    def body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_POST(self):
         body = self.body()
         if self.headers.get("Authorization") != "Bearer hf_right":
-            return self.answer(401, b'{"error": "Invalid username or password."}', **{"Content-Type": "application/json"})
+            return self.answer(
+                401, b'{"error": "Invalid username or password."}', **{"Content-Type": "application/json"}
+            )
         if self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization', 'me')}/{asked['name']}"
             self.repos.setdefault(name, {})
             self.private[name] = asked.get("private", asked.get("visibility") == "private")
             return self.say(url=f"http://{self.headers['Host']}/{name}", name=name, id=name)
-        if self.path == "/api/validate-yaml": return self.say(errors=[], warnings=[])
+        if self.path == "/api/validate-yaml":
+            return self.say(errors=[], warnings=[])
         if "/preupload/" in self.path:
             files = [f["path"] for f in json.loads(body)["files"]]
             return self.say(files=[dict(path=f, uploadMode="regular", shouldIgnore=False) for f in files])
@@ -60,7 +70,8 @@ class Hub(BaseHTTPRequestHandler):
             name = "/".join(self.path.split("/")[3:5])
             for line in filter(None, body.decode().splitlines()):
                 entry = json.loads(line)
-                if entry["key"] == "file": self.repos[name][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                if entry["key"] == "file":
+                    self.repos[name][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             url = f"http://{self.headers['Host']}/{name}/commit/{self.COMMIT}"
             return self.say(commitUrl=url, commitOid=self.COMMIT, success=True, hookOutput="")
         return self.answer(404)
@@ -71,7 +82,12 @@ class Hub(BaseHTTPRequestHandler):
         if len(parts) == 5 and parts[2] == "resolve" and parts[4] in self.repos.get(name, {}):
             content = self.repos[name][parts[4]]
             self.asked.append(f"{self.command} {parts[4]}")
-            return self.answer(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', **{"X-Repo-Commit": self.COMMIT})
+            return self.answer(
+                200,
+                content,
+                ETag=f'"{hashlib.sha256(content).hexdigest()}"',
+                **{"X-Repo-Commit": self.COMMIT},
+            )
         if parts[:2] == ["api", "models"] and "/".join(parts[2:4]) in self.repos:
             return self.say(id="/".join(parts[2:4]), siblings=[], sha=self.COMMIT)
         return self.answer(404, **{"X-Error-Code": "RepoNotFound"})
@@ -94,10 +110,23 @@ def hub():
 def made(tmp_path_factory):
     """A tiny detector and its record."""
     folder = tmp_path_factory.mktemp("made")
-    line = write_product_line(folder / "line", size=64, train=8, validation=4, good=3, structural=3, logical=3)
-    job = open_job(override(load_config("demo"), {"dataset": "synthetic", "root": str(line), "out": str(folder / "runs"),
-                                                  "train.steps": 0, "data.image_size": 64, "device": "cpu",
-                                                  "evaluation.pictures": 0}))
+    line = write_product_line(
+        folder / "line", size=64, train=8, validation=4, good=3, structural=3, logical=3
+    )
+    job = open_job(
+        override(
+            load_config("demo"),
+            {
+                "dataset": "synthetic",
+                "root": str(line),
+                "out": str(folder / "runs"),
+                "train.steps": 0,
+                "data.image_size": 64,
+                "device": "cpu",
+                "evaluation.pictures": 0,
+            },
+        )
+    )
     detector = ensure_detector(job)
     return detector, evaluate(detector, job)
 
@@ -113,7 +142,9 @@ def test_pushed_and_loaded_then_from_the_cache_alone(made, hub, tmp_path, monkey
     assert digest(loaded.state_dict()) == digest(detector.state_dict())
     assert {a.split()[1] for a in Hub.asked} == {"detector.safetensors"}  # nothing else is fetched
     Hub.repos.clear()
-    again = Detector.from_pretrained("me/terminal-blocks", cache_dir=tmp_path / "cache", local_files_only=True, device="cpu")
+    again = Detector.from_pretrained(
+        "me/terminal-blocks", cache_dir=tmp_path / "cache", local_files_only=True, device="cpu"
+    )
     assert torch.equal(again.threshold, detector.threshold)
 
 
@@ -123,7 +154,8 @@ def test_what_was_changed_on_the_way_is_refused(made, hub, tmp_path):
     damaged = bytearray(Hub.repos["me/a"]["detector.safetensors"])
     damaged[-3] ^= 1
     Hub.repos["me/a"]["detector.safetensors"] = bytes(damaged)
-    with pytest.raises(CheckpointError): Detector.from_pretrained("me/a", cache_dir=tmp_path, endpoint=hub, device="cpu")
+    with pytest.raises(CheckpointError):
+        Detector.from_pretrained("me/a", cache_dir=tmp_path, endpoint=hub, device="cpu")
 
 
 def test_refusals_of_the_hub_are_explained(made, hub, tmp_path):
@@ -138,11 +170,18 @@ def test_refusals_of_the_hub_are_explained(made, hub, tmp_path):
 
 def test_the_card_is_one_that_the_hub_can_read(made, tmp_path):
     from huggingface_hub import ModelCard
+
     folder = save_pretrained(made[0], tmp_path / "x", made[1])
     card = ModelCard.load(folder / "README.md")
-    assert card.data.license == "apache-2.0" and card.data.library_name == "mudenet" and "anomaly-detection" in card.data.tags
+    assert (
+        card.data.license == "apache-2.0"
+        and card.data.library_name == "mudenet"
+        and "anomaly-detection" in card.data.tags
+    )
 
 
 def test_importing_the_package_does_not_import_the_hub():
-    code = "import sys, mudenet.cli, mudenet.inference, mudenet.hub\nassert 'huggingface_hub' not in sys.modules"
+    code = (
+        "import sys, mudenet.cli, mudenet.inference, mudenet.hub\nassert 'huggingface_hub' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -1,4 +1,5 @@
 """What a configuration is compared by: every projection answers as it did before the fields said what they decide."""
+
 import hashlib
 import json
 import subprocess
@@ -9,7 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mudenet.config import LEVELS, field_names, from_saved, identity, load_config, nest, portable, run_key, short_key
+from mudenet.config import (
+    LEVELS,
+    field_names,
+    from_saved,
+    identity,
+    load_config,
+    nest,
+    portable,
+    run_key,
+    short_key,
+)
 from mudenet.distillation import architecture_of_t, teacher_identity
 from mudenet.evaluation import setting_key
 from mudenet.loop import belonging
@@ -19,7 +30,8 @@ from mudenet.training import train_identity
 HERE = Path(__file__).parent
 GOLDEN = HERE / "data" / "identity.json"
 
-# One field at a time, on top of the paper's configuration for cable; every field is turned, and combinations that matter.
+# One field at a time, on top of the paper's configuration for cable; every field is turned, and combinations
+# that matter.
 TABLE = {
     "paper": {},
     "loco": {"dataset": "mvtec_loco", "category": "breakfast_box"},
@@ -57,46 +69,86 @@ TABLE = {
     "autoencoder_norm": {"model.autoencoder_norm": "batch"},
     "autoencoder_size": {"model.autoencoder_size": "figure"},
     "decoder_last_relu": {"model.decoder_last_relu": True},
-    "distill schedule": {"distill.epochs": 3, "distill.steps": 7, "distill.batch_size": 4, "distill.lr": 0.1,
-                         "distill.schedule": "cosine", "distill.weight_decay": 0.1, "distill.loss_reduction": "mean"},
+    "distill schedule": {
+        "distill.epochs": 3,
+        "distill.steps": 7,
+        "distill.batch_size": 4,
+        "distill.lr": 0.1,
+        "distill.schedule": "cosine",
+        "distill.weight_decay": 0.1,
+        "distill.loss_reduction": "mean",
+    },
     "distill.save_minutes": {"distill.save_minutes": 1.0},
     "images, dataset": {"distill.images": "dataset"},
     "images, folder": {"distill.images": "folder", "distill.folder": "some/imagenet"},
     "images, folder elsewhere": {"distill.images": "folder", "distill.folder": "other/imagenet"},
-    "folder, all": {"distill.images": "folder", "distill.folder": "some/imagenet", "distill.folder_crop": 0.5,
-                    "distill.folder_augment": "all", "distill.folder_holdout": 5},
+    "folder, all": {
+        "distill.images": "folder",
+        "distill.folder": "some/imagenet",
+        "distill.folder_crop": 0.5,
+        "distill.folder_augment": "all",
+        "distill.folder_holdout": 5,
+    },
     "batchnorm": {"distill.batchnorm": "category"},
     "distill.augment": {"distill.augment": False},
     "match": {"distill.match": "pool"},
     "distill.interpolation": {"distill.interpolation": "nearest"},
-    "train schedule": {"train.epochs": 3, "train.steps": 7, "train.batch_size": 4, "train.lr": 0.1,
-                       "train.schedule": "cosine", "train.weight_decay": 0.1, "train.loss_reduction": "mean"},
+    "train schedule": {
+        "train.epochs": 3,
+        "train.steps": 7,
+        "train.batch_size": 4,
+        "train.lr": 0.1,
+        "train.schedule": "cosine",
+        "train.weight_decay": 0.1,
+        "train.loss_reduction": "mean",
+    },
     "train.save_minutes": {"train.save_minutes": 1.0},
     "detach_autoencoder": {"train.detach_autoencoder": False},
     "loss_weights": {"train.loss_weights": [1.0, 2.0, 3.0]},
-    "inference": {"inference.normalization": "zscore", "inference.statistics_images": "train",
-                  "inference.statistics_per": "branch", "inference.clamp": "zero", "inference.upsampling": "nearest",
-                  "inference.smoothing": 1.0, "inference.image_score": "top_mean", "inference.top_fraction": 0.1,
-                  "inference.threshold_quantile": 0.9},
+    "inference": {
+        "inference.normalization": "zscore",
+        "inference.statistics_images": "train",
+        "inference.statistics_per": "branch",
+        "inference.clamp": "zero",
+        "inference.upsampling": "nearest",
+        "inference.smoothing": 1.0,
+        "inference.image_score": "top_mean",
+        "inference.top_fraction": 0.1,
+        "inference.threshold_quantile": 0.9,
+    },
     "inference.batch_size": {"inference.batch_size": 1},
     "resolution": {"evaluation.resolution": "image"},
     "pro_limit": {"evaluation.pro_limit": 0.1},
     "pictures": {"evaluation.pictures": 0},
-    "compute": {"compute.precision": "float32", "compute.channels_last": False, "compute.fold": False,
-                "compute.fused_adam": False, "compute.keep_memory": False, "compute.compile": "default",
-                "compute.cache": "host"},
+    "compute": {
+        "compute.precision": "float32",
+        "compute.channels_last": False,
+        "compute.fold": False,
+        "compute.fused_adam": False,
+        "compute.keep_memory": False,
+        "compute.compile": "default",
+        "compute.cache": "host",
+    },
     "readers": {"compute.workers": 3, "compute.cache_mb": 5},
     "place": {"root": "x", "out": "y", "device": "cuda", "teacher": "t.safetensors"},
     "seed": {"seed": 3},
 }
-LATER = {"model.centre": "place", "train.whiten": True, "preset": "fast",
-         "inference.false_alarms": None, "inference.part_weights": "learned", "inference.min_area": 1,
-         "train.patience": 3, "track": ["mlflow"]}  # newer than the golden values
+LATER = {
+    "model.centre": "place",
+    "train.whiten": True,
+    "preset": "fast",
+    "inference.false_alarms": None,
+    "inference.part_weights": "learned",
+    "inference.min_area": 1,
+    "train.patience": 3,
+    "track": ["mlflow"],
+}  # newer than the golden values
 
 
 def without_later(value):
     "The same nested values without the fields of `LATER`."
-    if not isinstance(value, dict): return value
+    if not isinstance(value, dict):
+        return value
     names = {name.rpartition(".")[2] for name in LATER}
     return {k: without_later(v) for k, v in value.items() if k not in names}
 
@@ -110,15 +162,28 @@ def config_of(fields):
 def projections(config):
     "Everything that a configuration is written or looked up as."
     teacher = torch.nn.Linear(1, 1)
-    for p in teacher.parameters(): torch.nn.init.zeros_(p)
-    feed = SimpleNamespace(data=config.data, augmentation=config.data.augmentation(config.category), seed=config.seed,
-                           name="train", content="0"*16)
+    for p in teacher.parameters():
+        torch.nn.init.zeros_(p)
+    feed = SimpleNamespace(
+        data=config.data,
+        augmentation=config.data.augmentation(config.category),
+        seed=config.seed,
+        name="train",
+        content="0" * 16,
+    )
     trained = train_identity(config, teacher)
     key = short_key({k: v for k, v in without_later(identity(config, "detector")).items() if k != "seed"})
-    found = dict(portable=portable(config), run_key=key, teacher=teacher_identity(config),
-                 other_teacher=teacher_identity(config, "bottle"), trained=trained,
-                 state=belonging(trained, feed, config.train, config.compute), t=architecture_of_t(config))
-    if config.distill.images == "folder": found["corpus_folder"] = corpus_folder(config).name
+    found = dict(
+        portable=portable(config),
+        run_key=key,
+        teacher=teacher_identity(config),
+        other_teacher=teacher_identity(config, "bottle"),
+        trained=trained,
+        state=belonging(trained, feed, config.train, config.compute),
+        t=architecture_of_t(config),
+    )
+    if config.distill.images == "folder":
+        found["corpus_folder"] = corpus_folder(config).name
     return found
 
 
@@ -144,9 +209,19 @@ def test_later_fields_name_another_run():
     assert teacher_identity(config_of(LATER | {"preset": "paper"})) == teacher_identity(plain)
 
 
-# Rows that are the same run as the paper's, and from which level on they are not; the others differ in all that trains.
-NEVER = {"paper", "distill.save_minutes", "train.save_minutes", "inference.batch_size", "pictures", "readers", "place",
-         "augment", "augment_by_category, another"}  # the category's own list is what counts
+# Rows that are the same run as the paper's, and from which level on they are not; the others differ in all
+# that trains.
+NEVER = {
+    "paper",
+    "distill.save_minutes",
+    "train.save_minutes",
+    "inference.batch_size",
+    "pictures",
+    "readers",
+    "place",
+    "augment",
+    "augment_by_category, another",
+}  # the category's own list is what counts
 LATE = {"inference": "scores", "resolution": "measures", "pro_limit": "measures", "compute": "rounding"}
 
 
@@ -154,9 +229,12 @@ LATE = {"inference": "scores", "resolution": "measures", "pro_limit": "measures"
 def test_a_row_differs_from_its_level_on(row):
     paper, config = config_of({}), config_of(TABLE[row])
     same = [level for level in LEVELS if identity(config, level) == identity(paper, level)]
-    if row in NEVER: assert same == list(LEVELS)
-    elif row in LATE: assert same == list(LEVELS[:LEVELS.index(LATE[row])])
-    else: assert not {"detector", "scores", "measures", "rounding"} & set(same)
+    if row in NEVER:
+        assert same == list(LEVELS)
+    elif row in LATE:
+        assert same == list(LEVELS[: LEVELS.index(LATE[row])])
+    else:
+        assert not {"detector", "scores", "measures", "rounding"} & set(same)
 
 
 def test_a_newer_field_at_its_default_is_not_compared():
@@ -166,10 +244,16 @@ def test_a_newer_field_at_its_default_is_not_compared():
 
 def test_settings_have_a_key_of_their_own():
     paper = setting_key(config_of({}))
-    assert {row for row in TABLE if setting_key(config_of(TABLE[row])) != paper} == {"inference", "resolution", "pro_limit"}
+    assert {row for row in TABLE if setting_key(config_of(TABLE[row])) != paper} == {
+        "inference",
+        "resolution",
+        "pro_limit",
+    }
 
 
-@pytest.mark.parametrize("record", sorted((HERE.parent / "nbs" / "results").glob("demo-s*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "record", sorted((HERE.parent / "nbs" / "results").glob("demo-s*.json")), ids=lambda p: p.stem
+)
 def test_a_record_on_file_has_its_key(record):
     found = json.loads(record.read_text(encoding="utf-8"))
     config = from_saved(found["config"])
@@ -178,9 +262,11 @@ def test_a_record_on_file_has_its_key(record):
 
 def test_a_field_that_does_not_say_what_it_decides_stops_the_import(tmp_path):
     source = (HERE.parent / "mudenet" / "config.py").read_text(encoding="utf-8")
-    place = "class DataConfig:\n    \"What the networks see.\"\n"
+    place = 'class DataConfig:\n    "What the networks see."\n'
     assert place in source
     code = source.replace(place, f"{place}    fresh: int = 3\n").replace("from .core", "from mudenet.core")
     (tmp_path / "careless.py").write_text(code, encoding="utf-8")
-    done = subprocess.run([sys.executable, "-c", "import careless"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import careless"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode and "data.fresh does not say what it decides" in done.stderr

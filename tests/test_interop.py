@@ -1,4 +1,5 @@
 """anomalib's engine runs the model on its own data module; the scores are mudenet's. Run with --slow where anomalib is."""
+
 import importlib.util
 import subprocess
 import sys
@@ -39,18 +40,28 @@ def ran(line, top, epochs, lr):
     from anomalib.data import Folder
     from anomalib.engine import Engine
     from mudenet.interop import MuDeNet
+
     torch.manual_seed(0)
     config = override(default_config(), {"data.image_size": 64, "train.lr": lr, "device": "cpu"})
-    data = Folder(name="line", root=str(line), normal_dir="train/good", normal_test_dir="test/good",
-                  abnormal_dir=["test/structural_anomalies", "test/logical_anomalies"], num_workers=0,
-                  train_batch_size=4, eval_batch_size=4, val_split_mode="same_as_test")
+    data = Folder(
+        name="line",
+        root=str(line),
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir=["test/structural_anomalies", "test/logical_anomalies"],
+        num_workers=0,
+        train_batch_size=4,
+        eval_batch_size=4,
+        val_split_mode="same_as_test",
+    )
     model = MuDeNet(config)
     engine = Engine(max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=str(top), logger=False)
     engine.fit(model, datamodule=data)
     metrics = engine.test(model, datamodule=data)[0]
     scores = {}
     for batch in data.test_dataloader():
-        with torch.inference_mode(): out = model.model(model.pre_processor.transform(batch.image))
+        with torch.inference_mode():
+            out = model.model(model.pre_processor.transform(batch.image))
         scores |= dict(zip(batch.image_path, out.pred_score.tolist()))
     return scores, metrics, model.detector
 
@@ -59,12 +70,16 @@ def ran(line, top, epochs, lr):
 @pytest.mark.slow
 def test_without_learning_the_scores_are_mudenet_s(line, tmp_path):
     scores, _, detector = ran(line, tmp_path, 1, 1e-12)
-    config = with_teacher(override(default_config(), {"data.image_size": 64, "train.steps": 0, "device": "cpu"}))
+    config = with_teacher(
+        override(default_config(), {"data.image_size": 64, "train.steps": 0, "device": "cpu"})
+    )
     images = load_images(sorted((line / "train" / "good").glob("*.png")), 64)
     own = Detector(train(config, images, load_teacher(config.teacher, config)), replace(config, teacher=None))
     calibrate(own, images, images)
     for path, score in scores.items():
-        assert float(own(normalize(load_images([path], 64))).score) == pytest.approx(score, rel=2e-3, abs=2e-3)
+        assert float(own(normalize(load_images([path], 64))).score) == pytest.approx(
+            score, rel=2e-3, abs=2e-3
+        )
 
 
 @needs
@@ -73,5 +88,7 @@ def test_it_learns_and_both_agree_on_auroc(line, tmp_path):
     scores, metrics, detector = ran(line, tmp_path, 3, 1e-3)
     assert len(scores) == 18 and np.isfinite(list(scores.values())).all()
     labels = np.array(["/good/" not in path for path in scores])
-    assert image_auroc(np.array(list(scores.values())), labels) == pytest.approx(metrics["image_AUROC"], abs=1e-6)
+    assert image_auroc(np.array(list(scores.values())), labels) == pytest.approx(
+        metrics["image_AUROC"], abs=1e-6
+    )
     assert not detector.model.training and torch.isfinite(detector.threshold)

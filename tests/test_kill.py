@@ -1,7 +1,8 @@
 """`mudenet train`, killed with SIGKILL from its first step to its last file, leaves the bytes of an undisturbed run.
 
-    python tests/test_kill.py nbs/results/kill_test.json   # also writes the record that notebook 04a shows
+python tests/test_kill.py nbs/results/kill_test.json   # also writes the record that notebook 04a shows
 """
+
 import hashlib
 import json
 import os
@@ -19,13 +20,26 @@ from mudenet.synthetic import write_product_line
 
 STEPS = dict(distill=80, train=80)
 KILLS = 8  # in each stage, from its first step to its last
-TINY = ["--data.image_size=64", "--model.channels=8", "--model.width=8", "--backbone.name=resnet18", "--backbone.weights=random",
-        "--distill.batch_size=4", "--train.batch_size=4", "--device=cpu", *(f"--{k}.steps={n}" for k, n in STEPS.items()),
-        *(f"--{k}.save_minutes=0.0001" for k in STEPS)]  # after every step
-HAND_OVER = dict(distill=("before teacher.safetensors", "after teacher.safetensors"),
-                 train=("before calibration", "before detector.safetensors", "after detector.safetensors"))
-# A process that sends itself SIGKILL: nobody outside could hit a moment so well. Before and after a file: written beside its place,
-# and put into it. With a step, that of the state which is the file; with a delay, so many seconds later, wherever that is.
+TINY = [
+    "--data.image_size=64",
+    "--model.channels=8",
+    "--model.width=8",
+    "--backbone.name=resnet18",
+    "--backbone.weights=random",
+    "--distill.batch_size=4",
+    "--train.batch_size=4",
+    "--device=cpu",
+    *(f"--{k}.steps={n}" for k, n in STEPS.items()),
+    *(f"--{k}.save_minutes=0.0001" for k in STEPS),
+]  # after every step
+HAND_OVER = dict(
+    distill=("before teacher.safetensors", "after teacher.safetensors"),
+    train=("before calibration", "before detector.safetensors", "after detector.safetensors"),
+)
+# A process that sends itself SIGKILL: nobody outside could hit a moment so well. Before and after a file:
+# written beside its place,
+# and put into it. With a step, that of the state which is the file; with a delay, so many seconds later,
+# wherever that is.
 CHILD = """
 import json, os, signal, sys, threading
 from mudenet import evaluation
@@ -70,11 +84,15 @@ def killed(process, out, stage, aim):
     folder = run_folder(out)
     state = folder / f"{stage}.state.safetensors"
     writing = sorted(p.name.replace(str(process.pid), "PID") for p in folder.glob(f".*.{process.pid}.part"))
-    return dict(stage=stage, aim=aim, step=read_meta(state, "state")["step"] if state.exists() else 0, writing=writing)
+    return dict(
+        stage=stage, aim=aim, step=read_meta(state, "state")["step"] if state.exists() else 0, writing=writing
+    )
 
 
 def disturbed_run(line, out):
-    """Train to the end through kills: while it begins, from each stage's first step to its last, and around its last files."""
+    """Train to the end through kills: while it begins, from each stage's first step to its last, and around
+    its last files.
+    """
     kills = []
     for stage, steps in STEPS.items():
         process = start(line, out)
@@ -84,7 +102,10 @@ def disturbed_run(line, out):
         for k in range(KILLS):
             aim = dict(at=f"before {stage}.state.safetensors", step=1 + k * steps // KILLS)  # while saving
             if k % 2 == 0:
-                aim = dict(aim, at=f"after {stage}.state.safetensors", delay=random.Random(k).uniform(0, 0.01))  # at any moment
+                # at any moment
+                aim = dict(
+                    aim, at=f"after {stage}.state.safetensors", delay=random.Random(k).uniform(0, 0.01)
+                )
             kills.append(killed(start(line, out, **aim), out, stage, "saving" if k % 2 else "any moment"))
         kills += [killed(start(line, out, at=point), out, stage, point) for point in HAND_OVER[stage]]
     finish(start(line, out))
@@ -98,7 +119,9 @@ def kill_test(top):
     kills = disturbed_run(line, top / "killed")
     folders = [run_folder(top / k) for k in ("killed", "undisturbed")]
     # config.yaml names its own --out, and a state is no result
-    names = {p.name for f in folders for p in f.iterdir() if p.name != "config.yaml" and ".state." not in p.name}
+    names = {
+        p.name for f in folders for p in f.iterdir() if p.name != "config.yaml" and ".state." not in p.name
+    }
     digests = {n: [digest(f / n) for f in folders] for n in sorted(names)}
     return new_record("kill_test", options=TINY, steps=STEPS, kills=kills, digests=digests)
 
@@ -114,17 +137,33 @@ def digest(path: Path) -> str | None:
 
 
 def check(record):
-    """At least 20 kills, from the first steps of each stage to its last and at every point, and not a bit of difference."""
+    """At least 20 kills, from the first steps of each stage to its last and at every point, and not a bit of
+    difference.
+    """
     kills = record["kills"]
-    assert len(kills) >= 20 and {k["aim"] for k in kills} == {"beginning", "any moment", "saving", *sum(HAND_OVER.values(), ())}
+    assert len(kills) >= 20 and {k["aim"] for k in kills} == {
+        "beginning",
+        "any moment",
+        "saving",
+        *sum(HAND_OVER.values(), ()),
+    }
     for stage, steps in record["steps"].items():
         spread = [k for k in kills if k["stage"] == stage and k["aim"] in ("any moment", "saving")]
         at = [0, *(k["step"] for k in spread), steps]
         assert at == sorted(at) and max(b - a for a, b in zip(at, at[1:])) <= steps / 4, at
-        assert sum(f".{stage}.state.safetensors.PID.part" in k["writing"] for k in spread) >= KILLS // 2, spread
+        assert sum(f".{stage}.state.safetensors.PID.part" in k["writing"] for k in spread) >= KILLS // 2, (
+            spread
+        )
     for name in ("teacher.safetensors", "detector.safetensors"):  # written, not yet in its place
-        assert any(k["writing"] == [f".{name}.PID.part"] for k in kills if k["aim"] == f"before {name}"), kills
-    assert set(record["digests"]) == {"teacher.safetensors", "detector.safetensors", "distill.csv", "train.csv"}
+        assert any(k["writing"] == [f".{name}.PID.part"] for k in kills if k["aim"] == f"before {name}"), (
+            kills
+        )
+    assert set(record["digests"]) == {
+        "teacher.safetensors",
+        "detector.safetensors",
+        "distill.csv",
+        "train.csv",
+    }
     for name, (killed, undisturbed) in record["digests"].items():
         assert killed == undisturbed, name
 

@@ -1,12 +1,23 @@
 """What the metrics refuse, beyond what notebook 08 shows: each message names what is wrong."""
+
 import numpy as np
 import pytest
 import torch
 
 from mudenet.core import DataError
-from mudenet.metrics import _keys, _mask, _rules, _saturated, au_pro, au_spro, au_spro_types, image_auroc, pixel_auroc
+from mudenet.metrics import (
+    _keys,
+    _mask,
+    _rules,
+    _saturated,
+    au_pro,
+    au_spro,
+    au_spro_types,
+    image_auroc,
+    pixel_auroc,
+)
 
-MAPS = np.arange(24.).reshape(2, 3, 4)
+MAPS = np.arange(24.0).reshape(2, 3, 4)
 ONE = np.zeros((3, 4), int)
 ONE[0, 0] = 1
 WHOLE = dict(pixel_value=9, saturation_threshold=1, relative_saturation=True)
@@ -18,7 +29,7 @@ def entry(value=1, threshold=1, relative=True):
 
 RULES = {
     "a share above 1": (entry(threshold=40), r"(0, 1]"),
-    "half a pixel": (entry(threshold=.5, relative=False), "1 or more"),
+    "half a pixel": (entry(threshold=0.5, relative=False), "1 or more"),
     "a pixel and a half": (entry(threshold=1.5, relative=False), "whole"),
     "a threshold as text": (entry(threshold="40", relative=False), "'40'"),
     "no threshold": (entry(threshold=None), "None"),
@@ -58,8 +69,14 @@ def test_channels(case):
 INPUTS = {
     "text": (lambda: _keys(["a"], "x"), "real numbers"),
     "nothing": (lambda: _keys([], "x"), "got none"),
-    "half precision of another kind": (lambda: _keys(torch.ones(2, dtype=torch.bfloat16), "map 3"), "map 3 cannot be read"),
-    "a mask with a gradient": (lambda: _mask(torch.ones(2, requires_grad=True), (2,), "mask 3"), "mask 3 cannot be read"),
+    "half precision of another kind": (
+        lambda: _keys(torch.ones(2, dtype=torch.bfloat16), "map 3"),
+        "map 3 cannot be read",
+    ),
+    "a mask with a gradient": (
+        lambda: _mask(torch.ones(2, requires_grad=True), (2,), "mask 3"),
+        "mask 3 cannot be read",
+    ),
     "no map": (lambda: pixel_auroc([], []), "0 maps"),
     "a label of 2": (lambda: image_auroc([1, 2], [0, 2]), "0 or 1"),
     "a score of NaN": (lambda: image_auroc([1, np.nan], [0, 1]), "NaN"),
@@ -68,7 +85,10 @@ INPUTS = {
     "lists too few": (lambda: au_spro(MAPS, [[ONE]], [entry()]), "1 lists"),
     "a map of NaN": (lambda: au_spro(MAPS * np.nan, [[ONE], []], [entry()]), "map 0 contains NaN"),
     "no channel": (lambda: au_spro_types(MAPS, [[], []], [entry()]), "no defective pixel"),
-    "an unknown value": (lambda: au_spro_types(MAPS, [[ONE], []], [WHOLE]), "values [1]; defects_config knows [9]"),
+    "an unknown value": (
+        lambda: au_spro_types(MAPS, [[ONE], []], [WHOLE]),
+        "values [1]; defects_config knows [9]",
+    ),
     "a map too few": (lambda: au_spro_types(MAPS[1:], [[ONE], []], [entry()]), "1 maps and 2 lists"),
 }
 

@@ -1,4 +1,5 @@
 """A clean clone holds what the code imports; sdist and wheel build, and the wheel alone runs the demonstration."""
+
 import ast
 import os
 import shutil
@@ -16,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 def tracked():
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return set(out.split("\0"))
 
 
@@ -39,10 +42,15 @@ def test_modules_import_only_from_lower_numbers():
     """A module imports from lower numbers, or from the letters of its own; never in a circle."""
     number = {p.stem.split("_", 1)[1]: int(p.stem[:2]) for p in (ROOT / "nbs").glob("[0-9]*.ipynb")}
     free = {"core", "assumptions"}  # the register imports nothing of ours but core
-    above = {("speed", "metrics"), ("speed", "streams")}  # the benchmarks measure whatever there is to measure
+    # the benchmarks measure whatever there is to measure
+    above = {("speed", "metrics"), ("speed", "streams")}
     needs = {}
     for f in ROOT.glob("mudenet/[a-z]*.py"):
-        nodes = (n for n in ast.walk(ast.parse(f.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom) and n.level == 1)
+        nodes = (
+            n
+            for n in ast.walk(ast.parse(f.read_text(encoding="utf-8")))
+            if isinstance(n, ast.ImportFrom) and n.level == 1
+        )
         needs[f.stem] = {n.module for n in nodes if n.module and n.module not in free}
         for name in needs[f.stem]:
             assert number[name] <= number[f.stem] or (f.stem, name) in above, f"{f.stem} imports {name}"
@@ -57,49 +65,94 @@ def dist(tmp_path_factory):
         if (ROOT / name).is_file():
             (top / "src" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, top / "src" / name)
-    r = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(top / "out"), str(top / "src")],
-                       capture_output=True, text=True)
+    r = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(top / "out"), str(top / "src")],
+        capture_output=True,
+        text=True,
+    )
     assert r.returncode == 0, r.stdout + r.stderr
     return top / "out"
 
 
 def test_sdist_and_wheel(dist):
-    wheel, = dist.glob("*.whl")
+    (wheel,) = dist.glob("*.whl")
     assert len(list(dist.glob("*.tar.gz"))) == 1
     names = set(zipfile.ZipFile(wheel).namelist())
-    for f in [*ROOT.glob("mudenet/*.py"), *ROOT.glob("mudenet/configs/*.yaml"), *ROOT.glob("mudenet/weights/*"),
-              ROOT / "mudenet/py.typed"]:
+    for f in [
+        *ROOT.glob("mudenet/*.py"),
+        *ROOT.glob("mudenet/configs/*.yaml"),
+        *ROOT.glob("mudenet/weights/*"),
+        ROOT / "mudenet/py.typed",
+    ]:
         assert f.relative_to(ROOT).as_posix() in names
     assert not [n for n in names if n.startswith(("nbs/", "tests/", "tools/"))]
 
 
 def test_the_wheel_carries_the_register(dist):
-    wheel, = dist.glob("*.whl")
+    (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as z:
         carried = {Path(n).name: z.read(n) for n in z.namelist() if n.startswith("mudenet/register/")}
     assert carried == {f.name: f.read_bytes() for f in ROOT.glob("assumptions/A-*.md")}
 
 
 def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
-    wheel, = dist.glob("*.whl")
+    (wheel,) = dist.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = ("import sys, mudenet; print(mudenet.__file__); from mudenet.cli import main; "
-            "from mudenet.synthetic import write_product_line as w; "
-            "w('line', size=64, train=8, validation=2, good=2, structural=2, logical=2); sys.exit(main(sys.argv[1:]))")
-    r = subprocess.run([sys.executable, "-c", code, "demo", "--root", "line", "--out", "out", "--assume", "A-007=after",
-                        "--train.steps=4"], cwd=tmp_path, text=True, capture_output=True,
-                       env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    code = (
+        "import sys, mudenet; print(mudenet.__file__); from mudenet.cli import main; from "
+        "mudenet.synthetic import write_product_line as w; w('line', size=64, train=8, validation=2, "
+        "good=2, structural=2, logical=2); sys.exit(main(sys.argv[1:]))"
+    )
+    r = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "demo",
+            "--root",
+            "line",
+            "--out",
+            "out",
+            "--assume",
+            "A-007=after",
+            "--train.steps=4",
+        ],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )
     assert r.returncode == 0, r.stdout + r.stderr
     assert r.stdout.splitlines()[0].startswith(str(tmp_path / "site"))
     assert len(list((tmp_path / "out").rglob("record.json"))) == 1
-    config, = (tmp_path / "out").rglob("config.yaml")
+    (config,) = (tmp_path / "out").rglob("config.yaml")
     assert "encoder_padding: after" in config.read_text()
-    verified = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
-                               "teachers", "verify"], cwd=tmp_path, text=True, capture_output=True,
-                              env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    verified = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
+            "teachers",
+            "verify",
+        ],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )
     assert verified.returncode == 0, verified.stderr
     assert [x.split(":")[0] for x in verified.stdout.splitlines()] == ["general", "small"]
-    shown = subprocess.run([sys.executable, "-c", "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
-                            "assumptions", "check"], cwd=tmp_path, text=True, capture_output=True,
-                           env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
+            "assumptions",
+            "check",
+        ],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )
     assert shown.returncode == 2 and "run it in a checkout" in shown.stderr

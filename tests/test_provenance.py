@@ -1,4 +1,5 @@
 """Pages mark every record whose origin is in doubt, and a page that forgets it is noticed."""
+
 import importlib.util
 import json
 import re
@@ -18,14 +19,17 @@ def tool():
     return module
 
 
-@pytest.mark.parametrize("commit, made, says", [
-    ("0123456789ab", dict(date="2026-11-26"), ""),
-    ("ffffffffffff", dict(date="2026-11-26"), "the commit is in no history here"),
-    (None, dict(date="2026-11-26"), "the commit is in no history here"),
-    ("0123456789ab-dirty", dict(date="2026-11-26"), "made from a changed tree"),
-    ("0123456789ab", None, "not dated"),
-    ("ffffffffffff-dirty", None, "the commit is in no history here; made from a changed tree; not dated"),
-])
+@pytest.mark.parametrize(
+    "commit, made, says",
+    [
+        ("0123456789ab", dict(date="2026-11-26"), ""),
+        ("ffffffffffff", dict(date="2026-11-26"), "the commit is in no history here"),
+        (None, dict(date="2026-11-26"), "the commit is in no history here"),
+        ("0123456789ab-dirty", dict(date="2026-11-26"), "made from a changed tree"),
+        ("0123456789ab", None, "not dated"),
+        ("ffffffffffff-dirty", None, "the commit is in no history here; made from a changed tree; not dated"),
+    ],
+)
 def test_each_doubt_has_its_words(tool, commit, made, says):
     record = dict(environment=dict(commit=commit), **({"made": made} if made else {}))
     assert tool.provenance(record, {"0123456789ab"}) == says
@@ -48,12 +52,21 @@ def test_readme_marks_what_its_tables_show(tool):
         assert not doubts or f"Provenance: {doubts}." in section, (record["run"], doubts)
 
 
-@pytest.mark.parametrize("notebook, kind", [("07a_speed", "bench_train"), ("09_evaluation", "evaluation"),
-                                            ("10_ablations", "ablation"), ("13_explorer", "bench_explorer")])
+@pytest.mark.parametrize(
+    "notebook, kind",
+    [
+        ("07a_speed", "bench_train"),
+        ("09_evaluation", "evaluation"),
+        ("10_ablations", "ablation"),
+        ("13_explorer", "bench_explorer"),
+    ],
+)
 def test_notebooks_that_show_doubtful_records_say_where_to_look(tool, notebook, kind):
     known = tool.history()
     records = [json.loads(f.read_text(encoding="utf-8")) for f in (ROOT / "nbs" / "results").glob("*.json")]
-    doubtful = [r for r in records if r["kind"] == kind and tool.provenance(r, known) not in ("", "not dated")]
+    doubtful = [
+        r for r in records if r["kind"] == kind and tool.provenance(r, known) not in ("", "not dated")
+    ]
     text = (ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8")
     assert not doubtful or "(../pages/results.md#" in text
 

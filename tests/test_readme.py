@@ -1,4 +1,5 @@
 """Every command of README.md runs. The first two are run whole by .ci/run and on a new machine; here the demo is shrunk."""
+
 import os
 import re
 import shutil
@@ -15,9 +16,11 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [b.strip() for b in re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)]
 QUICK = "--train.steps=4 --device=cpu"  # for the demonstration, whose teacher is shipped
-TINY = ("--teacher=none "
-        "--data.image_size=64 --model.channels=8 --model.width=8 --backbone.name=resnet18 --backbone.weights=random "
-        "--distill.steps=3 --distill.batch_size=4 --train.steps=4 --train.batch_size=4 --device=cpu")
+TINY = (
+    "--teacher=none --data.image_size=64 --model.channels=8 --model.width=8 --backbone.name=resnet18 "
+    "--backbone.weights=random --distill.steps=3 --distill.batch_size=4 --train.steps=4 "
+    "--train.batch_size=4 --device=cpu"
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,9 @@ def my_parts(tmp_path_factory):
 
 def shell(command, cwd):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    r = subprocess.run(["bash", "-c", command], cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    r = subprocess.run(
+        ["bash", "-c", command], cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
     assert r.returncode == 0, f"{command}\n{r.stdout}\n{r.stderr}"
     return r.stdout
 
@@ -64,24 +69,51 @@ def test_a_second_run_is_listed_and_not_mixed_up(my_parts):
 
 
 def test_inline_commands(my_parts):
-    """Those within a sentence: run at toy size, or read by the parser where they would want a cluster or a file."""
+    """Those within a sentence: run at toy size, or read by the parser where they would want a cluster or a
+    file.
+    """
     assert set(re.findall(r"`(mudenet [a-zA-Z][^`]*)`", README)) == {
-        "mudenet demo", "mudenet train --root PATH --category cable", "mudenet COMMAND --help", "mudenet benchmark --root PATH",
-        "mudenet teachers", "mudenet export RUN --to onnx", "mudenet calibrate RUN good_parts --false-alarms 0.05",
-        "mudenet threshold RUN --bad FOLDER", "mudenet data check PATH", "mudenet zoo list"}
+        "mudenet demo",
+        "mudenet train --root PATH --category cable",
+        "mudenet COMMAND --help",
+        "mudenet benchmark --root PATH",
+        "mudenet teachers",
+        "mudenet export RUN --to onnx",
+        "mudenet calibrate RUN good_parts --false-alarms 0.05",
+        "mudenet threshold RUN --bad FOLDER",
+        "mudenet data check PATH",
+        "mudenet zoo list",
+    }
     assert shell("mudenet teachers", my_parts).startswith("general")
-    assert "layout folder" in shell("mudenet data check my_parts", my_parts) and "Apache-2.0" in shell("mudenet zoo list", my_parts)
+    assert "layout folder" in shell("mudenet data check my_parts", my_parts) and "Apache-2.0" in shell(
+        "mudenet zoo list", my_parts
+    )
     shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
     shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
     assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))
-    assert "| mvtec_ad | cable | 1 |" in shell(f"mudenet benchmark --root mvtec --seeds 1 --out table {TINY}", my_parts)
+    assert "| mvtec_ad | cable | 1 |" in shell(
+        f"mudenet benchmark --root mvtec --seeds 1 --out table {TINY}", my_parts
+    )
     assert "--train.epochs" in shell("mudenet train --help", my_parts)
-    for words in ("export RUN --to onnx", "calibrate RUN good_parts --false-alarms 0.05", "threshold RUN --bad FOLDER"):
+    for words in (
+        "export RUN --to onnx",
+        "calibrate RUN good_parts --false-alarms 0.05",
+        "threshold RUN --bad FOLDER",
+    ):
         make_parser(words.split()[0]).parse_args(words.split(), defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
-    assert set(options) == {"--backbone.weights PATH", "--ray auto", "--teacher general", "--teacher none",
-                            "--preset fast", "--preset paper", "--train.steps 0", "--minutes 10", "--track [tensorboard]",
-                            "--train.patience 25"}
+    assert set(options) == {
+        "--backbone.weights PATH",
+        "--ray auto",
+        "--teacher general",
+        "--teacher none",
+        "--preset fast",
+        "--preset paper",
+        "--train.steps 0",
+        "--minutes 10",
+        "--track [tensorboard]",
+        "--train.patience 25",
+    }
     for option in options:
         command = "benchmark" if "--ray" in option else "train"
         make_parser(command).parse_args([command, "--root", "mvtec", *option.split()], defaults=False)
@@ -107,15 +139,24 @@ def test_python_example(my_parts):
 def test_python_example_has_types(tmp_path):
     """A user's strict type checker accepts the example, and knows what comes out of it."""
     code = re.search(r"^```python\n(.*?)^```", README, re.M | re.S)[1]
-    (tmp_path / "mine.py").write_text(code + "\nwrong: int = detector.predict('x')[0].name\n", encoding="utf-8")
-    r = subprocess.run([sys.executable, "-m", "mypy", "--strict", "mine.py"], cwd=tmp_path, capture_output=True, text=True,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (tmp_path / "mine.py").write_text(
+        code + "\nwrong: int = detector.predict('x')[0].name\n", encoding="utf-8"
+    )
+    r = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "mine.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     errors = [line for line in r.stdout.splitlines() if ": error: " in line]
     assert len(errors) == 1 and "str" in errors[0] and "assignment" in errors[0], r.stdout + r.stderr
 
 
 def test_results_are_those_of_the_records():
-    r = subprocess.run([sys.executable, "tools/update_pages.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    r = subprocess.run(
+        [sys.executable, "tools/update_pages.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert r.returncode == 0, r.stderr
 
 

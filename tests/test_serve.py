@@ -1,4 +1,5 @@
 """`mudenet serve` without PyTorch: broken, huge and half-sent requests, a stop while it answers, and its page in a browser."""
+
 import base64
 import http.client
 import io
@@ -26,9 +27,13 @@ from mudenet.core import rng
 from mudenet.inference import Detector, calibrate
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime", "starlette", "uvicorn", "prometheus_client")
-pytestmark = [pytest.mark.skipif(not all(map(find_spec, NEEDED)) or sys.platform == "win32",
-                                 reason="needs pip install -e '.[export,serve]', and signals as Unix has them"),
-              pytest.mark.filterwarnings("default")]  # sockets that a test leaves half open on purpose
+pytestmark = [
+    pytest.mark.skipif(
+        not all(map(find_spec, NEEDED)) or sys.platform == "win32",
+        reason="needs pip install -e '.[export,serve]', and signals as Unix has them",
+    ),
+    pytest.mark.filterwarnings("default"),
+]  # sockets that a test leaves half open on purpose
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,9 @@ def part(tmp_path_factory):
     """An exported detector with small random networks, and the detector."""
     import torch
 
-    config = override(Config(), {"data.image_size": 64, "model.channels": 8, "model.width": 8, "inference.smoothing": 1.0})
+    config = override(
+        Config(), {"data.image_size": 64, "model.channels": 8, "model.width": 8, "inference.smoothing": 1.0}
+    )
     detector = Detector(MuDeNet(config.model, 64), config).to("cpu")
     square = [np.array(Image.fromarray(picture(k)).resize((64, 64))).transpose(2, 0, 1) for k in range(8)]
     calibrate(detector, torch.from_numpy(np.stack(square)))
@@ -68,7 +75,9 @@ class Server:
     def __init__(self, bare, top, *argv):
         self.log = top / "log"
         self.out = self.log.open("w")
-        self.process = bare.start("serve", *argv, "--port", "0", "--threads", "1", stdout=self.out, stderr=self.out)
+        self.process = bare.start(
+            "serve", *argv, "--port", "0", "--threads", "1", stdout=self.out, stderr=self.out
+        )
         for _ in range(600):
             time.sleep(0.05)
             if "http://" in (said := self.log.read_text()):
@@ -104,7 +113,9 @@ def half_sent(server, close):
     """A request that promises more than it sends: the client goes away, or waits for an answer."""
     body = png(picture(0))
     with socket.create_connection((server.host, server.port), timeout=30) as s:
-        s.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:200])
+        s.sendall(
+            f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:200]
+        )
         return "gone" if close else int(s.recv(4096).split()[1])
 
 
@@ -112,7 +123,7 @@ def chunked(server, megabytes):
     """A body of a length that is not said, sent until the server has had enough."""
     c = http.client.HTTPConnection(server.host, server.port, timeout=30)
     try:
-        c.request("POST", "/predict", (bytes(100_000) for _ in range(10*megabytes)), encode_chunked=True)
+        c.request("POST", "/predict", (bytes(100_000) for _ in range(10 * megabytes)), encode_chunked=True)
         return c.getresponse().status
     except (BrokenPipeError, ConnectionResetError):
         return 413  # it hung up before all was sent
@@ -126,8 +137,13 @@ def test_five_hundred_requests(bare, part, tmp_path):
     want = [p.score for p in detector.predict([picture(k) for k in range(20)])]
     wide = io.BytesIO()
     Image.new("1", (9000, 9000)).save(wide, "PNG")  # 81 million pixels in a few kilobytes
-    bad = {3: (b"no image at all", 400), 5: (bodies[0][:300], 400), 7: (wide.getvalue(), 413), 9: (bytes(5_000_000), 413),
-           11: (b"", 400)}
+    bad = {
+        3: (b"no image at all", 400),
+        5: (bodies[0][:300], 400),
+        7: (wide.getvalue(), 413),
+        9: (bytes(5_000_000), 413),
+        11: (b"", 400),
+    }
     with Server(bare, tmp_path, file, "--megabytes", "2", "--body_seconds", "2") as server:
         server.ask("/predict", bodies[0])
         before = server.peak()
@@ -147,7 +163,7 @@ def test_five_hundred_requests(bare, part, tmp_path):
                 return 413, status  # it hung up while too much was being sent
             answer = json.loads(text)
             if got == 200:
-                assert abs(answer["score"] - want[k % 20]) <= 1e-5*abs(want[k % 20])
+                assert abs(answer["score"] - want[k % 20]) <= 1e-5 * abs(want[k % 20])
             else:
                 assert len(answer["error"]) > 20
             return got, status
@@ -159,7 +175,11 @@ def test_five_hundred_requests(bare, part, tmp_path):
         assert server.peak() < before + 150, (before, server.peak())
         assert json.loads(server.ask("/health")[1])["waiting"] == 0 and server.process.poll() is None
         metrics = server.ask("/metrics")[1].decode()
-        scored = sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("mudenet_images_total"))
+        scored = sum(
+            float(line.split()[-1])
+            for line in metrics.splitlines()
+            if line.startswith("mudenet_images_total")
+        )
         assert scored == 341 and 'mudenet_requests_total{status="200"} 341.0' in metrics
         assert "Traceback" not in server.log.read_text()
 
@@ -190,7 +210,7 @@ def test_several_by_name_and_maps(bare, part, tmp_path):
         answer = json.loads(server.ask("/predict?detector=two&map=tiff", body)[1])
         sent = np.array(Image.open(io.BytesIO(base64.b64decode(answer["map"].split(",")[1]))))
         assert sent.shape == p.map.shape and np.abs(sent - p.map).max() <= 1e-4 * np.ptp(p.map)
-        assert (answer["loudest"]["branch"], answer["loudest"]["level"]) == p.loudest()
+        assert (answer["strongest"]["branch"], answer["strongest"]["level"]) == p.strongest()
         assert set(json.loads(server.ask("/health")[1])["detectors"]) == {"part", "two"}
         assert len(json.loads(server.ask("/history?detector=two")[1])["scores"]) == 1
         assert not json.loads(server.ask("/history?detector=part")[1])["scores"]
@@ -234,26 +254,43 @@ def test_the_page_in_a_browser(bare, part, tmp_path):
         def drop(name):
             """Give the page a file, and wait for its verdict."""
             find("file").send_keys(str(tmp_path / name))
-            WebDriverWait(chrome, 30).until(lambda _: find("verdict").text not in ("", "looking …", drop.last))
+            WebDriverWait(chrome, 30).until(
+                lambda _: find("verdict").text not in ("", "looking …", drop.last)
+            )
             drop.last = find("verdict").text
             return drop.last
 
         drop.last = ""
         WebDriverWait(chrome, 30).until(lambda _: "0 scores" in find("count").text)
         for name, pixels in (("plain", picture(5)), ("spot", spot)):
-            p, = detector.predict([pixels])
+            (p,) = detector.predict([pixels])
             said = drop(f"{name}.png")
-            branch, level = p.loudest()
-            assert said.startswith("Anomalous" if p.label else "Fine") and f"loudest: {branch}, level {level}" in said
+            branch, level = p.strongest()
+            assert (
+                said.startswith("Anomalous" if p.label else "Fine")
+                and f"strongest: {branch}, level {level}" in said
+            )
             assert abs(float(said.split("score ")[1].split(",")[0]) - p.score) <= 1e-3 * p.score
-            assert chrome.find_element(By.CSS_SELECTOR, "#parts .loudest").text == f"{p.parts.max():.2f}"
-        drawn = ("const c = document.getElementById('image');"
-                 "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;")
-        count = chrome.execute_script(drawn + "let n = 0; for (let i = 0; i < d.length; i += 4) "
-                                      "n += d[i] == 255 && d[i + 1] == 0 && d[i + 2] == 255; return [c.width, c.height, n];")
+            assert chrome.find_element(By.CSS_SELECTOR, "#parts .strongest").text == f"{p.parts.max():.2f}"
+        drawn = (
+            "const c = document.getElementById('image');"
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        )
+        count = chrome.execute_script(
+            drawn + "let n = 0; for (let i = 0; i < d.length; i += 4) "
+            "n += d[i] == 255 && d[i + 1] == 0 && d[i + 2] == 255; return [c.width, c.height, n];"
+        )
         assert count[:2] == [96, 80] and count[2] > 10  # the outline of what exceeds the threshold
-        assert drop("broken.png") == "Not scored: the body is of no known image format." and not find("found").is_displayed()
-        assert "2 scores" in find("count").text and len(chrome.find_elements(By.CSS_SELECTOR, "#history rect")) == 2
-        errors = [e for e in chrome.get_log("browser") if e["level"] == "SEVERE" and "400" not in e["message"]]
+        assert (
+            drop("broken.png") == "Not scored: the body is of no known image format."
+            and not find("found").is_displayed()
+        )
+        assert (
+            "2 scores" in find("count").text
+            and len(chrome.find_elements(By.CSS_SELECTOR, "#history rect")) == 2
+        )
+        errors = [
+            e for e in chrome.get_log("browser") if e["level"] == "SEVERE" and "400" not in e["message"]
+        ]
         assert not errors, errors
         chrome.save_screenshot(str(tmp_path / "page.png"))

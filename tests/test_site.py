@@ -2,6 +2,7 @@
 
 Every notebook passes the filter that the build runs; Quarto itself is needed only to build.
 """
+
 import ast
 import builtins
 import functools
@@ -49,7 +50,9 @@ for name in sys.argv[1:]:
 @functools.cache
 def all_filtered():
     """Every notebook as Quarto gets it, from one process: PyTorch is imported once."""
-    r = subprocess.run([sys.executable, "-c", ALL, *(p.name for p in NOTEBOOKS)], cwd=NBS, text=True, capture_output=True)
+    r = subprocess.run(
+        [sys.executable, "-c", ALL, *(p.name for p in NOTEBOOKS)], cwd=NBS, text=True, capture_output=True
+    )
     assert r.returncode == 0, r.stderr[-2000:]
     return dict(zip(NOTEBOOKS, map(json.loads, r.stdout.splitlines()), strict=True))
 
@@ -61,7 +64,12 @@ def filtered(path):
 
 
 def outputs(nb, kind):
-    return ["".join(o["data"][kind]) for c in nb["cells"] for o in c.get("outputs", []) if kind in o.get("data", {})]
+    return [
+        "".join(o["data"][kind])
+        for c in nb["cells"]
+        for o in c.get("outputs", [])
+        if kind in o.get("data", {})
+    ]
 
 
 def markdown(path):
@@ -78,9 +86,17 @@ def pages():
 
 @functools.cache
 def text_of(path):
-    """Markdown of a page, as far as it stands in files: an included file is part of the page that includes it."""
-    text = "\n\n".join(cells(notebook(path), "markdown")) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
-    return re.sub(r"\{\{< include (\S+) >\}\}", lambda m: (path.parent / m[1]).read_text(encoding="utf-8"), text)
+    """Markdown of a page, as far as it stands in files: an included file is part of the page that includes
+    it.
+    """
+    text = (
+        "\n\n".join(cells(notebook(path), "markdown"))
+        if path.suffix == ".ipynb"
+        else path.read_text(encoding="utf-8")
+    )
+    return re.sub(
+        r"\{\{< include (\S+) >\}\}", lambda m: (path.parent / m[1]).read_text(encoding="utf-8"), text
+    )
 
 
 def without_code(text):
@@ -125,10 +141,17 @@ def test_exported_code_is_on_its_page(path):
 
 def test_filter_as_quarto_calls_it():
     path = NOTEBOOKS[0]
-    r = subprocess.run([sys.executable, "../tools/nbdev_quarto_filter.py"], cwd=NBS, text=True, capture_output=True,
-                       stdin=path.open(encoding="utf-8"))
+    r = subprocess.run(
+        [sys.executable, "../tools/nbdev_quarto_filter.py"],
+        cwd=NBS,
+        text=True,
+        capture_output=True,
+        stdin=path.open(encoding="utf-8"),
+    )
     assert r.returncode == 0, r.stderr[-2000:]
-    assert [c["source"] for c in json.loads(r.stdout)["cells"]] == [c["source"] for c in filtered(path)["cells"]]
+    assert [c["source"] for c in json.loads(r.stdout)["cells"]] == [
+        c["source"] for c in filtered(path)["cells"]
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -136,7 +159,10 @@ def test_nothing_is_loaded_from_elsewhere(path):
     nb = filtered(path)
     assert "widgets" not in nb["metadata"] and not outputs(nb, "application/vnd.jupyter.widget-view+json")
     html = "\n".join([markdown(path), *outputs(nb, "text/html")])
-    assert not re.search(r"<script[^>]*\bsrc|<link\b|@import|url\(\s*['\"]?http|\bsrc=['\"]?(https?:)?//|!\[[^\]]*\]\(http", html)
+    assert not re.search(
+        r"<script[^>]*\bsrc|<link\b|@import|url\(\s*['\"]?http|\bsrc=['\"]?(https?:)?//|!\[[^\]]*\]\(http",
+        html,
+    )
 
 
 def test_site_configuration():
@@ -174,11 +200,15 @@ def hrefs(node):
 
 
 def test_navigation_reaches_every_page():
-    named = [p for h in hrefs(SITE["website"]["sidebar"]) for p in sorted(ROOT.glob(h)) if p.name != "README.md"]
+    named = [
+        p for h in hrefs(SITE["website"]["sidebar"]) for p in sorted(ROOT.glob(h)) if p.name != "README.md"
+    ]
     assert sorted(named) == sorted(set(named)) == sorted(pages())
     assert [p for p in named if p in NOTEBOOKS] == NOTEBOOKS
     assert set(hrefs(SITE["website"]["navbar"]["left"])) <= {p.relative_to(ROOT).as_posix() for p in pages()}
-    listed = re.findall(r"\(nbs/([^)]+\.ipynb)\)", (ROOT / "README.md").read_text(encoding="utf-8").split("## Read on")[1])
+    listed = re.findall(
+        r"\(nbs/([^)]+\.ipynb)\)", (ROOT / "README.md").read_text(encoding="utf-8").split("## Read on")[1]
+    )
     assert listed == [p.name for p in NOTEBOOKS]
 
 
@@ -192,7 +222,9 @@ def links():
         if page.suffix == ".ipynb":
             texts, html = [*texts, markdown(page)], [*html, *outputs(filtered(page), "text/html")]
         targets = [t for text in texts for t in re.findall(r"\]\(([^)\s]+)\)(?!`)", without_code(text))]
-        for target in targets + [t for text in html for t in re.findall(r"""<[^>]*\bhref=["']([^"']+)["']""", text)]:
+        for target in targets + [
+            t for text in html for t in re.findall(r"""<[^>]*\bhref=["']([^"']+)["']""", text)
+        ]:
             yield page, target
 
 
@@ -206,7 +238,10 @@ def test_no_dead_link():
             continue
         name, _, anchor = target.partition("#")
         to = (page.parent / name.replace("README.md", "index.qmd")).resolve() if name else page
-        assert to in pages() or to in resources or to.suffix in {".png", ".jpg", ".svg"} and to.is_file(), (page.name, target)
+        assert to in pages() or to in resources or to.suffix in {".png", ".jpg", ".svg"} and to.is_file(), (
+            page.name,
+            target,
+        )
         assert not anchor or anchor in anchors(to), (page.name, target)
 
 
@@ -237,20 +272,31 @@ def linked(file, *spans):
     text = "\n\n".join(f"`{s}`" for s in spans)
     page = file.with_suffix(".md")  # of a name that tells the page, in a folder of its own
     page.write_text(text, encoding="utf-8")
-    out = subprocess.run([*pandoc(), "--lua-filter", "tools/doclinks.lua", "-t", "json", str(page)], cwd=ROOT, text=True,
-                         capture_output=True)
+    out = subprocess.run(
+        [*pandoc(), "--lua-filter", "tools/doclinks.lua", "-t", "json", str(page)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
     assert out.returncode == 0, out.stderr
     first = [b["c"][0] for b in json.loads(out.stdout)["blocks"]]
     return dict(zip(spans, (i["c"][2][0] if i["t"] == "Link" else None for i in first), strict=True))
 
 
 def test_names_lead_where_they_are_meant_to(tmp_path):
-    wanted = {"fuse()": "07_inference.ipynb#fuse", "Detector": "07_inference.ipynb#detector",
-              "Detector.raw": "07_inference.ipynb#detector.raw", "Detector.load(path)": "07_inference.ipynb#detector",
-              "load_config(files=[path])": "01_config.ipynb#load_config", "data.image_size": "01_config.ipynb#dataconfig",
-              'mudenet.explorer.explore("…")': "13_explorer.ipynb#explore", "metrics.au_pro": "08_metrics.ipynb#au_pro",
-              "config.DataConfig.image_size": "01_config.ipynb#dataconfig",
-              "mudenet.metrics": "08_metrics.ipynb", "results_table": "09_evaluation.ipynb#results_table"}
+    wanted = {
+        "fuse()": "07_inference.ipynb#fuse",
+        "Detector": "07_inference.ipynb#detector",
+        "Detector.raw": "07_inference.ipynb#detector.raw",
+        "Detector.load(path)": "07_inference.ipynb#detector",
+        "load_config(files=[path])": "01_config.ipynb#load_config",
+        "data.image_size": "01_config.ipynb#dataconfig",
+        'mudenet.explorer.explore("…")': "13_explorer.ipynb#explore",
+        "metrics.au_pro": "08_metrics.ipynb#au_pro",
+        "config.DataConfig.image_size": "01_config.ipynb#dataconfig",
+        "mudenet.metrics": "08_metrics.ipynb",
+        "results_table": "09_evaluation.ipynb#results_table",
+    }
     assert linked(tmp_path / "07_inference", *wanted) == {k: f"/nbs/{v}" for k, v in wanted.items()}
     wanted = {"Run": "/nbs/09_experiments.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}
     assert linked(tmp_path / "09a_benchmark", *wanted) == wanted
@@ -260,10 +306,25 @@ def test_names_lead_where_they_are_meant_to(tmp_path):
 
 
 def test_an_entry_of_the_register_shows_its_facts():
-    run = [*pandoc(), "--lua-filter", "tools/doclinks.lua", "-t", "html", "--wrap=none", "assumptions/A-002-stem-pool.md"]
+    run = [
+        *pandoc(),
+        "--lua-filter",
+        "tools/doclinks.lua",
+        "-t",
+        "html",
+        "--wrap=none",
+        "assumptions/A-002-stem-pool.md",
+    ]
     html = subprocess.run(run, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split("<h2")[0]
-    for wanted in ("open", "Figure 2, stem", '#modelconfig"><code>model.stem_pool</code></a>', "<code>avg</code>",
-                   "<code>max</code>", '<a href="/nbs/results/ablation-A-002-bottle.json">', "2026-11-22: taken over as open"):
+    for wanted in (
+        "open",
+        "Figure 2, stem",
+        '#modelconfig"><code>model.stem_pool</code></a>',
+        "<code>avg</code>",
+        "<code>max</code>",
+        '<a href="/nbs/results/ablation-A-002-bottle.json">',
+        "2026-11-22: taken over as open",
+    ):
         assert wanted in html, wanted
 
 
@@ -283,10 +344,17 @@ def spans(page):
 
 @functools.cache
 def known():
-    """Every identifier and every word in a string of the package's and the tools' code, and Python's own names."""
+    """Every identifier and every word in a string of the package's and the tools' code, and Python's own
+    names.
+    """
     out = set(dir(builtins))
-    for f in [*(ROOT / "mudenet").rglob("*.py"), *(ROOT / "tools").glob("*.py"),
-              ROOT / "setup.py", ROOT / "settings.ini", *(ROOT / "mudenet" / "configs").glob("*.yaml")]:
+    for f in [
+        *(ROOT / "mudenet").rglob("*.py"),
+        *(ROOT / "tools").glob("*.py"),
+        ROOT / "setup.py",
+        ROOT / "settings.ini",
+        *(ROOT / "mudenet" / "configs").glob("*.yaml"),
+    ]:
         if f.name != "_modidx.py":
             out |= set(re.findall(r"\w+", f.read_text(encoding="utf-8")))
     for f in ROOT.glob("assumptions/A-*.md"):  # values that another package knows, checked by notebook 12
@@ -314,14 +382,21 @@ def options():
     """Every option of every command."""
     from mudenet.cli import COMMANDS
 
-    return {o.lstrip("-") for _, make, _ in COMMANDS.values() for a in make()._actions for o in a.option_strings}
+    return {
+        o.lstrip("-") for _, make, _ in COMMANDS.values() for a in make()._actions for o in a.option_strings
+    }
 
 
 @functools.cache
 def scripts():
     """What tools and tests define."""
     files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").glob("*.py"), ROOT / "conftest.py"]
-    found = (n.name for f in files for n in ast.walk(ast.parse(f.read_text(encoding="utf-8"))) if hasattr(n, "name"))
+    found = (
+        n.name
+        for f in files
+        for n in ast.walk(ast.parse(f.read_text(encoding="utf-8")))
+        if hasattr(n, "name")
+    )
     return {n for n in found if isinstance(n, str)}
 
 
@@ -337,7 +412,9 @@ def defined():
 
 @functools.cache
 def members(owner):
-    """Attributes of a class or module; of a class of ours also its fields, and what its methods keep in `self`."""
+    """Attributes of a class or module; of a class of ours also its fields, and what its methods keep in
+    `self`.
+    """
     found = set(dir(owner))
     for c in getattr(owner, "__mro__", ()):
         if c.__module__.startswith("mudenet."):
@@ -348,12 +425,21 @@ def members(owner):
 @functools.cache
 def ours():
     """What a bare name may be: a definition of the package or of a script, or a member of one of our classes."""
-    classes = {v for vs in defined().values() for v in vs if isinstance(v, type) and v.__module__.startswith("mudenet.")}
-    return set(defined()) | scripts() | set(dir(builtins)) | FOREIGN | {m for c in classes for m in members(c)}
+    classes = {
+        v
+        for vs in defined().values()
+        for v in vs
+        if isinstance(v, type) and v.__module__.startswith("mudenet.")
+    }
+    return (
+        set(defined()) | scripts() | set(dir(builtins)) | FOREIGN | {m for c in classes for m in members(c)}
+    )
 
 
 def resolve(parts):
-    """The object of a dotted name below mudenet; a dataclass's or a named tuple's field is found by its annotation."""
+    """The object of a dotted name below mudenet; a dataclass's or a named tuple's field is found by its
+    annotation.
+    """
     found = importlib.import_module(f"mudenet.{parts[0]}")
     for part in parts[1:]:
         if part not in getattr(found, "__annotations__", {}):
@@ -381,7 +467,11 @@ def wrong(span, page):
         return None
     parts = name.removeprefix("mudenet.").split(".") if name.startswith("mudenet.") else name.split(".")
     if len(parts) > 1 and parts[0] in groups:
-        return None if name in config.field_names() or hasattr(getattr(config.Config(), parts[0]), parts[1]) else "no such field"
+        return (
+            None
+            if name in config.field_names() or hasattr(getattr(config.Config(), parts[0]), parts[1])
+            else "no such field"
+        )
     if name.startswith("mudenet.") or (len(parts) > 1 and parts[0] in MODULES):
         try:
             resolve(parts)
@@ -392,7 +482,11 @@ def wrong(span, page):
         owners = [o for o in defined().get(parts[0], ()) if isinstance(o, (type, types.ModuleType))]
         if owners and not any(parts[1] in members(o) for o in owners):
             return f"{parts[0]} has no {parts[1]}"
-        return "nothing of that name" if not owners and parts[0][0].isupper() and parts[0] not in here | FOREIGN else None
+        return (
+            "nothing of that name"
+            if not owners and parts[0][0].isupper() and parts[0] not in here | FOREIGN
+            else None
+        )
     if ("(" in span or re.match("[A-Z][a-z]", name)) and name not in ours() | here:
         return "nothing of that name"
     return None if "_" not in name.strip("_") or name in known() | here else "nothing of that name"
@@ -408,10 +502,29 @@ def test_names_in_backticks_resolve():
     assert count > 500 and not faults, "\n".join(sorted(set(faults)))
 
 
-@pytest.mark.parametrize("span", ["mudenet trian", "mudenet train --trian.epochs 3", "train.epocs", "inference.Detecter",
-                                  "mudenet.metric", "rawscores_of", "MuDeNetwork", "nbs/99_nothing.ipynb", "metrics.au_prro()",
-                                  "Detecter", "Detector.predictt", "Detector.lode(path)", "RawScores.lables",
-                                  "InferenceConfig.smothing", "evalute(record)", "fus()", "Detecter.load(path)", "np.quantil"])
+@pytest.mark.parametrize(
+    "span",
+    [
+        "mudenet trian",
+        "mudenet train --trian.epochs 3",
+        "train.epocs",
+        "inference.Detecter",
+        "mudenet.metric",
+        "rawscores_of",
+        "MuDeNetwork",
+        "nbs/99_nothing.ipynb",
+        "metrics.au_prro()",
+        "Detecter",
+        "Detector.predictt",
+        "Detector.lode(path)",
+        "RawScores.lables",
+        "InferenceConfig.smothing",
+        "evalute(record)",
+        "fus()",
+        "Detecter.load(path)",
+        "np.quantil",
+    ],
+)
 def test_a_wrong_name_would_be_found(span):
     assert wrong(span, ROOT / "README.md")
 
@@ -423,10 +536,15 @@ def test_a_wrong_name_would_be_found(span):
 def test_figures_and_size(path):
     for c in notebook(path)["cells"]:
         kinds = {k for o in c.get("outputs", []) for k in o.get("data", {})}
-        html = "".join("".join(o["data"]["text/html"]) for o in c.get("outputs", []) if "text/html" in o.get("data", {}))
+        html = "".join(
+            "".join(o["data"]["text/html"]) for o in c.get("outputs", []) if "text/html" in o.get("data", {})
+        )
         if kinds & {"image/png", "image/jpeg", "image/svg+xml"} or "<img" in html or "<svg" in html:
             source = "".join(c["source"])
-            assert re.search(r"^#\| fig-alt: \".+\"$", source, re.M) and "#| fig-cap:" in source, (path.name, source[:80])
+            assert re.search(r"^#\| fig-alt: \".+\"$", source, re.M) and "#| fig-cap:" in source, (
+                path.name,
+                source[:80],
+            )
         assert all(re.search(r'alt="[^"]+"', i) for i in re.findall(r"<img[^>]*>", html)), path.name
         assert all("aria-label=" in s for s in re.findall(r"<svg[^>]*>", html)), path.name
     assert path.stat().st_size < 256_000, f"{path.name} has {path.stat().st_size // 1000} KB"
@@ -441,6 +559,10 @@ def test_pictures_of_pages_have_a_text():
 def test_citation_names_this_version():
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     version = re.search(r"^version = (.+)$", (ROOT / "settings.ini").read_text(), re.M)[1]
-    assert str(cff["version"]) == version == re.search(r"version = \{(.+?)\}", (ROOT / "pages" / "cite.md").read_text())[1]
+    assert (
+        str(cff["version"])
+        == version
+        == re.search(r"version = \{(.+?)\}", (ROOT / "pages" / "cite.md").read_text())[1]
+    )
     assert {"cff-version", "message", "title", "authors"} <= set(cff)
     assert cff["preferred-citation"]["doi"] in text_of(ROOT / "pages" / "cite.md")

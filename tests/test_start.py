@@ -1,4 +1,5 @@
 """The fast preset and the start in closed form, from the command line's configuration to the scores."""
+
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from mudenet.synthetic import write_product_line
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    root = tmp_path_factory.mktemp("parts")/"line"
+    root = tmp_path_factory.mktemp("parts") / "line"
     return write_product_line(root, size=64, train=12, validation=4, good=2, structural=2, logical=2)
 
 
@@ -21,7 +22,12 @@ def test_a_folder_of_ones_own_begins_with_fast_on_a_cpu(parts):
     own = configure(dict(root=str(parts), device="cpu", dataset="folder"))
     assert (own.preset, own.model.centre, own.train.whiten, own.model.width) == ("fast", "place", True, 32)
     paper = configure(dict(root=str(parts), device="cpu", dataset="folder", preset="paper"))
-    assert (paper.preset, paper.model.centre, paper.train.whiten, paper.model.width) == ("paper", "none", False, 64)
+    assert (paper.preset, paper.model.centre, paper.train.whiten, paper.model.width) == (
+        "paper",
+        "none",
+        False,
+        64,
+    )
     assert load_config("mvtec_ad").preset == "paper"
 
 
@@ -45,8 +51,11 @@ def test_without_a_step_the_score_is_the_mahalanobis_distance(parts, tmp_path):
     covariance = covariance_around(mean, teacher, train)
     inverse = whitening(covariance) @ whitening(covariance)
     with torch.no_grad():
-        away = torch.stack(teacher(normalize(test)))[:, :, :, 9, 20].double() - mean[:, None, :, 9, 20].double()
+        away = (
+            torch.stack(teacher(normalize(test)))[:, :, :, 9, 20].double() - mean[:, None, :, 9, 20].double()
+        )
     distance = torch.einsum("lnc,lcd,lnd->nl", away, inverse, away)
     raw = detector.raw(normalize(test))
     torch.testing.assert_close(raw[:, 0, :, 9, 20].double(), distance, rtol=1e-2, atol=1e-2)
-    assert not detector.parts(raw)[:, 1].any()  # A has learned nothing, so its branch counts for nothing (A-050)
+    # A has learned nothing, so its branch counts for nothing (A-050)
+    assert not detector.parts(raw)[:, 1].any()

@@ -1,4 +1,5 @@
 """Whatever ends a run, it ends with a message and its last good state; given again, the command ends where it would have ended."""
+
 import signal
 import subprocess
 import sys
@@ -12,15 +13,33 @@ from mudenet.evaluation import evaluate, open_job
 from mudenet.inference import load_detector
 from mudenet.synthetic import write_product_line
 
-OPTIONS = ["--data.image_size=64", "--model.channels=8", "--model.width=8", "--backbone.name=resnet18", "--backbone.weights=random",
-           "--distill.steps=3", "--distill.batch_size=4", "--train.steps=9", "--train.batch_size=4", "--device=cpu",
-           "--distill.save_minutes=0.0001", "--train.save_minutes=0.0001"]  # after every step
+OPTIONS = [
+    "--data.image_size=64",
+    "--model.channels=8",
+    "--model.width=8",
+    "--backbone.name=resnet18",
+    "--backbone.weights=random",
+    "--distill.steps=3",
+    "--distill.batch_size=4",
+    "--train.steps=9",
+    "--train.batch_size=4",
+    "--device=cpu",
+    "--distill.save_minutes=0.0001",
+    "--train.save_minutes=0.0001",
+]  # after every step
 
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    return write_product_line(tmp_path_factory.mktemp("survival") / "line", size=64, train=10, validation=3, good=3, structural=3,
-                              logical=3)
+    return write_product_line(
+        tmp_path_factory.mktemp("survival") / "line",
+        size=64,
+        train=10,
+        validation=3,
+        good=3,
+        structural=3,
+        logical=3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +73,14 @@ def at_step(monkeypatch, n, action):
     monkeypatch.setattr(loop.Batches, "__getitem__", getting)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", pytest.param("SIGHUP", marks=pytest.mark.skipif(
-    sys.platform == "win32", reason="no SIGHUP"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGTERM",
+        "SIGINT",
+        pytest.param("SIGHUP", marks=pytest.mark.skipif(sys.platform == "win32", reason="no SIGHUP")),
+    ],
+)
 def test_a_signal_saves_first(line, undisturbed, tmp_path, monkeypatch, capsys, name):
     signum = getattr(signal, name)
     before = signal.signal(signum, signal.default_int_handler)  # under nohup it would be ignored
@@ -71,7 +96,10 @@ def test_a_signal_saves_first(line, undisturbed, tmp_path, monkeypatch, capsys, 
 
 
 def test_a_vanished_data_folder(line, undisturbed, tmp_path, monkeypatch, capsys):
-    """The images are in memory: training goes on to a detector. There is nothing to evaluate on, and that is said."""
+    """The images are in memory: training goes on to a detector.
+
+    There is nothing to evaluate on, and that is said.
+    """
     away = line.with_name("away")
     with monkeypatch.context() as m:
         at_step(m, 2, lambda x: (line.rename(away), None)[1])
@@ -113,13 +141,21 @@ def test_a_loss_that_is_not_finite(line, undisturbed, tmp_path, monkeypatch, cap
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
 def test_a_disk_that_fills_up(line, undisturbed, tmp_path):
-    """From stage 2's sixth step on the kernel refuses to write more than a few kilobytes, as it does on a full disk."""
-    code = ("import resource, sys\nfrom mudenet import loop\nfrom mudenet.cli import main\n"
-            "batch, calls = loop.Batches.__getitem__, iter(range(1, 1000))\n"
-            "def getting(self, k):\n"
-            "    if next(calls) == 3 + 6: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
-            "    return batch(self, k)\n"
-            f"loop.Batches.__getitem__ = getting\nsys.exit(main({command(line, tmp_path)!r}))")
+    """From stage 2's sixth step on the kernel refuses to write more than a few kilobytes, as it does on a
+    full disk.
+    """
+    code = (
+        "import resource, sys\n"
+        "from mudenet import loop\n"
+        "from mudenet.cli import main\n"
+        "batch, calls = loop.Batches.__getitem__, iter(range(1, 1000))\n"
+        "def getting(self, k):\n"
+        "    if next(calls) == 3 + 6: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, "
+        "resource.RLIM_INFINITY))\n"
+        "    return batch(self, k)\n"
+        "loop.Batches.__getitem__ = getting\n"
+        f"sys.exit(main({command(line, tmp_path)!r}))"
+    )
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert r.returncode == 2 and "the disk is full" in r.stderr and "Traceback" not in r.stderr, r.stderr
     assert saved(tmp_path) == 5 and not list(tmp_path.rglob("*.part"))
@@ -127,7 +163,9 @@ def test_a_disk_that_fills_up(line, undisturbed, tmp_path):
 
 
 def test_another_configuration_is_another_run(line, tmp_path, monkeypatch, capsys):
-    """It never touches the unfinished one, and a state that was put into its folder is refused with the fields that differ."""
+    """It never touches the unfinished one, and a state that was put into its folder is refused with the
+    fields that differ.
+    """
     with monkeypatch.context() as m:
         at_step(m, 3 + 4, lambda x: signal.raise_signal(signal.SIGTERM))
         assert main(command(line, tmp_path)) == 143
@@ -138,7 +176,7 @@ def test_another_configuration_is_another_run(line, tmp_path, monkeypatch, capsy
         at_step(m, 3 + 1, lambda x: signal.raise_signal(signal.SIGTERM))
         assert main(other) == 143
     assert state.read_bytes() == content
-    target, = set(tmp_path.rglob("train.state.safetensors")) - {state}
+    (target,) = set(tmp_path.rglob("train.state.safetensors")) - {state}
     target.write_bytes(content)
     capsys.readouterr()
     assert main(other) == 2

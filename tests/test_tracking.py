@@ -1,4 +1,5 @@
 """Each tracker, offline, against its own reader; and what the command line says of early stopping."""
+
 import csv
 import importlib.util
 import os
@@ -19,23 +20,37 @@ from mudenet.tracking import trackers
 
 def needs(module):
     """Skips where a tracker is not installed."""
-    if importlib.util.find_spec(module) is None: pytest.skip(f"{module} is not installed: pip install 'mudenet[track]'")
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: pip install 'mudenet[track]'")
 
 
 def config(tmp_path, **fields):
     """Two epochs on a tiny product line."""
     line = tmp_path / "line"
-    if not line.exists(): write_product_line(line, size=64, train=8, validation=4, good=1, structural=1, logical=1)
+    if not line.exists():
+        write_product_line(line, size=64, train=8, validation=4, good=1, structural=1, logical=1)
     small = dict(image_size=64), dict(channels=8, width=8, latent=4, encoder_widths=[4, 8])
     train = dict(steps=4, batch_size=4) | fields.pop("train", {})
-    return from_dict(dict(root=str(line), out=str(tmp_path / "runs"), device="cpu", data=small[0], model=small[1], train=train,
-                          backbone=dict(name="resnet18", weights="random"), distill=dict(steps=2, batch_size=4), **fields))
+    return from_dict(
+        dict(
+            root=str(line),
+            out=str(tmp_path / "runs"),
+            device="cpu",
+            data=small[0],
+            model=small[1],
+            train=train,
+            backbone=dict(name="resnet18", weights="random"),
+            distill=dict(steps=2, batch_size=4),
+            **fields,
+        )
+    )
 
 
 @pytest.fixture
 def quiet(monkeypatch):
     """No setting of this machine."""
-    for name in [k for k in os.environ if k.startswith(("WANDB_", "MLFLOW_"))]: monkeypatch.delenv(name)
+    for name in [k for k in os.environ if k.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
@@ -50,6 +65,7 @@ def run(config):
 def test_tensorboard_reads_what_the_table_holds(tmp_path, quiet):
     needs("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     folder, rows, _ = run(config(tmp_path, track=["tensorboard"]))
     for stage, loss in (("distill", "distillation"), ("train", "logical")):
         events = EventAccumulator(str(folder / "tensorboard" / stage)).Reload()
@@ -62,9 +78,11 @@ def test_tensorboard_reads_what_the_table_holds(tmp_path, quiet):
 def test_mlflow_reads_what_the_table_holds(tmp_path, quiet):
     needs("mlflow")
     from mlflow.tracking import MlflowClient
+
     _, rows, _ = run(config(tmp_path, track=["mlflow"]))
     client = MlflowClient((tmp_path / "runs" / "mlruns").as_uri())
-    found, = client.search_runs([client.get_experiment_by_name("mudenet").experiment_id])  # both stages are one run
+    # both stages are one run
+    (found,) = client.search_runs([client.get_experiment_by_name("mudenet").experiment_id])
     assert found.info.status == "FINISHED" and found.data.params["train.batch_size"] == "4"
     for stage, loss in (("distill", "distillation"), ("train", "logical")):
         said = client.get_metric_history(found.info.run_id, f"{stage}/epoch/{loss}")
@@ -94,14 +112,32 @@ def test_what_is_not_installed_is_said_before_anything_is_trained(tmp_path, monk
 
 
 def test_importing_the_package_imports_no_tracker():
-    code = ("import sys, mudenet.cli, mudenet.evaluation, mudenet.tracking\n"
-            "assert not {'tensorboard', 'mlflow', 'wandb'} & set(sys.modules)")
+    code = (
+        "import sys, mudenet.cli, mudenet.evaluation, mudenet.tracking\n"
+        "assert not {'tensorboard', 'mlflow', 'wandb'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_early_stopping_is_refused_beside_a_promise(tmp_path, capsys):
-    assert main(["train", "--root", str(tmp_path), "--dataset", "folder", "--train.patience", "3",
-                 "--inference.false_alarms", "0.2", "--inference.statistics_images", "train"]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "--root",
+                str(tmp_path),
+                "--dataset",
+                "folder",
+                "--train.patience",
+                "3",
+                "--inference.false_alarms",
+                "0.2",
+                "--inference.statistics_images",
+                "train",
+            ]
+        )
+        == 2
+    )
     assert "train.patience=3 lets the held-out images say" in capsys.readouterr().err
 
 

@@ -1,4 +1,5 @@
 """`mudenet watch` without PyTorch, killed many times while a camera writes: each file is in the results exactly once."""
+
 import csv
 import json
 import signal
@@ -18,8 +19,10 @@ from mudenet.config import Config, override
 from mudenet.core import rng
 from mudenet.inference import Detector, calibrate
 
-pytestmark = pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))) or sys.platform == "win32",
-                                reason="needs pip install -e '.[export]', and signals as Unix has them")
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))) or sys.platform == "win32",
+    reason="needs pip install -e '.[export]', and signals as Unix has them",
+)
 KILLS = 15  # with --slow: 50; three files for each
 
 
@@ -33,7 +36,9 @@ def part(tmp_path_factory):
     """An exported detector with tiny random networks."""
     import torch
 
-    config = override(Config(), {"data.image_size": 64, "model.channels": 4, "model.width": 4, "inference.smoothing": 1.0})
+    config = override(
+        Config(), {"data.image_size": 64, "model.channels": 4, "model.width": 4, "inference.smoothing": 1.0}
+    )
     detector = Detector(MuDeNet(config.model, 64), config).to("cpu")
     calibrate(detector, torch.from_numpy(np.stack([picture(k).transpose(2, 0, 1) for k in range(6)])))
     file = tmp_path_factory.mktemp("part") / "part.onnx"
@@ -57,22 +62,37 @@ def camera(folder, count):
         Image.fromarray(picture(k)).save(folder.parent / "whole.png")
         whole = (folder.parent / "whole.png").read_bytes()
         with file.open("wb") as f:
-            f.write(whole[:len(whole) // 2])
+            f.write(whole[: len(whole) // 2])
             f.flush()
             time.sleep(0.03)
             if k < count - 1:
-                f.write(whole[len(whole) // 2:])
+                f.write(whole[len(whole) // 2 :])
         time.sleep(0.15)
 
 
 def test_killed_many_times(bare, part, tmp_path, pytestconfig):
     kills = 50 if pytestconfig.getoption("--slow") else KILLS
-    count = 3*kills
+    count = 3 * kills
     file, detector = part
     folder, g = tmp_path / "in", rng(0, "kills")
     folder.mkdir()
-    argv = ["watch", file, folder, "--out", tmp_path / "out", "--accepted", tmp_path / "ok", "--rejected", folder / "bad",
-            "--settle", "0.05", "--patience", "1", "--threads", "1"]
+    argv = [
+        "watch",
+        file,
+        folder,
+        "--out",
+        tmp_path / "out",
+        "--accepted",
+        tmp_path / "ok",
+        "--rejected",
+        folder / "bad",
+        "--settle",
+        "0.05",
+        "--patience",
+        "1",
+        "--threads",
+        "1",
+    ]
     writer = threading.Thread(target=camera, args=(folder, count))
     writer.start()
     grown = []
@@ -87,11 +107,14 @@ def test_killed_many_times(bare, part, tmp_path, pytestconfig):
         grown.append(len(journal.read_bytes().splitlines()) if journal.exists() else 0)
     writer.join()
     r = bare(*argv, "--once")
-    assert r.returncode == 0 and "given up" in r.stderr + (tmp_path / "said").read_text() or grown[-1] == count
+    assert (
+        r.returncode == 0 and "given up" in r.stderr + (tmp_path / "said").read_text() or grown[-1] == count
+    )
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert sorted(d["image"] for d in lines) == [f"{k:03d}.png" for k in range(count)]  # every file, and none twice
+    # every file, and none twice
+    assert sorted(d["image"] for d in lines) == [f"{k:03d}.png" for k in range(count)]
     assert len(set(grown)) > kills // 4  # it was killed in the middle of its work, not before it or after it
-    torn, = (d for d in lines if d["error"])
+    (torn,) = (d for d in lines if d["error"])
     assert torn["image"] == f"{count - 1:03d}.png" and torn["image"] in torn["error"]
     want = {f"{k:03d}.png": p for k, p in enumerate(detector.predict([picture(k) for k in range(count - 1)]))}
     for d in lines:
@@ -99,9 +122,16 @@ def test_killed_many_times(bare, part, tmp_path, pytestconfig):
             p = want[d["image"]]
             assert abs(d["score"] - p.score) <= 1e-5 * abs(p.score) and d["anomalous"] == p.label
     with (tmp_path / "out" / "results.csv").open(newline="") as f:
-        assert [(row["image"], row["error"] != "") for row in csv.DictReader(f)] == [(d["image"], bool(d["error"])) for d in lines]
-    moved = {name: {f.name for f in to.glob("*.png")} for name, to in (("ok", tmp_path / "ok"), ("bad", folder / "bad"))}
-    assert moved["ok"] == {n for n, p in want.items() if not p.label} and moved["bad"] == {n for n, p in want.items() if p.label}
+        assert [(row["image"], row["error"] != "") for row in csv.DictReader(f)] == [
+            (d["image"], bool(d["error"])) for d in lines
+        ]
+    moved = {
+        name: {f.name for f in to.glob("*.png")}
+        for name, to in (("ok", tmp_path / "ok"), ("bad", folder / "bad"))
+    }
+    assert moved["ok"] == {n for n, p in want.items() if not p.label} and moved["bad"] == {
+        n for n, p in want.items() if p.label
+    }
     assert moved["ok"] and moved["bad"] and [f.name for f in folder.glob("*.png")] == [torn["image"]]
 
 

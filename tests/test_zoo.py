@@ -1,4 +1,5 @@
 """The zoo from the command line: a benchmark packs what it made, it is listed, fetched and checked; what was changed is named."""
+
 import functools
 import json
 import shutil
@@ -17,17 +18,42 @@ RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 
 class Quiet(SimpleHTTPRequestHandler):
     """Files of a folder, without a log."""
-    def log_message(self, *args): pass
+
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     """What a benchmark of two seeds packs."""
     folder = tmp_path_factory.mktemp("zoo")
-    small = "dataset: synthetic\ndevice: cpu\nteacher: small\npreset: fast\ntrain: {steps: 0}\ndata: {image_size: 64}\n"
+    small = (
+        "dataset: synthetic\n"
+        "device: cpu\n"
+        "teacher: small\n"
+        "preset: fast\n"
+        "train: {steps: 0}\n"
+        "data: {image_size: 64}\n"
+    )
     (folder / "small.yaml").write_text(small)
-    assert main(["benchmark", "--config", str(folder / "small.yaml"), "--roots", "synthetic", "--seeds", "2",
-                 "--out", str(folder / "runs"), "--zoo", str(folder / "zoo")]) == 0
+    assert (
+        main(
+            [
+                "benchmark",
+                "--config",
+                str(folder / "small.yaml"),
+                "--roots",
+                "synthetic",
+                "--seeds",
+                "2",
+                "--out",
+                str(folder / "runs"),
+                "--zoo",
+                str(folder / "zoo"),
+            ]
+        )
+        == 0
+    )
     return folder / "zoo"
 
 
@@ -63,26 +89,43 @@ def test_what_was_changed_is_named(zoo, tmp_path, capsys):
     card.write_text(card.read_text().replace("good parts", "poor parts"))
     assert main(["zoo", "verify", "--zoo", str(copy)]) == 2
     assert f"1 files are not those of the manifest:\n{card} was changed" in capsys.readouterr().err
-    assert main(["zoo", "pull", "synthetic-product_line-s0", "--zoo", str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["zoo", "pull", "synthetic-product_line-s0", "--zoo", str(copy), "--out", str(tmp_path / "out")])
+        == 2
+    )
     assert not (tmp_path / "out" / "synthetic-product_line-s0").exists()
 
 
 def test_what_the_package_lists_was_really_trained(capsys):
     assert main(["zoo"]) == 0
     listed = capsys.readouterr().out
-    entries = json.loads((Path(__file__).parent.parent / "mudenet" / "zoo.json").read_text(encoding="utf-8"))["detectors"]
-    records = {(r["run"], r["category"]): r for r in map(read_record, RESULTS.glob("*.json")) if r.get("kind") == "evaluation"}
+    entries = json.loads((Path(__file__).parent.parent / "mudenet" / "zoo.json").read_text(encoding="utf-8"))[
+        "detectors"
+    ]
+    records = {
+        (r["run"], r["category"]): r
+        for r in map(read_record, RESULTS.glob("*.json"))
+        if r.get("kind") == "evaluation"
+    }
     assert len(entries) >= 3
     for name, e in entries.items():
         record = records[e["run"], e["category"]]
         found = {k: v["value"] for k, v in record["results"]["all"]["metrics"].items()}
-        assert {k: v["value"] for k, v in e["metrics"].items()} == found and name in listed and e["command"].startswith("mudenet ")
+        assert (
+            {k: v["value"] for k, v in e["metrics"].items()} == found
+            and name in listed
+            and e["command"].startswith("mudenet ")
+        )
 
 
 def test_options_that_are_missing_are_named(tmp_path, capsys):
     assert main(["zoo", "add", "x"]) == 2 and main(["zoo", "pull"]) == 2 and main(["zoo", "verify"]) == 2
     err = capsys.readouterr().err
-    for text in ("mudenet zoo add: run, zoo missing", "mudenet zoo pull: name missing", "--zoo FOLDER: which folder?"):
+    for text in (
+        "mudenet zoo add: run, zoo missing",
+        "mudenet zoo pull: name missing",
+        "--zoo FOLDER: which folder?",
+    ):
         assert text in err
     assert main(["zoo", "pull", "synthetic-product_line-s0", "--out", str(tmp_path)]) == 2
     assert "This makes it: mudenet demo --seed 0" in capsys.readouterr().err

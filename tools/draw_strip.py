@@ -1,7 +1,8 @@
 """Draw README.md's picture from a run of the demonstration.
 
-    python tools/draw_strip.py runs/synthetic/product_line/KEY-s0
+python tools/draw_strip.py runs/synthetic/product_line/KEY-s0
 """
+
 import sys
 from pathlib import Path
 
@@ -21,10 +22,15 @@ SHOWN = ("test/structural_anomalies/029.png", "test/logical_anomalies/007.png")
 
 def strip(run: Path) -> Image.Image:
     """Two test images with their maps and parts, one above the other."""
-    category, detector = open_job(load_config(files=[run / "config.yaml"])).category, load_detector(run, "cpu")
+    category, detector = (
+        open_job(load_config(files=[run / "config.yaml"])).category,
+        load_detector(run, "cpu"),
+    )
     cases, threshold = score_images(detector, category.test), float(detector.threshold)
     scale = colour_scale(np.stack([c.map for c in cases]), np.stack([c.parts for c in cases]), threshold)
-    chosen = [c for name in SHOWN for c in cases if c.item.image.relative_to(category.root).as_posix() == name]
+    chosen = [
+        c for name in SHOWN for c in cases if c.item.image.relative_to(category.root).as_posix() == name
+    ]
     rows = [draw_case(c, load_masks([c.item])[0], threshold, scale) for c in chosen]
     sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows) + 8 * (len(rows) - 1)), "white")
     for k, row in enumerate(rows):

@@ -5,6 +5,7 @@
 RUN: a run of `mudenet demo`; nominal images of its product line are drawn anew. RECORD: record.json of other runs, with held-out
 scores that gave no statistics. Writes nbs/results/decisions.json. What is said of found defects is read from labels of test images
 at thresholds that none of them chose."""
+
 import argparse
 from datetime import date
 from pathlib import Path
@@ -19,7 +20,7 @@ from mudenet.decisions import images_wanted, p_values, promise, rank_from_top, r
 from mudenet.inference import load_detector
 from mudenet.synthetic import draw_product, make_sample
 
-RESULTS = Path(__file__).parent.parent/"nbs"/"results"
+RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 RATES, SIZES, TIMES = (0.1, 0.05, 0.01), (10, 24, 50, 99, 199, 299), 10_000
 COPIES, COPIED = 4, 600
 
@@ -32,9 +33,9 @@ def drawn(count):
 
 def copies(pixels, k):
     """An image under other light, as the augmentation of training draws it."""
-    x = torch.from_numpy(np.stack([pixels]*COPIES)).permute(0, 3, 1, 2)/255
+    x = torch.from_numpy(np.stack([pixels] * COPIES)).permute(0, 3, 1, 2) / 255
     x = augment(x, ["jitter"], generator(0, "copies", k))
-    return list((255*x).round().byte().permute(0, 2, 3, 1).numpy())
+    return list((255 * x).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 def scored(detector, count):
@@ -44,7 +45,7 @@ def scored(detector, count):
         images = [pixels, *(copies(pixels, k) if k < COPIED else [])]
         first, *others = (p.score for p in detector.stream(images))
         fresh.append(first)
-        copied += [others]*bool(others)
+        copied += [others] * bool(others)
     return np.array(fresh), np.array(copied)
 
 
@@ -55,31 +56,44 @@ def realised(pool, n, choose, name, times=TIMES):
         chosen = stream.choice(ordered, n, replace=False)
         cut = choose(chosen)
         above = ordered.size - np.searchsorted(ordered, cut, "right")
-        found[t] = (above - (chosen > cut).sum())/(ordered.size - n)
+        found[t] = (above - (chosen > cut).sum()) / (ordered.size - n)
     return found
 
 
 def within(m, n, others):
-    """The chance that the realised share among so many others is within the bound: a beta-binomial distribution's."""
-    return float(betabinom(others, m, n + 1 - m).cdf(np.floor(rate_bound(m, n)*others)))
+    """The chance that the realised share among so many others is within the bound: a beta-binomial
+    distribution's.
+    """
+    return float(betabinom(others, m, n + 1 - m).cdf(np.floor(rate_bound(m, n) * others)))
 
 
 def promises(pool):
     """A row for each rate and number of held-out images: what is promised, and what comes of it."""
+
     def row(n, rate):
         m = rank_from_top(rate, n)
         share = realised(pool, n, lambda s: rate_threshold(s, rate), f"rate {rate}")
         held = share <= rate_bound(m, n)
-        return dict(n=n, asked=rate, promised=m/(n + 1), bound=rate_bound(m, n), mean=share.mean(), within=held.mean(),
-                    theory=within(m, n, pool.size - n))
+        return dict(
+            n=n,
+            asked=rate,
+            promised=m / (n + 1),
+            bound=rate_bound(m, n),
+            mean=share.mean(),
+            within=held.mean(),
+            theory=within(m, n, pool.size - n),
+        )
+
     return [row(n, rate) for rate in RATES for n in SIZES if not images_wanted(rate, n)]
 
 
 def quantiles(pool):
     """How the plain .99 quantile fares."""
+
     def row(n):
         share = realised(pool, n, lambda s: np.quantile(s, 0.99), "quantile")
         return dict(n=n, mean=share.mean(), worst=float(np.quantile(share, 0.95)))
+
     return [row(n) for n in SIZES]
 
 
@@ -89,58 +103,107 @@ def of_its_own(detector, pool):
     for rate in RATES:
         if not images_wanted(rate, len(held)):
             said = promise(held, cut := rate_threshold(held, rate))
-            rows.append(dict(asked=rate, promised=said["rate"], bound=said["bound"], realised=float((pool > cut).mean())))
+            rows.append(
+                dict(
+                    asked=rate,
+                    promised=said["rate"],
+                    bound=said["bound"],
+                    realised=float((pool > cut).mean()),
+                )
+            )
     cut = float(detector.threshold)
-    return dict(n=len(held), apart=detector.calibrations[-1]["apart"], rates=rows, how=detector.calibrations[-1]["how"],
-                threshold=dict(promise(held, cut), realised=float((pool > cut).mean())))
+    return dict(
+        n=len(held),
+        apart=detector.calibrations[-1]["apart"],
+        rates=rows,
+        how=detector.calibrations[-1]["how"],
+        threshold=dict(promise(held, cut), realised=float((pool > cut).mean())),
+    )
 
 
 def with_copies(pool, copied):
     """Copies counted as if they were other images: rates are then promised that do not hold."""
-    groups, others = np.c_[pool[:len(copied)], copied], np.sort(pool[len(copied):])
+    groups, others = np.c_[pool[: len(copied)], copied], np.sort(pool[len(copied) :])
+
     def row(n, rate):
         stream, found = rng(0, "copies", n), []
         for _ in range(TIMES):
             cut = rate_threshold(groups[stream.choice(len(groups), n, replace=False)], rate)
             found.append((others > cut).mean())
-        m, total = rank_from_top(rate, n*(1 + COPIES)), n*(1 + COPIES)
-        return dict(n=n, copies=COPIES, asked=rate, promised=m/(total + 1), bound=rate_bound(m, total), mean=float(np.mean(found)),
-                    within=float(np.mean(np.array(found) <= rate_bound(m, total))))
-    return [row(n, rate) for n in (10, 24) for rate in RATES if not images_wanted(rate, n*(1 + COPIES))]
+        m, total = rank_from_top(rate, n * (1 + COPIES)), n * (1 + COPIES)
+        return dict(
+            n=n,
+            copies=COPIES,
+            asked=rate,
+            promised=m / (total + 1),
+            bound=rate_bound(m, total),
+            mean=float(np.mean(found)),
+            within=float(np.mean(np.array(found) <= rate_bound(m, total))),
+        )
+
+    return [row(n, rate) for n in (10, 24) for rate in RATES if not images_wanted(rate, n * (1 + COPIES))]
 
 
 def on_real(path):
-    """What a run promised and what its test images show, by kind of defect; a rate that cannot be promised has none."""
+    """What a run promised and what its test images show, by kind of defect; a rate that cannot be promised
+    has none.
+    """
     record = read_record(path)
     held, rows = record["held_out"], []
-    scores = {k: np.array([r["score"] for r in record["scores"] if r["defect"] == k])
-              for k in dict.fromkeys(r["defect"] for r in record["scores"])}
+    scores = {
+        k: np.array([r["score"] for r in record["scores"] if r["defect"] == k])
+        for k in dict.fromkeys(r["defect"] for r in record["scores"])
+    }
     for rate in RATES:
         row = dict(asked=rate, wanted=images_wanted(rate, len(held)))
         if not row["wanted"]:
             said = promise(held, cut := rate_threshold(held, rate))
             assert all(((v > cut) == (p_values(v, held) <= rate)).all() for v in scores.values())
-            row |= dict(promised=said["rate"], bound=said["bound"], above={k: int((v > cut).sum()) for k, v in scores.items()})
+            row |= dict(
+                promised=said["rate"],
+                bound=said["bound"],
+                above={k: int((v > cut).sum()) for k, v in scores.items()},
+            )
         rows.append(row)
     plain = {k: int((v > np.quantile(held, 0.99)).sum()) for k, v in scores.items()}
-    return dict(dataset=record["dataset"], category=record["category"], run=record["run"], n=len(held), rates=rows, quantile=plain,
-                images={k: v.size for k, v in scores.items()}, apart=record["calibration"]["apart"])
+    return dict(
+        dataset=record["dataset"],
+        category=record["category"],
+        run=record["run"],
+        n=len(held),
+        rates=rows,
+        quantile=plain,
+        images={k: v.size for k, v in scores.items()},
+        apart=record["calibration"]["apart"],
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("records", type=Path, nargs="*")
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--out", type=Path, default=RESULTS/"decisions.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "decisions.json")
     args = parser.parse_args()
     real = [on_real(path) for path in args.records]
     detector = load_detector(args.run, "cpu")
     pool, copied = scored(detector, args.images)
-    assert np.unique(pool).size > 0.999*pool.size  # the theory of the bound wants no ties
-    record = new_record("decisions", made=dict(date=date.today().isoformat()), run=args.run.resolve().name, images=pool.size,
-                        times=TIMES, promises=promises(pool), quantiles=quantiles(pool), copies=with_copies(pool, copied),
-                        own=of_its_own(detector, pool), quartiles=np.quantile(pool, (0, 0.25, 0.5, 0.75, 1)).tolist(), real=real)
+    assert np.unique(pool).size > 0.999 * pool.size  # the theory of the bound wants no ties
+    record = new_record(
+        "decisions",
+        made=dict(date=date.today().isoformat()),
+        run=args.run.resolve().name,
+        images=pool.size,
+        times=TIMES,
+        promises=promises(pool),
+        quantiles=quantiles(pool),
+        copies=with_copies(pool, copied),
+        own=of_its_own(detector, pool),
+        quartiles=np.quantile(pool, (0, 0.25, 0.5, 0.75, 1)).tolist(),
+        real=real,
+    )
     print(write_json(args.out, record))
 
 

@@ -4,6 +4,7 @@
 
 RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json. An oracle study: the
 rows are compared by labels of test images; which of them the package uses is fixed in notebook 15."""
+
 import argparse
 import statistics
 import tempfile
@@ -17,11 +18,19 @@ from mudenet.cli import _evaluated
 from mudenet.config import override, portable
 from mudenet.core import new_record, progress, write_json
 from mudenet.data import load_images
-from mudenet.export import _quantised_openvino, _write_openvino, consequences, described, onnx_model, openvino_model, recalibrated
+from mudenet.export import (
+    _quantised_openvino,
+    _write_openvino,
+    consequences,
+    described,
+    onnx_model,
+    openvino_model,
+    recalibrated,
+)
 from mudenet.inference import load_detector
 from mudenet.runtime import Detector as Exported
 
-RESULTS = Path(__file__).parent.parent/"nbs"/"results"
+RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 EVERY = "every convolution"
 
 
@@ -32,14 +41,16 @@ def cpu_seconds(look, pixels, times=7):
     for _ in range(times):
         begin = time.process_time()
         look(pixels)
-        found.append((time.process_time() - begin)/len(pixels))
+        found.append((time.process_time() - begin) / len(pixels))
     return statistics.median(found)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
-    parser.add_argument("out", type=Path, nargs="?", default=RESULTS/"export_precision.json")
+    parser.add_argument("out", type=Path, nargs="?", default=RESULTS / "export_precision.json")
     args = parser.parse_args()
     job, _ = _evaluated(args.run, {})
     detector = load_detector(args.run, "cpu")
@@ -51,10 +62,13 @@ def main():
     chosen = [(f"{k}×{k} kernels" if k else EVERY, k) for k in (*kernels, None)]
     rows, base = [], None
     plans = [("float32", None, "float32"), ("bfloat16", None, "bfloat16")]
-    plans += [(f"8 bits: {name}, {rest} elsewhere", k or 0, p) for name, k in chosen
-              for rest, p in (("float32", "float32"), ("bfloat16", "int8"))]
+    plans += [
+        (f"8 bits: {name}, {rest} elsewhere", k or 0, p)
+        for name, k in chosen
+        for rest, p in (("float32", "float32"), ("bfloat16", "int8"))
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder)/"a.xml"
+        file = Path(folder) / "a.xml"
 
         def written(own, precision, kernel, raw=False):
             """The detector as an OpenVINO file, read again."""
@@ -71,12 +85,19 @@ def main():
                 found = consequences(detector, exported, job.category)
                 seconds = cpu_seconds(exported.run, squares[:8])
                 base = base or seconds
-                rows.append(dict(variant=name, statistics=source, **found, ratio=seconds/base))
+                rows.append(dict(variant=name, statistics=source, **found, ratio=seconds / base))
                 print(rows[-1], flush=True)
-    record = new_record("export_precision", made=dict(date=date.today().isoformat()), config=portable(detector.config),
-                        run=args.run.resolve().name, dataset=job.config.dataset, category=job.category.name,
-                        images=dict(test=len(job.category.test), nominal=len(job.category.validation)),
-                        capability=torch.backends.cpu.get_cpu_capability(), rows=rows)
+    record = new_record(
+        "export_precision",
+        made=dict(date=date.today().isoformat()),
+        config=portable(detector.config),
+        run=args.run.resolve().name,
+        dataset=job.config.dataset,
+        category=job.category.name,
+        images=dict(test=len(job.category.test), nominal=len(job.category.validation)),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        rows=rows,
+    )
     print(write_json(args.out, record))
 
 

@@ -3,6 +3,7 @@
     python tools/measure_teachers.py --weights resnet18.safetensors ROOT [ROOT …]
 
 ROOT: a category's folder; its nominal test images are measured. Writes nbs/results/teachers.json and nbs/results/teachers.png."""
+
 import argparse
 import io
 import tempfile
@@ -20,13 +21,17 @@ from mudenet.distillation import explained, load_teacher, config_of, make_target
 from mudenet.synthetic import write_product_line
 from mudenet.teachers import checked, teachers
 
-RESULTS = Path(__file__).parent.parent/"nbs"/"results"
+RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 
 
 def loaded(path, weights):
     """T, E and the configuration of one teacher."""
     config = override(config_of(path, read_meta(path, "teacher")), {"backbone.weights": weights})
-    return load_teacher(path, config), make_target(config, torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), config
+    return (
+        load_teacher(path, config),
+        make_target(config, torch.zeros(1, 3, 64, 64, dtype=torch.uint8)),
+        config,
+    )
 
 
 def draw(path, weights, image):
@@ -36,12 +41,12 @@ def draw(path, weights, image):
         x = normalize(image)
         maps = teacher(x)
         e = F.interpolate(target(x), size=maps[0].shape[-2:], mode="bilinear")
-    lost = [(e - m).square().sum((0, 2, 3))/e.square().sum((0, 2, 3)) for m in maps]
+    lost = [(e - m).square().sum((0, 2, 3)) / e.square().sum((0, 2, 3)) for m in maps]
     c = int(lost[2].argmin())
     fig, axs = plt.subplots(1, 5, figsize=(10, 2.4), layout="constrained", dpi=110)
     axs[0].imshow(image[0].permute(1, 2, 0))
     axs[0].set_title("image")
-    titles = ["E", *(f"level {k + 1}: {100*(1 - float(v[c])):.0f} %" for k, v in enumerate(lost))]
+    titles = ["E", *(f"level {k + 1}: {100 * (1 - float(v[c])):.0f} %" for k, v in enumerate(lost))]
     for ax, m, title in zip(axs[1:], (e, *maps), titles, strict=True):
         ax.imshow(m[0, c], vmin=-2, vmax=3, cmap="viridis")
         ax.set_title(title)
@@ -53,7 +58,9 @@ def draw(path, weights, image):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("roots", nargs="+")
     parser.add_argument("--weights", required=True, help="the backbone's weights")
     args = parser.parse_args()
@@ -70,11 +77,15 @@ def main():
         print(name, found[name], flush=True)
     digests = {name: checked(teachers()[name]).sha256 for name in found}
     made = dict(date=date.today().isoformat())
-    write_json(RESULTS/"teachers.json", new_record("teachers", made=made, teachers=digests, explained=found))
+    write_json(
+        RESULTS / "teachers.json", new_record("teachers", made=made, teachers=digests, explained=found)
+    )
     with tempfile.TemporaryDirectory() as folder:
-        line = write_product_line(Path(folder)/"line", size=256, train=1, validation=1, good=1, structural=1, logical=1)
-        image = load_images([next((line/"test"/"good").glob("*.png"))], 256)
-        with atomic(RESULTS/"teachers.png") as part:
+        line = write_product_line(
+            Path(folder) / "line", size=256, train=1, validation=1, good=1, structural=1, logical=1
+        )
+        image = load_images([next((line / "test" / "good").glob("*.png"))], 256)
+        with atomic(RESULTS / "teachers.png") as part:
             part.write_bytes(draw(teachers()["general"], args.weights, image))
 
 

@@ -4,6 +4,7 @@ Quarto runs this in the notebook's folder, with the notebook on stdin, and takes
 code out and print signatures that it makes by running it; these pages show the code as it stands, each public definition under a
 heading that names lead to (tools/doclinks.lua). Nothing is run.
 """
+
 import ast
 import contextlib
 import functools
@@ -22,14 +23,16 @@ from nbdev.processors import FilterDefaults, FrontmatterProc
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-NOT_OURS = {"add_show_docs", "exec_show_docs", "clean_show_doc", "mv_exports", "add_fold", "add_links"}  # what `show_code` replaces
+# what `show_code` replaces
+NOT_OURS = {"add_show_docs", "exec_show_docs", "clean_show_doc", "mv_exports", "add_fold", "add_links"}
 
 
 class Frontmatter(FrontmatterProc):
     """Title and description from the first cell; the page keeps the notebook's own name."""
 
     def end(self):
-        self.nb.path_ = Path("unused.ipynb")  # the base class wants one, for the output-file that is dropped here
+        # the base class wants one, for the output-file that is dropped here
+        self.nb.path_ = Path("unused.ipynb")
         super().end()
         if self.fm:
             front = self.nb.cells[0]
@@ -38,13 +41,21 @@ class Frontmatter(FrontmatterProc):
 
 class Filter(FilterDefaults):
     def base_procs(self):
-        return [Frontmatter if p is FrontmatterProc else p for p in super().base_procs() if p.__name__ not in NOT_OURS]
+        return [
+            Frontmatter if p is FrontmatterProc else p
+            for p in super().base_procs()
+            if p.__name__ not in NOT_OURS
+        ]
 
 
 def split_title(nb):
-    """Title and description get a cell of their own: nbdev makes front matter of the whole first cell and drops the rest."""
+    """Title and description get a cell of their own: nbdev makes front matter of the whole first cell and
+    drops the rest.
+    """
     for i, cell in enumerate(nb.cells):
-        if cell.cell_type == "markdown" and (m := re.match(r"(#[ \t][^\n]*\n*(?:>[^\n]*\n*)*)(.*)", cell.source, re.S)):
+        if cell.cell_type == "markdown" and (
+            m := re.match(r"(#[ \t][^\n]*\n*(?:>[^\n]*\n*)*)(.*)", cell.source, re.S)
+        ):
             cell.source = m[1].strip()
             if m[2].strip():
                 nb.cells.insert(i + 1, mk_cell(m[2], "markdown"))
@@ -52,7 +63,10 @@ def split_title(nb):
 
 
 def tidy_outputs(nb):
-    """No widgets, for a page has no kernel: what an output shows beside one stays. A record named alone in HTML becomes a link."""
+    """No widgets, for a page has no kernel: what an output shows beside one stays.
+
+    A record named alone in HTML becomes a link.
+    """
     nb.metadata.pop("widgets", None)
     for cell in nb.cells:
         for data in (o.get("data", {}) for o in cell.get("outputs", [])):
@@ -81,7 +95,13 @@ def lines_of(module: str) -> dict[str, int]:
     file = get_config().lib_path / f"{module}.py"
     body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
     own = {n.name: n for n in body if isinstance(n, DEFINITIONS)}
-    members = {f"{c.name}.{n.name}": n for c in own.values() if isinstance(c, ast.ClassDef) for n in c.body if public(n)}
+    members = {
+        f"{c.name}.{n.name}": n
+        for c in own.values()
+        if isinstance(c, ast.ClassDef)
+        for n in c.body
+        if public(n)
+    }
     return {name: start(n) for name, n in (own | members).items()}
 
 
@@ -89,24 +109,26 @@ def heading(level: int, name: str, module: str) -> str:
     """A heading with a link to the line on the server."""
     cfg, line = get_config(), lines_of(module).get(name)
     source = f"{cfg.git_url}/blob/{cfg.branch}/{cfg.lib_path.name}/{module}.py#L{line}"
-    return f"{'#'*level} {name}\n\n[source]({source}){{.source}}"
+    return f"{'#' * level} {name}\n\n[source]({source}){{.source}}"
 
 
 def member(node: ast.stmt, name: str, lines: list[str], module: str) -> str:
     """A method of a class: its signature as it stands, and what it is for."""
     first, said = node.body[0], ast.get_docstring(node)
-    head = lines[start(node) - 1:first.lineno]
-    head[-1] = head[-1].encode()[:first.col_offset].decode()
+    head = lines[start(node) - 1 : first.lineno]
+    head[-1] = head[-1].encode()[: first.col_offset].decode()
     signature = textwrap.dedent("\n".join(head)).strip()
     return f"{heading(4, name, module)}\n\n```python\n{signature}\n```\n" + (f"\n*{said}*\n" if said else "")
 
 
 def pieces(source: str, module: str) -> Iterator[tuple[str, str]]:
-    """An exported cell in pieces, (kind, text): the code of each public definition under its heading, then its methods."""
+    """An exported cell in pieces, (kind, text): the code of each public definition under its heading, then
+    its methods.
+    """
     tree, lines, at = ast.parse(source).body, source.splitlines(), 0
     plain: list[str] = []
     for node in tree:
-        text = "\n".join(lines[at:node.end_lineno]).strip("\n")
+        text = "\n".join(lines[at : node.end_lineno]).strip("\n")
         at = node.end_lineno
         if not public(node):
             plain.append(text)
@@ -129,8 +151,10 @@ def show_code(nb):
     cells = []
     for cell in nb.cells:
         exported = cell.cell_type == "code" and re.match(r"#\|\s*export\s*\n", cell.source)
-        source = cell.source[exported.end():] if exported else ""
-        if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in (ast.parse(source).body if exported else ())):
+        source = cell.source[exported.end() :] if exported else ""
+        if all(
+            isinstance(n, (ast.Import, ast.ImportFrom)) for n in (ast.parse(source).body if exported else ())
+        ):
             cells.append(cell)
         else:
             cells += [mk_cell(text, kind, metadata=AttrDict()) for kind, text in pieces(source, module)]

@@ -5,6 +5,7 @@
 
 Cells marked `#| eval: false` or `#| slow`, and nbdev_export() cells, are not run and keep the outputs they have.
 """
+
 import asyncio
 import json
 import os
@@ -17,7 +18,8 @@ from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 
 os.environ["IN_TEST"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # as in conftest.py: the last digits of a sum depend on how many threads share it
+# as in conftest.py: the last digits of a sum depend on how many threads share it
+os.environ["OMP_NUM_THREADS"] = "1"
 SKIP = re.compile(r"^#\|\s*(eval:\s*false|slow)\b|nbdev_export\(", re.M | re.I)
 STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -60,8 +62,14 @@ def stable_widgets(nb):
 
 
 async def execute(nb, path):
-    client = NotebookClient(nb, timeout=1800, kernel_name="python3", record_timing=False, coalesce_streams=True,
-                            resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        nb,
+        timeout=1800,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     async with client.async_setup_kernel():
         for i, cell in enumerate(nb.cells):
             if cell.cell_type == "code" and not SKIP.search(cell.source):

@@ -1,8 +1,9 @@
 """Write what is read off the records in nbs/results: README.md's tables, pages/results.md, the register's numbers and table.
 
-    python tools/update_pages.py           # write them again
-    python tools/update_pages.py --check   # exit 1 if one of them would change
+python tools/update_pages.py           # write them again
+python tools/update_pages.py --check   # exit 1 if one of them would change
 """
+
 import json
 import re
 import subprocess
@@ -23,22 +24,32 @@ RESULTS = ROOT / "nbs" / "results"
 BEGIN, END = "<!-- results: written by tools/update_pages.py from nbs/results -->", "<!-- end of results -->"
 # fingerprint of images → what to know of them
 COPIES = {"f55fb396a8d201ea": "The images were copies of 256×256 pixels; the publisher's have 900×900."}
-DATASETS = dict(synthetic="The embedded product line", mvtec_ad="MVTec AD", mvtec_loco="MVTec LOCO AD", visa="VisA")
+DATASETS = dict(
+    synthetic="The embedded product line", mvtec_ad="MVTec AD", mvtec_loco="MVTec LOCO AD", visa="VisA"
+)
 
 
 def git(*words: str) -> str:
     """What git says of this checkout; nothing where there is none."""
     try:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
 def history() -> set[str]:
-    """The commits that lead to this one, as records name them. Provenance cannot be judged without all of them."""
+    """The commits that lead to this one, as records name them.
+
+    Provenance cannot be judged without all of them.
+    """
     commits = {c[:12] for c in git("rev-list", "HEAD").splitlines()}
     if not commits or git("rev-parse", "--is-shallow-repository") == "true":
-        sys.exit("the pages say which records come from this history: update them in a whole git clone (git fetch --unshallow)")
+        sys.exit(
+            "the pages say which records come from this history: update them in a whole git clone (git "
+            "fetch --unshallow)"
+        )
     return commits
 
 
@@ -56,7 +67,9 @@ def provenance(r: Mapping[str, Any], known: set[str]) -> str:
 
 
 def held_out(r: Mapping[str, Any]) -> str:
-    """Which images a run kept for its statistics; records of before `data.holdout_seed` drew them with the run's seed."""
+    """Which images a run kept for its statistics; records of before `data.holdout_seed` drew them with the
+    run's seed.
+    """
     if r["splits"]["layout"] == "mvtec_loco":
         return "the publisher's validation images"
     data = from_saved(r["config"]).data
@@ -77,8 +90,10 @@ def schedule(r: Mapping[str, Any]) -> str:
 
     weights = c["backbone"]["weights"]
     made = "fixed random weights" if weights == "random" else f"the weights {weights}"
-    return (f"{c['data']['image_size']} pixels, {c['model']['channels']} channels, {c['backbone']['name']} with {made}, "
-            f"{stage(c['distill'])} + {stage(c['train'])} of {c['train']['batch_size']} images")
+    return (
+        f"{c['data']['image_size']} pixels, {c['model']['channels']} channels, {c['backbone']['name']} with "
+        f"{made}, {stage(c['distill'])} + {stage(c['train'])} of {c['train']['batch_size']} images"
+    )
 
 
 def same_thing(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -115,60 +130,98 @@ def one_run(file: Path, r: Mapping[str, Any], known: set[str]) -> str:
     doubts = f"\n\n**Provenance:** {d}." if (d := provenance(r, known)) else ""
     return f"""### {file.stem}
 
-{DATASETS.get(r['dataset'], r['dataset'])}, {r['category']}, seed {r['config']['seed']}, run `{r['run']}`.
-{r['note'] or schedule(r)}. {COPIES.get(r['data'], '')}
+{DATASETS.get(r["dataset"], r["dataset"])}, {r["category"]}, seed {r["config"]["seed"]}, run `{r["run"]}`.
+{r["note"] or schedule(r)}. {COPIES.get(r["data"], "")}
 
 {metrics_table(r)}
 
 {said}
 
-Record: [{file.name}](../nbs/results/{file.name}). Images {r['data']}, detector {r['detector'][:16]}, mudenet {env['mudenet']} at
-commit {env['commit']}, Python {env['python']}, {packages}, {env['system']} {env['machine']}, {env['cpus']} CPUs.
+Record: [{file.name}](../nbs/results/{file.name}). Images {r["data"]}, detector {r["detector"][:16]}, mudenet {env["mudenet"]} at
+commit {env["commit"]}, Python {env["python"]}, {packages}, {env["system"]} {env["machine"]}, {env["cpus"]} CPUs.
 Teacher: {teacher_of(r)}. Statistics and threshold from {held_out(r)}.{doubts}
 
-Not as in the paper's configuration: {', '.join(departures(r['config'], r['dataset'])) or 'nothing'}."""
+Not as in the paper's configuration: {", ".join(departures(r["config"], r["dataset"])) or "nothing"}."""
 
 
 def results_page() -> str:
     """The whole page: the summary, every evaluation, and the other records."""
     found, known = evaluations(), history()
-    others = [(f, json.loads(f.read_text(encoding="utf-8"))) for f in sorted(RESULTS.rglob("*.json")) if f not in found]
+    others = [
+        (f, json.loads(f.read_text(encoding="utf-8")))
+        for f in sorted(RESULTS.rglob("*.json"))
+        if f not in found
+    ]
     notebooks = {nb: nb.read_text(encoding="utf-8") for nb in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
 
     def row(f: Path, r: Any) -> list[str]:
         name, kind = f.relative_to(RESULTS).as_posix(), r.get("kind", "–") if isinstance(r, dict) else "–"
-        shown = [nb for nb, text in notebooks.items()  # by its name, or with all of its kind (quoted in a cell, hence escaped)
-                 if f.name in text or ('read_records(\\"results\\"' in text and f'\\"{kind}\\"' in text)]
+        # by its name, or with all of its kind (quoted in a cell, hence escaped)
+        shown = [
+            nb
+            for nb, text in notebooks.items()
+            if f.name in text or ('read_records(\\"results\\"' in text and f'\\"{kind}\\"' in text)
+        ]
         links = ", ".join(f"[{nb.stem}](../nbs/{nb.name})" for nb in shown)
         doubts = provenance(r, known) if isinstance(r, dict) and "environment" in r else ""
         return [f"[{name}](../nbs/results/{name})", kind, links or "–", doubts or "–"]
 
     rows = [row(f, r) for f, r in others]
-    other = ["## Other records", markdown_table(["record", "kind", "shown in", "provenance"], rows, "llll")] if rows else []
+    other = (
+        ["## Other records", markdown_table(["record", "kind", "shown in", "provenance"], rows, "llll")]
+        if rows
+        else []
+    )
     whole = [r for r in found.values() if not departures(r["config"], r["dataset"])]
-    reach = (f"{len(whole)} of these runs have the paper's configuration." if whole else
-             "No category has been trained with the paper's\n"
-             "configuration, so nothing here confirms or contradicts the paper's numbers.")
-    return "\n\n".join([
-        '---\ntitle: Results\ndescription: Every number on record, with the run that made it\n---',
-        "<!-- written by tools/update_pages.py from nbs/results; edit that script, not this page -->",
-        "Each number here is read off a record that a command wrote. A record holds the configuration, the fingerprint of the\n"
-        "images, the detector's digest, versions, and the score of every test image, so that the tables can be made again.\n"
-        "A line *Provenance* stands where a record names a commit that is in no history here, was made from a changed tree,\n"
-        "or has no date: such a number cannot be made again exactly as it was.\n"
-        f"{interval_note(found.values())}.\nThose of image AUROC are computed from these scores when this page is made. "
-        "± is the standard deviation over seeds.\n" + reach,
-        "## Summary", results_table(found.values()), "## Runs", *(one_run(f, r, known) for f, r in found.items()), *other]) + "\n"
+    reach = (
+        f"{len(whole)} of these runs have the paper's configuration."
+        if whole
+        else "No category has been trained with the paper's\n"
+        "configuration, so nothing here confirms or contradicts the paper's numbers."
+    )
+    return (
+        "\n\n".join(
+            [
+                "---\ntitle: Results\ndescription: Every number on record, with the run that made it\n---",
+                "<!-- written by tools/update_pages.py from nbs/results; edit that script, not this page -->",
+                "Each number here is read off a record that a command wrote. A record holds the "
+                "configuration, the fingerprint of the\n"
+                "images, the detector's digest, versions, and the score of every test image, so that the "
+                "tables can be made again.\n"
+                "A line *Provenance* stands where a record names a commit that is in no history here, was "
+                "made from a changed tree,\n"
+                "or has no date: such a number cannot be made again exactly as it was.\n"
+                f"{interval_note(found.values())}.\n"
+                "Those of image AUROC are computed from these scores when this page is made. ± is the "
+                "standard deviation over seeds.\n" + reach,
+                "## Summary",
+                results_table(found.values()),
+                "## Runs",
+                *(one_run(f, r, known) for f, r in found.items()),
+                *other,
+            ]
+        )
+        + "\n"
+    )
 
 
 def pages() -> dict[Path, str]:
     """File → what it should hold."""
     readme = ROOT / "README.md"
-    section = re.sub(f"({re.escape(BEGIN)}\n).*({re.escape(END)})", lambda m: f"{m[1]}\n{readme_section()}\n\n{m[2]}",
-                     readme.read_text(encoding="utf-8"), flags=re.S)
+    section = re.sub(
+        f"({re.escape(BEGIN)}\n).*({re.escape(END)})",
+        lambda m: f"{m[1]}\n{readme_section()}\n\n{m[2]}",
+        readme.read_text(encoding="utf-8"),
+        flags=re.S,
+    )
     register = ROOT / "assumptions"
     entries = {e.path: filled(e.path.read_text(encoding="utf-8"), ROOT) for e in read_register(register)}
-    return {readme: section, ROOT / "pages" / "results.md": results_page(), **entries, register / "README.md": with_table(register)}
+    return {
+        readme: section,
+        ROOT / "pages" / "results.md": results_page(),
+        **entries,
+        register / "README.md": with_table(register),
+    }
 
 
 if __name__ == "__main__":

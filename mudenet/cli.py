@@ -259,7 +259,7 @@ def _fitted(job: Job, minutes: float) -> Job:
 # %% ../nbs/11_cli.ipynb #11-cli-08
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
-    from mudenet.data import find_dark, find_passed_by, threshold_worth
+    from mudenet.data import find_passed_by, find_white, threshold_worth
     from mudenet.evaluation import ensure_detector, open_job
     from mudenet.health import Health, advice
 
@@ -269,7 +269,7 @@ def run_train(args: Namespace) -> None:
     print(_job_note(job), flush=True)
     notes = [
         *find_passed_by(job.category, "train", "validation"),
-        find_dark(job.category, 8),
+        find_white(job.category) if job.config.data.white else "",
         threshold_worth(job.category),
     ]
     for note in filter(None, notes):
@@ -362,6 +362,18 @@ def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
     own, now = (identity(c, "measures") for c in (config, job.config))
     return job, [d for k in ("inference", "evaluation") for d in differences(own[k], now[k], f"{k}.")]
 
+# %% ../nbs/11_cli.ipynb #4408585d
+def _teacher_note(config: Config, about: Mapping[str, Any]) -> str:
+    "That the teacher's file is another one than the run was made with; empty where it is not, or is gone."
+    from mudenet.core import digest
+    from mudenet.distillation import teacher_weights
+
+    if not config.teacher or not Path(config.teacher).is_file():
+        return ""
+    if digest(teacher_weights(config.teacher)[0]) == about.get("teacher", {}).get("digest"):
+        return ""
+    return f"{config.teacher} has changed since this run was trained. What is measured is the run's own T, as it was."
+
 # %% ../nbs/11_cli.ipynb #11-cli-10
 def run_evaluate(args: Namespace) -> None:
     "Metrics, record, report."
@@ -372,6 +384,8 @@ def run_evaluate(args: Namespace) -> None:
     run, given = _find_run(args.run), _given(args, "run", "out", only=("inference", "evaluation"))
     detector = load_detector(run, args.get("device", "auto"), given.get("inference"))
     (job, changed), folder = _evaluated(run, given), run if run.is_dir() else run.parent
+    if note := _teacher_note(_run_config(run), detector.about):
+        print(f"note: {note}", flush=True)
     other = job.data_fingerprint != detector.about.get("data")
     anew = any(d.startswith("inference.") for d in changed)
     if anew and other:
@@ -436,7 +450,9 @@ def _fitting(name: str, suffix: str) -> str:
     return f"{folder}/{short}" if folder else short
 
 # %% ../nbs/11_cli.ipynb #11-cli-122
-def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures: bool) -> None:
+def _write_prediction(
+    p: Prediction, file: Path, out: Path, maps: bool, pictures: bool, white: int | None
+) -> None:
     from PIL import Image
     from mudenet.images import read_image
     from mudenet.report import heat
@@ -445,7 +461,7 @@ def _write_prediction(p: Prediction, file: Path, out: Path, maps: bool, pictures
         with atomic(out / "maps" / _fitting(p.name, ".tiff")) as f:
             Image.fromarray(p.map).save(f, "TIFF")
     if pictures:
-        pixels = Image.fromarray(read_image(file))
+        pixels = Image.fromarray(read_image(file, white))
         both = Image.new("RGB", (2 * pixels.width, pixels.height))
         both.paste(pixels, (0, 0))
         both.paste(heat(p.map, 0.0, 2 * max(p.threshold, 1e-6)), (pixels.width, 0))
@@ -494,7 +510,9 @@ def _check_out(out: Path, images: Path | None = None) -> None:
             )
 
 # %% ../nbs/11_cli.ipynb #11-cli-125
-def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]) -> Iterator[np.ndarray]:
+def _readable(
+    files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str], white: int | None
+) -> Iterator[np.ndarray]:
     """The pixels of each file in turn, noted in `read`; a file that cannot be read is noted in `bad`, with
     the reason.
     """
@@ -502,7 +520,7 @@ def _readable(files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str]
 
     for f in files:
         try:
-            pixels = read_image(f)
+            pixels = read_image(f, white)
         except DataError as e:
             bad[f] = str(e)
         else:
@@ -564,13 +582,12 @@ def _scored(
         while waiting and waiting[0] != to:
             add([files[f := waiting.popleft()], *[""] * len(ANSWER), bad[f]])
 
-    for p in progress(
-        detector.stream(_readable(files, read, bad)), "predicting", total=len(files), unit="image"
-    ):
+    pixels = _readable(files, read, bad, detector.white)
+    for p in progress(detector.stream(pixels), "predicting", total=len(files), unit="image"):
         p = replace(p, name=files[f := read.popleft()])
         catch_up(f)
         try:
-            _write_prediction(p, f, out, "maps" in written, "pictures" in written)
+            _write_prediction(p, f, out, "maps" in written, "pictures" in written, detector.white)
             also(p)
         except (StorageError, DataError) as e:
             bad[f] = str(e)
@@ -915,7 +932,7 @@ def _data_parser() -> Parser:
 def run_data(args: Namespace) -> None:
     "show, check or draw."
     from mudenet.data import (
-        find_dark,
+        find_white,
         find_odd_masks,
         find_passed_by,
         find_problems,
@@ -950,7 +967,7 @@ def run_data(args: Namespace) -> None:
         problems += find_problems(category)
         notes = [
             *find_passed_by(category, "train", "validation", "test"),
-            find_dark(category),
+            find_white(category),
             *find_odd_masks(category),
             threshold_worth(category),
         ]

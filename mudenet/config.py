@@ -100,6 +100,8 @@ class DataConfig:
     "The two fields above, or for every category alike: no augmentation, both flips, all four (A-035)."
     interpolation: Literal["bilinear", "bicubic", "box", "nearest"] = decides("images", "bilinear")
     "How images are resized; all but nearest count every pixel (A-031)."
+    white: int | None = decides("images", None, newer=True)
+    "White of images of more than 8 bits; none given: what their training images need, of 8 to 16 bits."
     rotate_degrees: float = decides("images", 90.0)
     "`rotate` turns by an angle between minus and plus this many degrees."
     rotate_angles: Literal["uniform", "quarter"] = decides("images", "uniform")
@@ -117,6 +119,9 @@ class DataConfig:
             s >= 64 and s % 32 == 0, "data.image_size", s, "must be a multiple of 32, at least 64 (A-028)."
         )
         _positive("data", self, "image_size", most=8192)
+        _require(
+            self.white is None or 0 < self.white <= 65535, "data.white", self.white, "must lie in 1 to 65535."
+        )
         _require(0 < self.holdout < 1, "data.holdout", self.holdout, "must lie between 0 and 1.")
         _require(
             0 <= self.rotate_degrees <= 180,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category', 'list_categories',
            'recognise', 'read_defects_config', 'hold_out', 'open_category', 'summary', 'read_mask_channels',
            'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_odd_masks', 'find_passed_by',
-           'find_dark', 'threshold_worth', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
+           'find_white', 'threshold_worth', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
 
 # %% ../nbs/02_data.ipynb #02-data-02
 import numpy as np
@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from .core import ConfigError, DataError, did_you_mean, progress, rng
 from mudenet.images import (
+    WHITE,
     _decode,
     _reading,
     _rgb_values,
@@ -41,6 +42,7 @@ from mudenet.images import (
     read_image,
     resize_image,
     walk_images,
+    white_level,
 )
 from .layouts import OTHERS, images_in, masks_for, missing_of
 
@@ -593,6 +595,7 @@ def load_images(
     size: int,  # S, pixels
     text: str = "decoding",  # What the progress bar says
     interpolation: str = "bilinear",  # The configuration's `data.interpolation` (A-031)
+    white: int | None = None,  # The configuration's `data.white`
 ) -> torch.Tensor:  # uint8 (N, 3, S, S), on the CPU
     "Decode images and bring them to one size. The first error is raised and names its file."
     out = np.empty((len(items), 3, size, size), np.uint8)
@@ -600,7 +603,7 @@ def load_images(
     def work(i: int) -> None:
         item = items[i]
         out[i] = resize_image(
-            read_image(item.image if isinstance(item, Item) else item), size, interpolation
+            read_image(item.image if isinstance(item, Item) else item, white), size, interpolation
         ).transpose(2, 0, 1)
 
     _each(work, range(len(items)), text)
@@ -707,33 +710,17 @@ def find_passed_by(
             said.append(f"{folder}: {passed_by(left)}")
     return said
 
-# %% ../nbs/02_data.ipynb #e8d3a5111
-def _little_range(image: Path) -> int:
-    "The largest value of an image of more than 8 bits that uses less than a quarter of its range; else 0."
-    try:
-        values = _mask_values(image)
-    except DataError:
-        return 0  # a problem, not a note
-    return int(values.max()) if values.dtype != np.uint8 and values.max() < 16384 else 0
-
 # %% ../nbs/02_data.ipynb #e8d3a5112
-def find_dark(
+def find_white(
     category: Category,
-    most: int | None = None,  # Look at so many training images, evenly chosen; default: all
-    text: str = "looking at the range",  # What the progress bar says
-) -> str:  # Empty where there is nothing to say
-    """Whether training images of 16 bits hold values of fewer, as 12-bit cameras write them: 8 bits of their
-    range are too dark.
-    """
-    items = category.train[:: max(1, len(category.train) // most)] if most else category.train
-    found = {i.image: v for i, v in zip(items, _each(lambda i: _little_range(i.image), items, text)) if v}
-    if not found:
+) -> str:  # Empty where training images have 8 bits, or use all of 16
+    "Which value is white in training images of more than 8 bits, as 12-bit cameras write them."
+    white = white_level([i.image for i in category.train])
+    if white in (None, WHITE):
         return ""
-    name, top = max(found.items(), key=lambda x: x[1])
     return (
-        f"{len(found)} of {len(items)} training images of 16 bits or more use a small part of their range, "
-        f"none more than {name} with values up to {top}, which becomes {(top + 128) // 257} of 255. Save "
-        "them with 8 bits, or multiplied to reach 65535."
+        f"training images of more than 8 bits hold no value above {white}: that is taken for white. "
+        "--data.white says otherwise."
     )
 
 # %% ../nbs/02_data.ipynb #e8d3a511

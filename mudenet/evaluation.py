@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'open_job',
-           'images_of', 'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within', 'ensure_detector',
-           'score_images', 'measure', 'intervals', 'setting_key', 'setting_name', 'evaluate', 'run_category',
-           'metric_values', 'results_table']
+__all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'white_of',
+           'open_job', 'images_of', 'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within',
+           'ensure_detector', 'score_images', 'measure', 'intervals', 'setting_key', 'setting_name', 'evaluate',
+           'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-021
 import numpy as np
@@ -74,6 +74,7 @@ from mudenet.data import (
     MVTEC_AD,
     MVTEC_LOCO,
     VISA,
+    WHITE,
     Category,
     Item,
     find_problems,
@@ -86,6 +87,7 @@ from mudenet.data import (
     read_mask_channels,
     recognise,
     summary,
+    white_level,
 )
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-024
@@ -243,6 +245,14 @@ def _check_split(job: Job, teacher: str, split: Callable[[float, int], Category]
         )
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-11
+def white_of(config: Config, category: Category) -> dict[str, int]:
+    "`data.white`, where the training images need one and none was given."
+    if config.data.white is not None:
+        return {}
+    found = white_level([i.image for i in category.train])
+    return {} if found in (None, WHITE) else {"data.white": found}
+
+
 def open_job(
     config: Config,  # What to run, on which folder
 ) -> Job:
@@ -262,7 +272,7 @@ def open_job(
         name = meant[0]
     layout = "mvtec_loco" if config.dataset == "synthetic" else "auto"
     category = open_category(root, name, layout, config.data.holdout, config.data.holdout_seed)
-    config = override(config, {"category": category.name})
+    config = override(config, {"category": category.name, **white_of(config, category)})
     job = Job(config=config, category=category, folder=run_folder(config, category.name))
     if config.teacher is not None:
         _check_split(job, config.teacher, partial(open_category, root, name, layout))
@@ -275,7 +285,8 @@ def images_of(
 ) -> torch.Tensor:  # uint8 (N, 3, S, S)
     "The images of one split, as the networks of this job get them."
     c = job.config.data
-    return load_images(getattr(job.category, what), c.image_size, f"reading {what} images", c.interpolation)
+    items, text = getattr(job.category, what), f"reading {what} images"
+    return load_images(items, c.image_size, text, c.interpolation, c.white)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-131
 def stage1_images(
@@ -392,7 +403,9 @@ def _ensure_teacher(job: Job, images: torch.Tensor | None, resume: bool) -> Desc
         learned = (
             found
             if isinstance(found, Corpus)
-            else load_images(found, c.data.image_size, "reading images for stage 1", c.data.interpolation)
+            else load_images(
+                found, c.data.image_size, "reading images for stage 1", c.data.interpolation, c.data.white
+            )
         )
     if not resume:
         Backbone(c.backbone.name, c.backbone.weights)  # refuses before anything is lost
@@ -510,7 +523,7 @@ def score_images(
     "What the detector says about every item."
     n, cases = detector.config.inference.batch_size, []
     c = detector.config.data
-    images = load_images(items, c.image_size, "reading test images", c.interpolation)
+    images = load_images(items, c.image_size, "reading test images", c.interpolation, c.white)
     for k in progress(range(0, len(items), n), "looking", unit="batch"):
         out = detector(normalize(images[k : k + n].to(detector.device)))
         for i, m, s, p in zip(items[k : k + n], *(v.float().cpu() for v in out)):
@@ -521,6 +534,7 @@ def score_images(
                     map=m.numpy(),
                     parts=p.numpy(),
                     p_value=p_value(float(s), detector.held_out),
+                    white=c.white,
                 )
             )
     return cases

@@ -90,7 +90,7 @@ def collect(
         )
 
     test, nominal = (
-        load_images(i, c.image_size, "reading images", c.interpolation)
+        load_images(i, c.image_size, "reading images", c.interpolation, c.white)
         for i in (category.test, category.validation)
     )
     masks = load_masks(category.test, c.image_size) if category.has_masks else None

@@ -498,7 +498,7 @@ def consequences(
     "What an exported detector of lower precision does to scores and decisions."
     found: dict[str, Any] = {}
     for what, items in (("decisions", category.test), ("nominal", category.validation)):
-        pixels = [read_image(i.image) for i in items]
+        pixels = [read_image(i.image, detector.white) for i in items]
         ours, theirs = detector.predict(pixels), exported.predict(pixels)
         if pixels:
             found[what] = sum(a.label == b.label for a, b in zip(ours, theirs)) / len(pixels)
@@ -546,9 +546,8 @@ def export_detector(
         if precision != "float32" and category is not None:
 
             def images(items: Sequence[Item]) -> Tensor:
-                return load_images(
-                    items, own.config.data.image_size, interpolation=own.config.data.interpolation
-                )
+                c = own.config.data
+                return load_images(items, c.image_size, interpolation=c.interpolation, white=c.white)
 
             nominal = images(category.validation)
             trained = images(category.train) if own.config.inference.statistics_images == "train" else None
@@ -560,7 +559,10 @@ def export_detector(
         write(trial, graph, about)
         if precision == "float32":
             more = (
-                [read_image(i.image) for i in category.test[:: max(1, len(category.test) // 40)]]
+                [
+                    read_image(i.image, detector.white)
+                    for i in category.test[:: max(1, len(category.test) // 40)]
+                ]
                 if category
                 else []
             )

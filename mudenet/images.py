@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,9 +22,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .core import DataError
 
 # %% auto #0
-__all__ = ['FORMATS', 'SUFFIXES', 'BRANCHES', 'ANSWER', 'TABLE', 'HEAD', 'Inputs', 'natural_key', 'ignored', 'image_files',
-           'walk_images', 'passed_by', 'find_images', 'open_image', 'read_image', 'to_rgb', 'image_size', 'image_mode',
-           'resize_image', 'named_images', 'strongest', 'answer_cells', 'Prediction']
+__all__ = ['FORMATS', 'SUFFIXES', 'BRANCHES', 'ANSWER', 'TABLE', 'HEAD', 'WHITE', 'WHITES', 'Inputs', 'natural_key', 'ignored',
+           'image_files', 'walk_images', 'passed_by', 'find_images', 'open_image', 'read_image', 'to_rgb', 'image_size',
+           'image_mode', 'read_top', 'white_level', 'resize_image', 'named_images', 'strongest', 'answer_cells',
+           'Prediction']
 
 # %% ../nbs/01a_images.ipynb #02-data-120
 # what a file may hold: no format that starts another program
@@ -225,7 +226,10 @@ def _decode(source: str | Path | BinaryIO) -> Image.Image:
         return ImageOps.exif_transpose(f)
 
 # %% ../nbs/01a_images.ipynb #02-data-592
-def _rgb_values(image: Image.Image, path: str | Path) -> np.ndarray:
+WHITE = 65535  # The largest value of 16 bits
+
+
+def _rgb_values(image: Image.Image, path: str | Path, white: int | None = None) -> np.ndarray:
     "8-bit RGB (H, W, 3) by fixed rules."
     if image.mode == "F":
         raise DataError(
@@ -236,29 +240,33 @@ def _rgb_values(image: Image.Image, path: str | Path) -> np.ndarray:
             image = image.convert("RGBA")  # a palette may hold transparency
         return np.array(image.convert("RGB"))
     wide = np.asarray(image).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
+    if wide.min() < 0 or wide.max() > WHITE:
         raise DataError(
-            f"{path} holds values from {wide.min()} to {wide.max()}; integers must fit 16 bits, 0 to 65535."
+            f"{path} holds values from {wide.min()} to {wide.max()}; integers must fit 16 bits, 0 to {WHITE}."
         )
-    return np.repeat(((wide + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    white = white or WHITE
+    nearest = (2 * 255 * wide.clip(max=white) + white) // (2 * white)
+    return np.repeat(nearest.astype(np.uint8)[..., None], 3, axis=2)
 
 # %% ../nbs/01a_images.ipynb #02-data-59
 def read_image(
     path: str | Path,  # An image file
+    white: int | None = None,  # White of more than 8 bits, e.g. 4095; values above it too; None: 65535
 ) -> np.ndarray:  # uint8 (H, W, 3), RGB
     "One image, upright, as 8-bit RGB. Raises `DataError` naming the file."
     path = Path(path)
     with _reading(path):
-        return _rgb_values(_decode(path), path)
+        return _rgb_values(_decode(path), path, white)
 
 
 def to_rgb(
     image: Image.Image,  # Made, or opened from a file
     name: str,  # What an error calls it
+    white: int | None = None,  # As for `read_image`
 ) -> np.ndarray:  # uint8 (H, W, 3), RGB
     "A Pillow image as `read_image` would give it. Raises `DataError` with the name."
     with _reading(name):
-        return _rgb_values(ImageOps.exif_transpose(image), name)
+        return _rgb_values(ImageOps.exif_transpose(image), name, white)
 
 # %% ../nbs/01a_images.ipynb #02-data-64
 def image_size(
@@ -279,6 +287,25 @@ def image_mode(
     path = Path(path)
     with _reading(path), Image.open(path, formats=FORMATS) as f:
         return f.mode
+
+# %% ../nbs/01a_images.ipynb #09667b53
+WHITES = (255, 1023, 4095, 16383, WHITE)  # Of 8, 10, 12, 14 and 16 bits
+
+
+def read_top(file: str | Path) -> int:
+    "The largest value of an image of more than 8 bits. Raises `DataError` naming the file."
+    with _reading(file):
+        return int(np.asarray(_decode(file)).max())
+
+
+def white_level(
+    files: Sequence[str | Path],  # Images of one camera
+    most: int = 64,  # Look at so many of them, evenly chosen
+) -> int | None:  # One of `WHITES`; None where no image has more than 8 bits
+    "The white of the fewest bits that hold every value. Raises `DataError` for a file that cannot be read."
+    chosen = files[:: -(-len(files) // most)] if files else files
+    tops = [read_top(f) for f in chosen if image_mode(f).startswith("I")]
+    return next((w for w in WHITES if max(tops) <= w), WHITE) if tops else None
 
 # %% ../nbs/01a_images.ipynb #59daba60
 def resize_image(
@@ -307,6 +334,7 @@ def named_images(
     inputs: Inputs,  # Folder, file, bytes of a file, image, uint8 array (H, W, 3) in RGB, or a list of them
     without: str | Path | None = None,  # A folder to leave out where `inputs` is one
     name: str = "0",  # What an input without a name of its own is called
+    white: int | None = None,  # As for `read_image`
 ) -> Iterator[tuple[str, np.ndarray]]:  # Name and uint8 pixels (H, W, 3), RGB
     """Every input in its order, read when it is asked for.
 
@@ -317,18 +345,18 @@ def named_images(
         if not path.exists():
             raise DataError(f"{path}: there is no such file or folder.")
         for f in find_images(path, without) if path.is_dir() else [path]:
-            yield (f.relative_to(path).as_posix() if path.is_dir() else f.name), read_image(f)
+            yield (f.relative_to(path).as_posix() if path.is_dir() else f.name), read_image(f, white)
     elif isinstance(inputs, Image.Image):
-        yield name, to_rgb(inputs, f"input {name}")
+        yield name, to_rgb(inputs, f"input {name}", white)
     elif isinstance(inputs, np.ndarray):
         yield name, _array(inputs, f"input {name}")
     elif isinstance(inputs, (bytes, bytearray, memoryview)) or hasattr(inputs, "read"):
         with _reading(f"input {name}"):
             source: Any = inputs if hasattr(inputs, "read") else io.BytesIO(inputs)
-            yield name, _rgb_values(_decode(source), f"input {name}")
+            yield name, _rgb_values(_decode(source), f"input {name}", white)
     elif isinstance(inputs, Iterable) and not hasattr(inputs, "dtype"):
         for i, one in enumerate(inputs):
-            yield from named_images(one, without, str(i))
+            yield from named_images(one, without, str(i), white)
     else:
         raise DataError(
             f"input {name} is of type {type(inputs).__name__}; give a file, a folder, the bytes of a file, "

@@ -223,6 +223,11 @@ class Detector(nn.Module):
         return self.calibration.get("pixel_threshold")
 
     @property
+    def white(self) -> int | None:
+        "White in images of more than 8 bits; None: 65535."
+        return self.config.data.white
+
+    @property
     def device(self) -> torch.device:
         return self.threshold.device
 
@@ -531,7 +536,7 @@ def stream(
                 p_value=p_value(float(s), detector.held_out),
             )
 
-    for one in named_images(inputs, without):
+    for one in named_images(inputs, without, white=detector.white):
         batch.append(one)
         if len(batch) == detector.config.inference.batch_size:
             yield from flush()
@@ -561,7 +566,7 @@ def _scored(
     seen = dict[str, str]()
 
     def noted() -> Iterator[np.ndarray]:
-        for name, pixels in named_images(inputs):
+        for name, pixels in named_images(inputs, white=detector.white):
             content = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
             if content in seen:
                 raise DataError(f"{name} is a copy of {seen[content]}: a copy promises nothing, take it out.")

@@ -47,6 +47,7 @@ class Case:
     map: np.ndarray  # float32 (S, S), the network's grid
     parts: np.ndarray  # float32 (2, L, S/2, S/2)
     p_value: float | None = None  # Among held-out good parts, where the detector has their scores
+    white: int | None = None  # The detector's, for an image of more than 8 bits
 
     @property
     def strongest(self) -> str:
@@ -118,7 +119,7 @@ def tiles(
     def coloured(v: np.ndarray, low: float, high: float, side: int) -> Image.Image:
         return heat(v, low, high).resize((side, side), Image.Resampling.BILINEAR)
 
-    pixels = (pixels or Image.fromarray(read_image(case.item.image))).resize(
+    pixels = (pixels or Image.fromarray(read_image(case.item.image, case.white))).resize(
         (side, side), Image.Resampling.LANCZOS
     )
     out = {"input": pixels}

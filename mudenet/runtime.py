@@ -174,13 +174,18 @@ class Detector:
         "Held-out scores behind the threshold, ascending; none in a file of before they were kept."
         return self.meta.get("held_out", [])
 
+    @property
+    def white(self) -> int | None:
+        "White in images of more than 8 bits; None: 65535."
+        return self.meta["config"]["data"].get("white")
+
     def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
         """Predictions one after the other, nothing is kept.
 
         Raises `DataError` naming an input that cannot be used.
         """
         most, batch = int(self.meta["config"]["inference"]["batch_size"]), list[tuple[str, np.ndarray]]()
-        for name, pixels in named_images(inputs, without):
+        for name, pixels in named_images(inputs, without, white=self.white):
             if batch and (len(batch) == most or batch[0][1].shape != pixels.shape):
                 yield from self._answers(batch)
                 batch = []

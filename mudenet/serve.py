@@ -61,6 +61,7 @@ def decoded(
     body: bytes,  # An image file
     limits: Limits,  # Megapixels
     name: str = "body",  # What an error calls it
+    white: int | None = None,  # The detector's, for images of more than 8 bits
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "Pixels of a request. Raises `Refused` with 400 or 413."
     if not body:
@@ -73,7 +74,7 @@ def decoded(
                 raise Refused(
                     413, f"{image.width}×{image.height} pixels are more than {limits.megapixels:g} million."
                 )
-            return to_rgb(image, name)
+            return to_rgb(image, name, white)
     except Refused:
         raise
     except Image.DecompressionBombError as e:
@@ -159,7 +160,7 @@ class Desk:
                 if w.detector != name:
                     continue
                 try:
-                    pixels[i] = decoded(w.body, self.limits)
+                    pixels[i] = decoded(w.body, self.limits, white=detector.white)
                 except Refused as e:
                     answers[i] = e
             order = sorted(pixels, key=lambda i: pixels[i].shape)  # images of one size are looked at together

@@ -55,9 +55,10 @@ class Arrivals:
         settle: float,  # Seconds without change before a file is read
         patience: float,  # Seconds without change after which an undecodable file is given up
         without: Sequence[Path] = (),  # Folders in it that are left out
+        white: int | None = None,  # The detector's, for images of more than 8 bits
     ):
         self.folder, self.settle, self.patience = folder, settle, patience
-        self.without, self.waiting = list(without), dict[str, _Seen]()
+        self.without, self.white, self.waiting = list(without), white, dict[str, _Seen]()
 
     def keys(self) -> Iterator[Key]:
         "Every image file that is there now."
@@ -82,7 +83,7 @@ class Arrivals:
                 continue
             seen.tried = True
             try:
-                yield key, read_image(self.folder / key[0]), None
+                yield key, read_image(self.folder / key[0], self.white), None
             except DataError as e:
                 if last:
                     yield key, None, str(e)
@@ -199,7 +200,8 @@ def watch(
     journal = Journal(out)
     if drift:
         _take_in(drift, journal, who)
-    arrivals = Arrivals(folder, settle, patience, [out, *(t for t in targets.values() if t)])
+    left = [out, *(t for t in targets.values() if t)]
+    arrivals = Arrivals(folder, settle, patience, left, detector.white)
 
     def moved(line: Mapping[str, Any]) -> None:
         if line["error"] is None and (to := targets[line["anomalous"]]):

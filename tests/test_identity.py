@@ -134,6 +134,7 @@ TABLE = {
     "seed": {"seed": 3},
 }
 LATER = {
+    "data.white": 4095,
     "model.centre": "place",
     "train.whiten": True,
     "preset": "fast",

@@ -405,6 +405,8 @@ class InferenceConfig:
     "An image's score: the maximum of its map, or the mean of its highest pixels (A-020)."
     top_fraction: float = decides("scores", 0.001)
     "Share of the pixels that `top_mean` takes."
+    background: Literal["none", "place"] = decides("scores", "none", newer=True)
+    "What an image's score is relative to: nothing, or what its place shows on nominal images (A-053)."
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float | None = decides("scores", None)
@@ -455,6 +457,12 @@ class InferenceConfig:
                 "inference.statistics_images=train.",
             )
         _positive("inference", self, "batch_size", "min_area", most=2**16)
+        _require(
+            self.background == "none" or self.normalization in ("minmax", "none"),
+            "inference.background",
+            self.background,
+            "wants maps that are not negative: inference.normalization minmax or none.",
+        )
         if self.normalization == "none":
             for name, default in dict(
                 clamp="none", statistics_images="validation", statistics_per="level"
@@ -1017,7 +1025,12 @@ def image_treatment(
     augmentation: Iterable[str],  # What is applied to these images
 ) -> dict[str, Any]:  # Plain values
     "How images reach a network: the augmentation that applies stands in place of table and set."
-    tree = {k: v for k, v in deciding(data).items() if not k.startswith("augment_")}
+    newer = {f.name: f.default for f in dataclasses.fields(data) if f.metadata["newer"]}
+    tree = {
+        k: v
+        for k, v in deciding(data).items()
+        if not k.startswith("augment_") and not (k in newer and v == newer[k])
+    }
     return {**_plain(tree), "augment": list(augmentation)}
 
 # %% ../nbs/01_config.ipynb #01-config-42

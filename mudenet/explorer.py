@@ -32,7 +32,15 @@ __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choi
 # %% ../nbs/13_explorer.ipynb #13-explorer-8f7197
 from .evaluation import open_job
 from .images import BRANCHES
-from .inference import Detector, apart, fuse, image_scores, label_threshold, load_detector
+from mudenet.inference import (
+    Detector,
+    apart,
+    background_of,
+    fuse,
+    image_scores,
+    label_threshold,
+    load_detector,
+)
 from .intervals import share
 from mudenet.report import (
     SHOWN,
@@ -173,21 +181,23 @@ def finish(
         return parts, fuse(used, size, c.smoothing, c.upsampling)
 
     parts, fused = maps(raw.test)
-    detector, scores = raw.detector, image_scores(fused, c).numpy()
+    detector = raw.detector
     if detector.held_out and choice == own_choice(detector):
         return Outcome(
             parts=parts,
             maps=fused,
-            scores=scores,
+            scores=image_scores(fused, c, detector.background).numpy(),
             held_out=np.array(detector.held_out),
             threshold=float(detector.threshold),
             on_record=True,
         )
-    nominal = image_scores(maps(raw.validation)[1], c)
+    held_out = maps(raw.validation)[1]
+    background = background_of(held_out) if c.background == "place" else None
+    nominal = image_scores(held_out, c, background)
     return Outcome(
         parts=parts,
         maps=fused,
-        scores=scores,
+        scores=image_scores(fused, c, background).numpy(),
         held_out=np.sort(nominal.double().numpy()),
         threshold=label_threshold(nominal, c),
         on_record=False,

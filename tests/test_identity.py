@@ -134,6 +134,7 @@ TABLE = {
     "seed": {"seed": 3},
 }
 LATER = {
+    "inference.background": "place",
     "data.white": 4095,
     "model.centre": "place",
     "train.whiten": True,

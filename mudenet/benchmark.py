@@ -30,12 +30,11 @@ from mudenet.experiments import (
     Run,
     Variants,
     clock,
-    cost_text,
     departures,
     every_run,
     expected,
-    measure_all,
     plan_runs,
+    price,
     reason,
 )
 from .loop import log
@@ -329,7 +328,7 @@ def _result(run: Run, how: How) -> dict[str, Any]:
         made = dict(data=record["data"], detector=record["detector"])
         about = dict(run=run.folder.name, **made, metrics=metric_values(record))
     what = dict(name=run.name, dataset=run.dataset, category=run.category, variant=run.variant)
-    measured = {k: how.get(k) for k in ("seconds", "ram", "attempts")}
+    measured = {k: how.get(k) for k in ("seconds", "ram")}
     return dict(what, seed=run.config.seed, error=error, **about, **measured)
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f9
@@ -363,17 +362,6 @@ def _configs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
         found.setdefault(r.setting, {k: v for k, v in portable(r.config).items() if k not in own})
     return found
 
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f6
-def _prices(runs: Sequence[Run], pool: Here | OnRay) -> dict[str, Any]:
-    "Where the runs are run, and what is to be expected there, which is logged too."
-    todo = [r for r in runs if r.todo]
-    costs = measure_all(todo, pool.measure)
-    total = expected(runs, costs, pool.slots)
-    if todo:
-        log.info(cost_text(costs, total))
-    where = dict(ray=isinstance(pool, OnRay), slots=pool.slots, threads=pool.threads)
-    return dict(where=where, cost=costs, expected=total)
-
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f7
 def benchmark(
     runs: Sequence[Run],  # Of `plan`
@@ -386,7 +374,7 @@ def benchmark(
     for r in runs:
         if r.error:
             log.warning("%s cannot be run: %s", r.name, reason(r.error))
-    more = dict(note=note, configs=_configs(runs), **_prices(runs, pool))
+    more = dict(note=note, configs=_configs(runs), **price(runs, pool))
     hows: dict[str, How] = {}
     record = _write(Path(out), runs, hows, **more, events=pool.events)
     for run, how in pool.outcomes(todo):

@@ -818,7 +818,7 @@ def _sweep_row(setting: str, runs: Sequence[Mapping[str, Any]], draws: Draws) ->
             continue
         values = np.array([draws[setting, r["seed"]][m] for r in mine])
         low, high = paired_interval(values)
-        metrics[m] = dict(mean=float(values[:, 0].mean()), low=low, high=high)
+        metrics[m] = dict(mean=float(values[:, 0].mean()), low=max(low, 0.0), high=min(high, 1.0))
     losses = {k: [r["losses"][k] for r in mine if r["losses"][k] is not None] for k in LOSSES}
     means = {k: float(np.mean(v)) for k, v in losses.items() if v}
     return dict(setting=setting, seeds=[r["seed"] for r in mine], metrics=metrics, losses=means)
@@ -895,7 +895,11 @@ def _sweep_notes(record: Mapping[str, Any]) -> list[str]:
     one = len(record["seeds"]) == 1
     over = "images alone, since one seed tells nothing of others" if one else "seeds and images"
     failed = [r for r in record["runs"] if r["error"]]
-    notes = [record["note"], f"In brackets: 95 % interval of the mean over {over}.", _COMPARABLE]
+    notes = [
+        record["note"],
+        f"In brackets: 95 % interval of the mean over {over}, cut at 0 and 1.",
+        _COMPARABLE,
+    ]
     if failed:
         notes += ["", f"{len(failed)} of {len(record['runs'])} runs are missing:", ""]
     return notes + [f"- {r['variant']} seed {r['seed']}: {' '.join(r['error'].split())}" for r in failed]

@@ -397,9 +397,14 @@ def measure_cost(
     )
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a43
+_TAKE_NO_TIME = ("lr", "weight_decay", "schedule", "steps", "epochs", "images")  # of a single step
+
+
 def _pace(config: Config) -> str:
-    "What decides how long a step takes: not which images, nor how they are augmented or judged."
-    tree = dict(identity(config, "scores"), data=config.data.image_size, seed=None)
+    "What decides how long a step takes: not how long one learns, from which images, or how they are judged."
+    tree = dict(identity(config, "detector"), data=config.data.image_size, seed=None)
+    for stage in ("distill", "train"):
+        tree[stage] = {k: v for k, v in tree.get(stage, {}).items() if k not in _TAKE_NO_TIME}
     more = (config.inference.batch_size, str(config.teacher), config.backbone.weights)
     return json.dumps([tree, *more], sort_keys=True)
 

@@ -937,7 +937,7 @@ def sweep(
 ) -> dict[str, Any]:  # The record, of kind "sweep"
     "Run what is not yet done, past failures, and write record, Markdown and CSV after each run."
     path, hows, todo = sweep_path(runs), dict[str, Any](), [r for r in runs if r.todo]
-    about = dict(priced or price(runs, pool))
+    about = dict(price(runs, pool) if priced is None else priced)
 
     def write() -> dict[str, Any]:
         record = _sweep_record(runs, values, hows, **about)

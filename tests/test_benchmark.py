@@ -11,7 +11,7 @@ from dataclasses import fields
 
 import pytest
 
-from mudenet.ablations import ablate
+from mudenet.ablations import ablate, plan_sweep, sweep
 from mudenet.benchmark import benchmark, benchmark_table, choose_categories, plan
 from mudenet.config import load_config, override
 from mudenet.core import ConfigError, WeightsError
@@ -139,3 +139,13 @@ def test_an_ablation_on_a_cluster_is_the_one_that_is_made_here(cluster, tmp_path
         == alone["runs"]
     )
     assert len(list((tmp_path / "there").rglob("distill.csv"))) == 1
+
+
+def test_a_sweep_on_a_cluster_is_the_one_that_is_made_here(cluster, tmp_path):
+    config = runs(tmp_path, "none")[0].config
+    values = {"train.detach_autoencoder": [True, False], "inference.smoothing": [0.0, 2.0]}
+    rows = []
+    for name, pool in (("here", Here(threads=1)), ("there", OnRay("local", "cpu", threads=1))):
+        planned = plan_sweep(override(config, {"out": str(tmp_path / name)}), values, (0,), resamples=100)
+        rows.append(sweep(planned, values, pool, priced={})["rows"])
+    assert rows[0] == rows[1]

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +19,8 @@ from dataclasses import dataclass, replace
 __all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'resolve_variants', 'Comparison',
            'plan', 'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting', 'pack',
            'unpack', 'digest_of_predictions', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table',
-           'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'loss_correlations',
-           'correlation_table']
+           'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'read_values', 'swept',
+           'plan_sweep', 'sweep_table', 'sweep_csv', 'sweep_path', 'sweep', 'loss_correlations', 'correlation_table']
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-021
 from pathlib import Path
@@ -30,6 +33,7 @@ from scipy import stats
 
 from .assumptions import beside, find_register, nearest_id, read_register, read_value
 from mudenet.config import (
+    DECIDES,
     Config,
     absolute,
     differences,
@@ -37,6 +41,7 @@ from mudenet.config import (
     identity,
     override,
     portable,
+    short_key,
     stage1_augmentation,
     to_dict,
 )
@@ -47,11 +52,13 @@ from mudenet.core import (
     DataError,
     MudenetError,
     WeightsError,
+    did_you_mean,
     digest,
     fingerprint,
     markdown_table,
     new_record,
     write_json,
+    write_text,
 )
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-02
@@ -68,7 +75,18 @@ from mudenet.evaluation import (
     open_job,
     setting_key,
 )
-from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
+from mudenet.experiments import (
+    Here,
+    Pool,
+    Run,
+    Variants,
+    clock,
+    grid,
+    named,
+    plan_runs,
+    price,
+    read_result,
+)
 from .inference import Detector
 from .intervals import bootstrap_draws, paired_interval
 from .metrics import VERSIONS
@@ -200,15 +218,21 @@ def _check_images(category: Category) -> None:
             "detection, an ablation needs at least 2 of each (test/<defect>, test/good)."
         )
 
+# %% ../nbs/10_ablations.ipynb #6b518eaf
+def _check_teacher(configs: Mapping[str, Config], what: str) -> None:
+    "Raise `ConfigError` where stage 1 is varied and a finished teacher takes its place."
+    first = next(iter(configs.values()))
+    if first.teacher and any(teacher_identity(c) != teacher_identity(first) for c in configs.values()):
+        raise ConfigError(
+            f"{what} changes stage 1, and --teacher {first.teacher} takes its place; leave it out."
+        )
+
 # %% ../nbs/10_ablations.ipynb #10-ablations-106147
 def _compared(config: Config, assumption: str, choices: Variants, seeds: Iterable[int]) -> list[Comparison]:
     "The runs of one assumption: seed by seed, the baseline first."
     configs, _ = resolve_variants(absolute(config), choices, assumption)
+    _check_teacher(configs, assumption)
     first = next(iter(configs.values()))
-    if config.teacher and any(teacher_identity(c) != teacher_identity(first) for c in configs.values()):
-        raise ConfigError(
-            f"{assumption} changes stage 1, and --teacher {config.teacher} takes its place; leave it out."
-        )
 
     def run(seed: int, variant: str) -> Comparison:
         baseline, own = replace(first, seed=seed), replace(configs[variant], seed=seed)
@@ -217,6 +241,18 @@ def _compared(config: Config, assumption: str, choices: Variants, seeds: Iterabl
     return [run(s, v) for s, v in itertools.product(seeds, configs)]
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-106148
+def _opened(runs: Iterable[Comparison]) -> list[Comparison]:
+    "The runs, indexed and sharing what they can. Raises what keeps one of them from being run."
+    opened = plan_runs(runs)
+    for r in opened:
+        if isinstance(r.error, MudenetError):
+            raise type(r.error)(f"{r.assumption}, {r.variant}: {r.error}")
+        if r.error:
+            raise r.error
+    _check_images(open_job(opened[0].config).category)
+    return opened
+
+
 def plan(
     config: Config,  # The run to vary, without its pictures
     chosen: Mapping[str, Variants],  # Assumption → its variants
@@ -225,14 +261,7 @@ def plan(
 ) -> list[Comparison]:  # In the order they are made: assumption, seed, variant
     "What there is to do. Raises `ConfigError` or `DataError` where there is nothing to compare."
     runs = [r for a, choices in chosen.items() for r in _compared(config, a, choices, seeds)]
-    runs = plan_runs(replace(r, resamples=resamples) for r in runs)
-    for r in runs:
-        if isinstance(r.error, MudenetError):
-            raise type(r.error)(f"{r.assumption}, {r.variant}: {r.error}")
-        if r.error:
-            raise r.error
-    _check_images(open_job(runs[0].config).category)
-    return runs
+    return _opened(replace(r, resamples=resamples) for r in runs)
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-1c7e04
 def stages(
@@ -398,8 +427,8 @@ def _measure(run: Comparison, job: Job, detector: Detector, kept: dict[str, Any]
     "What a run's setting of inference makes of its detector."
     if "raw" not in kept:
         kept["raw"] = raw_batches(detector, job)
-    if kept.get("baseline") != run.baseline:
-        kept |= dict(baseline=run.baseline, losses=validation_losses(detector, job, run.baseline))
+    if kept.get("judge") != (judge := _judge(run.baseline)):
+        kept |= dict(judge=judge, losses=validation_losses(detector, job, run.baseline))
     variant, cases = at_setting(detector, job, kept["raw"])
     return dict(
         identity=_identity(run, job),
@@ -705,6 +734,227 @@ def forest(
         ax.spines[["top", "right", "left"]].set_visible(False)
     fig.suptitle(f"{record['assumption']}, {record['category']}: against {first}", fontsize=9)
     return fig
+
+# %% ../nbs/10_ablations.ipynb #25ddd8fc
+def read_values(
+    texts: Sequence[str],  # FIELD=V1,V2 each; a value that is a list stands in brackets
+) -> dict[str, list[Any]]:  # Field → its values
+    "What a command line says about a sweep. Raises `ConfigError`."
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        field, _, given = (part.strip() for part in text.partition("="))
+        if not field or not given:
+            raise ConfigError(f"{text!r} names no field with its values; write e.g. train.lr=0.001,0.002.")
+        if field in found:
+            raise ConfigError(f"{field} is given twice; write all of its values in one list.")
+        found[field] = [_read_one(v) for v in re.split(r",(?![^\[]*\])", given)]
+    return found
+
+
+def _read_one(text: str) -> Any:
+    "One value. In brackets it is a list, however long."
+    inner = text.strip()
+    if not inner.startswith("["):
+        return read_value(inner)
+    return tuple(read_value(part) for part in inner.strip("[]").split(",") if part.strip())
+
+# %% ../nbs/10_ablations.ipynb #6e0c2bf1
+def _check_field(field: str, values: Sequence[Any]) -> None:
+    "Raise `ConfigError` for a field that cannot be swept, or values of one name."
+    if field not in DECIDES:
+        raise ConfigError(f"there is no field {field!r}. {did_you_mean(field, DECIDES)}")
+    if field == "seed":
+        raise ConfigError("a sweep repeats every setting with the same seeds: give --seed and --seeds.")
+    if "." not in field:
+        raise ConfigError(f"{field} is the same for all runs of a sweep: give --{field} once.")
+    if DECIDES[field] in ("rounding", "nothing"):
+        raise ConfigError(f"{field} moves no metric beyond rounding: there is nothing to compare.")
+    names = list(grid({field: values}))
+    if len(names) < len(values):
+        raise ConfigError(f"{field}: two of its values are the same ({', '.join(map(str, values))}).")
+
+# %% ../nbs/10_ablations.ipynb #44598189
+def swept(
+    config: Config,  # The run to vary
+    values: Mapping[str, Sequence[Any]],  # Field → its values
+) -> dict[str, Config]:  # Setting → its configuration, in the order given; the last field changes fastest
+    "Every combination of values. Raises `ConfigError` for one that cannot be built, or cannot differ."
+    for field, given in values.items():
+        _check_field(field, given)
+    choices = grid(values)
+    if len(choices) < 2:
+        raise ConfigError("a sweep needs two settings at least: give a field several values.")
+    plain = override(open_job(absolute(config)).config, {"evaluation.pictures": 0})
+    made = {name: _apply(plain, fields, name) for name, fields in choices.items()}
+    for a, b in itertools.combinations(made, 2):
+        if why := _ignored(made[a], made[b]):
+            raise ConfigError(f"{b} cannot differ from {a}: {why}. Leave one of them out.")
+    _check_teacher(made, "the sweep")
+    return made
+
+# %% ../nbs/10_ablations.ipynb #536c1fe1
+def plan_sweep(
+    config: Config,  # The run to vary
+    values: Mapping[str, Sequence[Any]],  # Field → its values
+    seeds: Sequence[int] = (0, 1, 2),
+    resamples: int = 1000,  # Draws of the test images
+) -> list[Comparison]:  # Seed by seed, settings in the order given
+    "All runs of a sweep, with what is left to do of each. Raises as `swept` does, or `DataError`."
+    made = swept(config, values)
+
+    def run(seed: int, setting: str) -> Comparison:
+        c = replace(made[setting], seed=seed)
+        return Comparison(config=c, variant=setting, assumption="sweep", baseline=c, resamples=resamples)
+
+    return _opened(run(s, setting) for s, setting in itertools.product(seeds, made))
+
+# %% ../nbs/10_ablations.ipynb #fd3a5a9d
+def _sweep_row(setting: str, runs: Sequence[Mapping[str, Any]], draws: Draws) -> dict[str, Any]:
+    "What the finished runs of one setting come to."
+    mine = [r for r in runs if r["variant"] == setting and not r["error"]]
+    metrics = {}
+    for m in METRICS:
+        if not mine or not all(m in draws[setting, r["seed"]] for r in mine):
+            continue
+        values = np.array([draws[setting, r["seed"]][m] for r in mine])
+        low, high = paired_interval(values)
+        metrics[m] = dict(mean=float(values[:, 0].mean()), low=max(low, 0.0), high=min(high, 1.0))
+    losses = {k: [r["losses"][k] for r in mine if r["losses"][k] is not None] for k in LOSSES}
+    means = {k: float(np.mean(v)) for k, v in losses.items() if v}
+    return dict(setting=setting, seeds=[r["seed"] for r in mine], metrics=metrics, losses=means)
+
+# %% ../nbs/10_ablations.ipynb #7132cb38
+def _swept_result(run: Comparison, how: Mapping[str, Any]) -> dict[str, Any]:
+    "One run as the sweep's record keeps it."
+    if found := run.record or how.get("record"):
+        return dict(_result(run, found), error="", seconds=how.get("seconds"))
+    error = how.get("error", "not run yet")
+    return dict(variant=run.variant, seed=run.config.seed, run=run.folder.name, error=error)
+
+# %% ../nbs/10_ablations.ipynb #9cb082ca
+def _sweep_record(
+    runs: Sequence[Comparison], values: Mapping[str, Sequence[Any]], hows: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    "The record of a sweep: its runs, and a row for each setting."
+    job = open_job(runs[0].config)
+    category = job.category
+    images = {i.image.relative_to(category.root).as_posix(): i.label for i in category.test}
+    results = [_swept_result(r, hows.get(r.name, {})) for r in runs]
+    finished = [r for r in results if not r["error"]]
+    draws = draws_of(dict(images=images, resamples=runs[0].resamples, runs=finished))
+    settings = dict.fromkeys(r.variant for r in runs)
+    return new_record(
+        "sweep",
+        dataset=job.config.dataset,
+        category=category.name,
+        values={field: list(given) for field, given in values.items()},
+        seeds=list(dict.fromkeys(r.config.seed for r in runs)),
+        config=portable(job.config),  # of the first setting; the others differ from it in `values`
+        data=fingerprint(category.files, category.root),
+        versions=VERSIONS,
+        note=ORACLE,
+        images=images,
+        resamples=runs[0].resamples,
+        rows=[_sweep_row(s, results, draws) for s in settings],
+        runs=results,
+        **more,
+    )
+
+# %% ../nbs/10_ablations.ipynb #00d5e68a
+_UNLABELLED = ("structural", "autoencoder", "logical")
+_COMPARABLE = (
+    "L1, LA and L2 are means on held-out nominal images, without labels. Compare them only between settings "
+    "that share teacher, reductions and image size."
+)
+
+
+def _interval_text(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+
+# %% ../nbs/10_ablations.ipynb #eb664423
+def sweep_table(
+    record: Mapping[str, Any],  # Of `sweep`
+) -> str:  # Markdown
+    "A row for each setting in the order given, then what the numbers are."
+    rows = record["rows"]
+    metrics = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
+    losses = [k for k in _UNLABELLED if any(k in r["losses"] for r in rows)]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        judged = [_interval_text(row["metrics"][m]) if m in row["metrics"] else "–" for m in metrics]
+        free = [f"{row['losses'][k]:.4g}" if k in row["losses"] else "–" for k in losses]
+        return [row["setting"], str(len(row["seeds"])), *judged, *free]
+
+    head = ["setting", "seeds", *(SHOWN[m] for m in metrics), *(LOSSES[k] for k in losses)]
+    table = markdown_table(head, [cells(r) for r in rows], "lr" + "r" * (len(metrics) + len(losses)))
+    return "\n".join([table, "", *_sweep_notes(record)])
+
+# %% ../nbs/10_ablations.ipynb #fa1276ae
+def _sweep_notes(record: Mapping[str, Any]) -> list[str]:
+    "What stands below a sweep's table."
+    one = len(record["seeds"]) == 1
+    over = "images alone, since one seed tells nothing of others" if one else "seeds and images"
+    failed = [r for r in record["runs"] if r["error"]]
+    notes = [
+        record["note"],
+        f"In brackets: 95 % interval of the mean over {over}, cut at 0 and 1.",
+        _COMPARABLE,
+    ]
+    if failed:
+        notes += ["", f"{len(failed)} of {len(record['runs'])} runs are missing:", ""]
+    return notes + [f"- {r['variant']} seed {r['seed']}: {' '.join(r['error'].split())}" for r in failed]
+
+
+def sweep_csv(
+    record: Mapping[str, Any],  # Of `sweep`
+) -> str:  # A line for each setting and metric or loss
+    "The table as CSV, with a column for each field."
+    text, fields = io.StringIO(), list(record["values"])
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow([*fields, "setting", "seeds", "what", "mean", "low", "high"])
+    for row, values in zip(record["rows"], itertools.product(*record["values"].values())):
+        begin = [*values, row["setting"], len(row["seeds"])]
+        for m, found in row["metrics"].items():
+            out.writerow([*begin, m, found["mean"], found["low"], found["high"]])
+        for k, mean in row["losses"].items():
+            out.writerow([*begin, f"loss_{k}", mean, None, None])
+    return text.getvalue()
+
+# %% ../nbs/10_ablations.ipynb #93c9cfcd
+def sweep_path(
+    runs: Sequence[Comparison],  # Of `plan_sweep`
+) -> Path:  # OUT/sweep-CATEGORY-KEY.json
+    "Where a sweep's record goes. The key names its settings, so other sweeps have other files."
+    settings = {r.variant: identity(replace(r.config, seed=0), "rounding") for r in runs}
+    return runs[0].config.out / f"sweep-{runs[0].category}-{short_key(settings)}.json"
+
+# %% ../nbs/10_ablations.ipynb #a7e4a672
+def sweep(
+    runs: Sequence[Comparison],  # Of `plan_sweep`
+    values: Mapping[str, Sequence[Any]],  # The same as there
+    pool: Pool,  # Where to run
+    priced: Mapping[str, Any] | None = None,  # Of `price`, or it is measured now
+) -> dict[str, Any]:  # The record, of kind "sweep"
+    "Run what is not yet done, past failures, and write record, Markdown and CSV after each run."
+    path, hows, todo = sweep_path(runs), dict[str, Any](), [r for r in runs if r.todo]
+    about = dict(price(runs, pool) if priced is None else priced)
+
+    def write() -> dict[str, Any]:
+        record = _sweep_record(runs, values, hows, **about)
+        write_json(path, record)
+        write_text(path.with_suffix(".md"), sweep_table(record) + "\n")
+        write_text(path.with_suffix(".csv"), sweep_csv(record))
+        return record
+
+    record = write()
+    for run, how in pool.outcomes(todo):
+        hows[run.name] = how
+        ended = "failed" if "error" in how else "finished"
+        pool.tell(
+            run, ended, f", {len(hows)} of {len(todo)}" + (f": {how['error']}" if "error" in how else "")
+        )
+        record = write()
+    return record
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-06f9c3
 Correlations = dict[str, tuple[float, int, int]]  # Name of `LOSSES` → Spearman's ρ, configurations, seeds

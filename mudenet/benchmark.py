@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .config import Config, differences, identity, portable
-from .core import ConfigError, did_you_mean, markdown_table, new_record, write_json, write_text
+from mudenet.core import (
+    ConfigError,
+    DataError,
+    did_you_mean,
+    markdown_table,
+    new_record,
+    write_json,
+    write_text,
+)
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'Results', 'How', 'Published', 'choose_categories', 'plan', 'plan_table', 'category_rows', 'mean_rows',
-           'benchmark_table', 'benchmark_csv', 'benchmark']
+__all__ = ['PUBLISHED', 'Results', 'How', 'SIZES', 'Published', 'choose_categories', 'plan', 'plan_table', 'category_rows',
+           'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark', 'Size', 'on_paper', 'filed_cost']
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-c447b0
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, list_categories
@@ -30,15 +39,13 @@ from mudenet.experiments import (
     Run,
     Variants,
     clock,
-    cost_text,
     departures,
     every_run,
-    expected,
-    measure_all,
     plan_runs,
+    price,
     reason,
 )
-from .loop import log
+from .loop import log, total_steps
 from .metrics import VERSIONS
 from .report import SHOWN
 
@@ -329,7 +336,7 @@ def _result(run: Run, how: How) -> dict[str, Any]:
         made = dict(data=record["data"], detector=record["detector"])
         about = dict(run=run.folder.name, **made, metrics=metric_values(record))
     what = dict(name=run.name, dataset=run.dataset, category=run.category, variant=run.variant)
-    measured = {k: how.get(k) for k in ("seconds", "ram", "attempts")}
+    measured = {k: how.get(k) for k in ("seconds", "ram")}
     return dict(what, seed=run.config.seed, error=error, **about, **measured)
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f9
@@ -363,17 +370,6 @@ def _configs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
         found.setdefault(r.setting, {k: v for k, v in portable(r.config).items() if k not in own})
     return found
 
-# %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f6
-def _prices(runs: Sequence[Run], pool: Here | OnRay) -> dict[str, Any]:
-    "Where the runs are run, and what is to be expected there, which is logged too."
-    todo = [r for r in runs if r.todo]
-    costs = measure_all(todo, pool.measure)
-    total = expected(runs, costs, pool.slots)
-    if todo:
-        log.info(cost_text(costs, total))
-    where = dict(ray=isinstance(pool, OnRay), slots=pool.slots, threads=pool.threads)
-    return dict(where=where, cost=costs, expected=total)
-
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-1829f7
 def benchmark(
     runs: Sequence[Run],  # Of `plan`
@@ -386,7 +382,7 @@ def benchmark(
     for r in runs:
         if r.error:
             log.warning("%s cannot be run: %s", r.name, reason(r.error))
-    more = dict(note=note, configs=_configs(runs), **_prices(runs, pool))
+    more = dict(note=note, configs=_configs(runs), **price(runs, pool))
     hows: dict[str, How] = {}
     record = _write(Path(out), runs, hows, **more, events=pool.events)
     for run, how in pool.outcomes(todo):
@@ -395,3 +391,65 @@ def benchmark(
         pool.tell(run, ended, f", {len(hows)} of {len(todo)}: {_said(how)}")
         record = _write(Path(out), runs, hows, **more, events=pool.events)
     return record
+
+# %% ../nbs/09a_benchmark.ipynb #8147a422
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    "Images of a whole data set, by its publishers."
+
+    categories: int
+    train: (
+        int  # Nominal images to learn from, with those that are held out where the set has no folder for them
+    )
+    validation: int = 0  # In a folder of their own
+    test: int
+
+
+SIZES = {
+    "mvtec_ad": Size(categories=15, train=3629, test=1725),
+    "mvtec_loco": Size(categories=5, train=1772, validation=304, test=1568),
+    "visa": Size(categories=12, train=8659, test=2162),
+}
+
+# %% ../nbs/09a_benchmark.ipynb #940e5e32
+def on_paper(
+    configs: Mapping[str, Config],  # Data set, a name of `SIZES` → configuration
+    seeds: int = 3,  # How many
+) -> list[Run]:  # As a plan has them, without images or folders
+    "The runs of whole data sets, every category with the mean number of images."
+    runs = []
+    for dataset, config in configs.items():
+        size = SIZES[dataset]
+        train, held, test = (round(n / size.categories) for n in (size.train, size.validation, size.test))
+        if not held:
+            held = round(config.data.holdout * train)
+            train -= held
+        steps = (total_steps(train, config.distill), total_steps(train, config.train))
+        for k, seed in itertools.product(range(size.categories), range(seeds)):
+            name = f"{k + 1} of {size.categories}"
+            c = replace(config, seed=seed)
+            runs.append(Run(config=c, dataset=dataset, category=name, steps=steps, images=held + test))
+    return runs
+
+# %% ../nbs/09a_benchmark.ipynb #aeb19c20
+def filed_cost(
+    train: Mapping[str, Any],  # Record of kind "bench_train"
+    distill: Mapping[str, Any],  # "bench_distill"
+    infer: Mapping[str, Any],  # "bench_infer"
+) -> dict[str, Any]:  # As `mudenet.experiments.measure_cost` gives it, without setup and memory
+    "Seconds of a step and of an image from measurements on file. Raises `DataError` for unlike devices."
+    devices = {(r["device"], r["threads"]) for r in (train, distill, infer)}
+    if len(devices) > 1:
+        raise DataError(f"the three measurements come from different devices: {sorted(devices)}.")
+    batch = {r["kind"]: r["config"][r["kind"].removeprefix("bench_")]["batch_size"] for r in (train, distill)}
+    seconds = {r["kind"]: r["variants"]["all"]["median"] for r in (train, distill)}
+    image = infer["variants"][f"all, batch {infer['config']['inference']['batch_size']}"]["median"]
+    return dict(
+        device=f"{train['device']}, {train['threads']} threads",
+        distill=batch["bench_distill"] * seconds["bench_distill"],
+        train=batch["bench_train"] * seconds["bench_train"],
+        image=image,
+        setup=0.0,
+        ram=None,
+        gpu=None,
+    )

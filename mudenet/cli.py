@@ -27,8 +27,8 @@ from . import __version__
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'own_preset', 'configure', 'run_distill', 'run_train', 'run_evaluate', 'run_predict',
            'run_calibrate', 'run_threshold', 'run_export', 'run_watch', 'run_serve', 'run_data', 'run_demo',
-           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_benchmark', 'run_zoo', 'make_parser',
-           'main']
+           'run_teachers', 'run_bench', 'run_assumptions', 'run_ablate', 'run_sweep', 'run_benchmark', 'run_zoo',
+           'make_parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-021
 from mudenet.config import (
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 
     from mudenet.data import Category, Item
     from mudenet.evaluation import Job
-    from mudenet.experiments import Run
+    from mudenet.experiments import Here, OnRay, Run
     from mudenet.images import Prediction
     from mudenet.inference import Detector
     from mudenet.regions import Region
@@ -1221,6 +1221,89 @@ def run_ablate(args: Namespace) -> None:
         with atomic(paths[a].with_suffix(".png")) as f:
             ab.forest(record).savefig(f, format="png", dpi=120)
 
+# %% ../nbs/11_cli.ipynb #4116a6fd
+_SWEEP = dict(fields=None, seeds=3, ray=None, threads=None, gpus=1.0, yes=False)  # options and defaults
+
+
+def _add_cluster(parser: Parser) -> None:
+    parser.add_argument(
+        "--ray",
+        type=str,
+        help="Run on a Ray cluster: auto (the one that is there, else a local one), local, or "
+        "an address. Its machines must see the same folders.",
+    )
+    parser.add_argument(
+        "--threads",
+        type=PositiveInt,
+        help="CPU threads of a run. Runs with as many threads on equal machines give the same bits.",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=float,
+        default=1.0,
+        help="With --ray: GPUs that a run asks for, e.g. 0.5 for two a GPU.",
+    )
+
+
+def _pool(own: Mapping[str, Any], device: str) -> Here | OnRay:
+    "Where --ray and --threads say that runs are to be run."
+    from mudenet.experiments import Here, OnRay
+
+    if own["ray"]:
+        return OnRay(own["ray"], device, own["threads"], gpus=own["gpus"])
+    return Here(own["threads"])
+
+# %% ../nbs/11_cli.ipynb #832cbd38
+def _sweep_parser() -> Parser:
+    parser = _job_parser(
+        "Run every combination of values with the same seeds and put the settings side by side. What is "
+        "finished is not made again. An oracle study: judged on test labels."
+    )
+    parser.add_argument(
+        "fields",
+        nargs="+",
+        help="FIELD=V1,V2,… of any fields, e.g. train.lr=0.001,0.002 data.image_size=128,256.",
+    )
+    parser.add_argument(
+        "--seeds", type=PositiveInt, default=_SWEEP["seeds"], help="How many seeds, from --seed on."
+    )
+    _add_cluster(parser)
+    parser.add_argument("--yes", action="store_true", help="Do not ask before a long run.")
+    return parser
+
+
+def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    "Raise `ConfigError` where a swept field is also given as a single option."
+    for field in values:
+        section, _, leaf = field.rpartition(".")
+        if section and leaf in given.get(section, {}):
+            raise ConfigError(f"--{field} is given, and the sweep takes several values of it; leave it out.")
+
+# %% ../nbs/11_cli.ipynb #3b7313d6
+def run_sweep(args: Namespace) -> None:
+    "Plan, price, ask, run, table. Raises `TrainingError` at the end where a run failed."
+    from mudenet import ablations as ab
+    from mudenet.experiments import price
+
+    own = {k: args.get(k, v) for k, v in _SWEEP.items()}
+    values, given = ab.read_values(own["fields"]), _given(args, *own)
+    _refuse_both(given, values)
+    config = configure(given, args.get("config"))
+    runs = ab.plan_sweep(config, values, range(config.seed, config.seed + own["seeds"]))
+    print(f"{ab.plan_table(runs)}\n", flush=True)
+    pool = _pool(own, config.device)
+    try:
+        priced = price(runs, pool)
+        ab.confirm(priced["expected"]["seconds"], bool(own["yes"]))
+        record = ab.sweep(runs, values, pool, priced)
+    finally:
+        pool.close()
+    path = ab.sweep_path(runs)
+    tables = f"{path.with_suffix('.md')}, {path.with_suffix('.csv')}"
+    print(f"\n{ab.sweep_table(record)}\n\nrecord: {path}\ntables: {tables}")
+    if n := sum(bool(r["error"]) for r in record["runs"]):
+        raise TrainingError(f"{n} of {len(runs)} runs failed. The same command tries them again.")
+
 # %% ../nbs/11_cli.ipynb #11-cli-0942140
 _BENCHMARK = dict(
     roots=None,
@@ -1229,6 +1312,8 @@ _BENCHMARK = dict(
     variants=None,
     ray=None,
     threads=None,
+    gpus=1.0,
+    plan=False,
     note="",
     zoo=None,
     licence=None,
@@ -1263,16 +1348,9 @@ def _benchmark_parser() -> Parser:
         type=str,
         help="A YAML file with NAME: {FIELD: VALUE, …}, each of them a variant to run.",
     )
+    _add_cluster(parser)
     parser.add_argument(
-        "--ray",
-        type=str,
-        help="Run on a Ray cluster: auto (the one that is there, else a local one), local, or "
-        "an address. Its machines must see the same folders.",
-    )
-    parser.add_argument(
-        "--threads",
-        type=PositiveInt,
-        help="CPU threads of a run. Runs with as many threads on equal machines give the same bits.",
+        "--plan", action="store_true", help="Say what there is to do and what it will take there, and end."
     )
     parser.add_argument(
         "--note", type=str, default=_BENCHMARK["note"], help="A sentence for record and table."
@@ -1326,15 +1404,18 @@ def _taken_in(runs: Sequence[Run], zoo: str, licence: str | None) -> str:
 def run_benchmark(args: Namespace) -> None:
     "Plan, run, table. Raises `TrainingError` at the end where a run failed."
     from mudenet.benchmark import benchmark, benchmark_table, plan, plan_table
-    from mudenet.experiments import Here, OnRay, read_variants
+    from mudenet.experiments import price, read_variants
 
     own = {k: args.get(k, v) for k, v in _BENCHMARK.items()}
     configs = _benchmark_configs(args, own)
     out = configs[0].out
-    pool = OnRay(own["ray"], configs[0].device, own["threads"]) if own["ray"] else Here(own["threads"])
+    pool = _pool(own, configs[0].device)
     try:
         runs = plan(configs, own["seeds"], read_variants(own["variants"]) if own["variants"] else None)
         print(f"{plan_table(runs)}\n", flush=True)
+        if own["plan"]:
+            price(runs, pool)
+            return
         record = benchmark(runs, out, pool, own["note"])
     finally:
         pool.close()
@@ -1435,6 +1516,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     zoo=("trained detectors: list, fetch, check, take in", _zoo_parser, run_zoo),
     bench=("measure how fast a part is", _bench_parser, run_bench),
     ablate=("flip assumptions and measure what changes", _ablate_parser, run_ablate),
+    sweep=("several values of any fields, in one table", _sweep_parser, run_sweep),
 )
 
 # %% ../nbs/11_cli.ipynb #11-cli-201
@@ -1455,7 +1537,14 @@ def make_parser(
     return parser
 
 # %% ../nbs/11_cli.ipynb #11-cli-20
-_RESUMED = ("demo", "distill", "train", "benchmark", "ablate")  # commands that keep states or finished runs
+_RESUMED = (
+    "demo",
+    "distill",
+    "train",
+    "benchmark",
+    "ablate",
+    "sweep",
+)  # commands that keep states or finished runs
 
 # whose options have their defaults filled in
 _WHOLE = ("predict", "calibrate", "threshold", "export", "watch", "serve", "data")

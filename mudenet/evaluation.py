@@ -20,7 +20,7 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'white_of',
-           'open_job', 'images_of', 'stage1_images', 'ensure_teacher', 'calibrate_on', 'steps_within',
+           'open_job', 'images_of', 'stage1_images', 'ensure_teacher', 'steps_within', 'calibrate_on',
            'ensure_detector', 'score_images', 'measure', 'intervals', 'setting_key', 'setting_name', 'evaluate',
            'run_category', 'metric_values', 'results_table']
 
@@ -108,7 +108,7 @@ from mudenet.distillation import (
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
 from .health import health
 from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
-from .intervals import auroc_interval, bootstrap
+from .intervals import Interval, auroc_interval, bootstrap
 from .layouts import OTHERS
 from .loop import RUN_FILES, total_steps
 from .report import SHOWN, Case, image_mean, report_html
@@ -129,8 +129,9 @@ def _meant(
     root: str | Path,  # Folder of a data set or a category
     category: str | None,  # Its name, if given
 ) -> tuple[str, ...]:  # One name, or all of the data set's where none was given
-    """The categories that are meant; the data set's name in front of a category's folder does not count:
-    bottle for mvtec_bottle.
+    """The categories that are meant.
+
+    The data set's name in front of a category's folder does not count: bottle for mvtec_bottle.
     """
     own = os.path.basename(os.path.abspath(Path(root).expanduser()))
     if category not in (None, own):
@@ -192,10 +193,41 @@ class Job:
         return stage1_images(self)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-111
+def _changed(here: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    "The fields of backbone and stage 1 that have not their defaults."
+    return {
+        section: {n: v for n, v in here[section].items() if v != default[section][n]}
+        for section in ("backbone", "distill")
+    }
+
+
+def _teachers_own(here: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    "Where backbone and stage 1 of a teacher differ from a configuration."
+    return {
+        section: {
+            n: v
+            for n, v in made[section].items()
+            if DECIDES[f"{section}.{n}"] == "teacher" and v != here[section][n]
+        }
+        for section in ("backbone", "distill")
+    }
+
+# %% ../nbs/09_evaluation.ipynb #26d880a9
+def _check_wishes(config: Config, asked: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    "Raise `CheckpointError` where something else was asked for than a teacher was made with."
+    here = portable(config)
+    against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
+    wished = {k: {n: here[k][n] for n in against[k]} for k in against}
+    if diff := differences(against, wished):
+        raise CheckpointError(
+            f"the teacher {config.teacher} was made otherwise: {'; '.join(diff)}. Leave these out, the "
+            "teacher's own values are what is recorded; or distil a new teacher (leave --teacher out)."
+        )
+
+# %% ../nbs/09_evaluation.ipynb #586fa52c
 def with_teacher(
     config: Config,  # With `teacher`, or without
-    # What was asked for, nested; default: every field that has not its default
-    said: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,  # What was asked for, nested, or all but defaults
 ) -> Config:
     """The configuration with the given teacher's own backbone and stage 1.
 
@@ -204,26 +236,14 @@ def with_teacher(
     config = resolve_teacher(config)
     if config.teacher is None:
         return config
-    here, default = portable(config), portable(Config())
-    changed = {k: {n: v for n, v in here[k].items() if v != default[k][n]} for k in ("backbone", "distill")}
-    asked = changed if said is None else said
-    there = config_of(config.teacher, read_meta(config.teacher, "teacher"))
-    made = portable(there)
-    own = {
-        k: {n: v for n, v in made[k].items() if DECIDES[f"{k}.{n}"] == "teacher" and v != here[k][n]}
-        for k in ("backbone", "distill")
-    }
-    against = {k: {n: v for n, v in own[k].items() if n in asked.get(k, {})} for k in own}
-    if diff := differences(against, {k: {n: here[k][n] for n in against[k]} for k in against}):
-        raise CheckpointError(
-            f"the teacher {config.teacher} was made otherwise: {'; '.join(diff)}. Leave these out, the "
-            "teacher's own values are what is recorded; or distil a new teacher (leave --teacher out)."
-        )
+    here, there = portable(config), config_of(config.teacher, read_meta(config.teacher, "teacher"))
+    asked = _changed(here, portable(Config())) if said is None else said
+    own = _teachers_own(here, portable(there))
+    _check_wishes(config, asked, own)
     # the preset's widths are those of its own teacher; another one brings its own
     if said is not None and config.preset == "fast":
-        own["model"] = {
-            n: v for n, v in architecture_of_t(there)["model"].items() if n not in asked.get("model", {})
-        }
+        widths = architecture_of_t(there)["model"]
+        own["model"] = {n: v for n, v in widths.items() if n not in asked.get("model", {})}
     return from_dict(merge(to_dict(config), own))
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-112
@@ -253,6 +273,17 @@ def white_of(config: Config, category: Category) -> dict[str, int]:
     return {} if found in (None, WHITE) else {"data.white": found}
 
 
+def _located(config: Config) -> Config:
+    "The configuration with a root and a data set. The product line is drawn where it has none."
+    if config.dataset == "synthetic" and config.root is None:
+        config = override(config, {"root": str(write_product_line(config.out / "data" / "product_line"))})
+    if config.dataset == "auto":
+        config = override(config, {"dataset": recognise_dataset(config.root, config.category)})
+    if config.root is None:
+        raise ConfigError("which images? Give --root FOLDER (a data set's folder, or one category's).")
+    return config
+
+# %% ../nbs/09_evaluation.ipynb #47df20c6
 def open_job(
     config: Config,  # What to run, on which folder
 ) -> Job:
@@ -260,14 +291,9 @@ def open_job(
 
     Raises `DataError`, `ConfigError`, or `CheckpointError` for the teacher.
     """
-    if config.dataset == "synthetic" and config.root is None:
-        config = override(config, {"root": str(write_product_line(config.out / "data" / "product_line"))})
-    if config.dataset == "auto":
-        config = override(config, {"dataset": recognise_dataset(config.root, config.category)})
-    if config.root is None:
-        raise ConfigError("which images? Give --root FOLDER (a data set's folder, or one category's).")
+    config = with_teacher(_located(config))
+    assert config.root is not None
     root, name = config.root, None if config.dataset == "synthetic" else config.category
-    config = with_teacher(config)
     if config.dataset in BENCHMARKS and len(meant := _meant(root, name)) == 1:
         name = meant[0]
     layout = "mvtec_loco" if config.dataset == "synthetic" else "auto"
@@ -315,11 +341,10 @@ def _sources(job: Job) -> dict[str, tuple[str, str]]:
         return found
     if c.distill.images != "category" and c.root is not None:
         learned, place = job.learned, c.distill.folder or c.root
-        name = (
-            learned.fingerprint
-            if isinstance(learned, Corpus)
-            else fingerprint((i.image for i in learned), c.root)
-        )
+        if isinstance(learned, Corpus):
+            name = learned.fingerprint
+        else:
+            name = fingerprint((i.image for i in learned), c.root)
         found["distill_data"] = name, f"other images for stage 1 than {place} holds"
     return found | {
         k: (v, f"another backbone.weights than {c.backbone.weights} holds")
@@ -327,25 +352,24 @@ def _sources(job: Job) -> dict[str, tuple[str, str]]:
     }
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-133
+def _given_teacher(config: Config) -> dict[str, Any]:
+    "What a given teacher's file says of itself, or nothing."
+    if not config.teacher:
+        return {}
+    tensors, meta = teacher_weights(config.teacher)
+    own = dict(name=teacher_name(config.teacher), digest=digest(tensors), identity=meta.get("identity"))
+    return dict(teacher=dict(meta.get("about", {}), **own))
+
+
 def _about(job: Job) -> dict[str, Any]:
     "Provenance that a checkpoint carries: nothing that differs between two equal runs."
-    env, given = environment(), {}
-    if job.config.teacher:
-        tensors, meta = teacher_weights(job.config.teacher)
-        given = dict(
-            teacher=dict(
-                meta.get("about", {}),
-                name=teacher_name(job.config.teacher),
-                digest=digest(tensors),
-                identity=meta.get("identity"),
-            )
-        )
+    env = environment()
     return dict(
         dataset=job.config.dataset,
         category=job.category.name,
-        **{k: v for k, (v, _) in _sources(job).items()},
+        **{name: found for name, (found, _) in _sources(job).items()},
         versions=dict(mudenet=env["mudenet"], **env["packages"]),
-        **given,
+        **_given_teacher(job.config),
     )
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-134
@@ -359,8 +383,9 @@ def _check_sources(path: Path, about: Mapping[str, Any], job: Job) -> None:
 
 
 def _remove_state(job: Job, stage: str, note: str = "") -> None:
-    """Remove what an unfinished stage would go on from: its file is there, or it is to begin anew (with a
-    note).
+    """Remove what an unfinished stage would go on from.
+
+    Either its file is there, or it is to begin anew, with a note.
     """
     state = job.folder / f"{stage}.state.safetensors"
     if note and state.exists():
@@ -371,7 +396,7 @@ def _remove_state(job: Job, stage: str, note: str = "") -> None:
 def ensure_teacher(
     job: Job,  # Its images, where T has yet to be distilled
     images: torch.Tensor | None = None,  # uint8 (N, 3, S, S), if they have been read already
-    resume: bool = True,  # Go on with an unfinished stage 1; else begin it anew
+    resume: bool = True,  # Go on with an unfinished stage 1, or begin it anew
 ) -> DescriptorNetwork:
     """T: the one that was given, the one that is there, or a new one (stage 1).
 
@@ -386,6 +411,17 @@ def _at_work(job: Job, file: str, needless: bool = False) -> contextlib.Abstract
     return contextlib.nullcontext() if needless or (job.folder / file).exists() else locked(job.folder)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-13
+def _learned_images(job: Job, own: torch.Tensor) -> torch.Tensor | Corpus:
+    "What T is distilled on: the category's own images, others read now, or a corpus that is read as it goes."
+    data = job.config.data
+    if job.config.distill.images == "category":
+        return own
+    if isinstance(job.learned, Corpus):
+        return job.learned
+    text = "reading images for stage 1"
+    return load_images(job.learned, data.image_size, text, data.interpolation, data.white)
+
+# %% ../nbs/09_evaluation.ipynb #6decc6cf
 def _ensure_teacher(job: Job, images: torch.Tensor | None, resume: bool) -> DescriptorNetwork:
     c, path, device = job.config, job.folder / "teacher.safetensors", pick_device(job.config.device)
     if c.teacher:
@@ -394,40 +430,16 @@ def _ensure_teacher(job: Job, images: torch.Tensor | None, resume: bool) -> Desc
         _check_sources(path, read_meta(path, "teacher")["about"], job)
         _remove_state(job, "distill")
         return load_teacher(path, c)
-    if images is None:
-        images = images_of(job, "train")
-    about = _about(job)
-    learned: torch.Tensor | Corpus = images
-    if c.distill.images != "category":
-        found = job.learned
-        learned = (
-            found
-            if isinstance(found, Corpus)
-            else load_images(
-                found, c.data.image_size, "reading images for stage 1", c.data.interpolation, c.data.white
-            )
-        )
+    own = images_of(job, "train") if images is None else images
+    about, learned = _about(job), _learned_images(job, own)
     if not resume:
         Backbone(c.backbone.name, c.backbone.weights)  # refuses before anything is lost
         _remove_state(job, "distill", "discarded")
-    teacher = distill(
-        c, learned, job.category.name, job.folder, device, own=images, callbacks=trackers(c, job.folder)
-    )
+    told = trackers(c, job.folder)
+    teacher = distill(c, learned, job.category.name, job.folder, device, own=own, callbacks=told)
     save_teacher(path, teacher, c, identity=teacher_identity(c), about=about)
     _remove_state(job, "distill")
     return teacher
-
-# %% ../nbs/09_evaluation.ipynb #09-evaluation-140
-def calibrate_on(
-    detector: Detector,  # Gets statistics and threshold
-    job: Job,  # Its category
-    validation: torch.Tensor | None = None,  # uint8 (N, 3, S, S), if they have been read already
-    trained: torch.Tensor | None = None,  # Likewise, the training images
-) -> torch.Tensor:  # Scores of the validation images, (N,)
-    "Calibrate on a category's own nominal images, those that `inference.statistics_images` asks for (A-034)."
-    if detector.config.inference.statistics_images == "train" and trained is None:
-        trained = images_of(job, "train")
-    return calibrate(detector, images_of(job, "validation") if validation is None else validation, trained)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-141
 def _check_test(category: Category) -> None:
@@ -465,15 +477,26 @@ def steps_within(
     begin(MuDeNet(c.model, c.data.image_size, c.seed).to(device), teacher, images, c.train.whiten, device)
     left = 60 * minutes - (time.monotonic() - began)
     if left < each:
-        raise ConfigError(
-            f"--minutes {minutes:g}: reading the images and the start take longer than that here."
-        )
+        said = f"--minutes {minutes:g}: reading the images and the start take longer than that here."
+        raise ConfigError(said)
     return int(left / each)
+
+# %% ../nbs/09_evaluation.ipynb #5a7de44d
+def calibrate_on(
+    detector: Detector,  # Gets statistics and threshold
+    job: Job,  # Its category
+    validation: torch.Tensor | None = None,  # uint8 (N, 3, S, S), if they have been read already
+    trained: torch.Tensor | None = None,  # Likewise, the training images
+) -> torch.Tensor:  # Scores of the validation images, (N,)
+    "Calibrate on a category's own nominal images, those that `inference.statistics_images` asks for (A-034)."
+    if detector.config.inference.statistics_images == "train" and trained is None:
+        trained = images_of(job, "train")
+    return calibrate(detector, images_of(job, "validation") if validation is None else validation, trained)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-143
 def ensure_detector(
     job: Job,  # What to run
-    resume: bool = True,  # Go on with an unfinished stage; else begin it anew
+    resume: bool = True,  # Go on with an unfinished stage, or begin it anew
 ) -> Detector:  # Calibrated
     """The detector of a job: the one that is there, or a new one (both stages and calibration).
 
@@ -483,18 +506,24 @@ def ensure_detector(
         return _ensure_detector(job, resume)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-14
+def _detector_there(job: Job, path: Path) -> Detector:
+    "The detector that was trained before, calibrated anew where the settings of inference are others."
+    c = job.config
+    detector = load_detector(path, c.device, to_dict(c)["inference"])
+    _check_sources(path, detector.about, job)
+    log.info("already trained: %s", path)
+    for stage in ("distill", "train"):
+        _remove_state(job, stage)
+    there = config_of(path, read_meta(path, "detector"))
+    if identity(there, "scores")["inference"] != identity(c, "scores")["inference"]:
+        calibrate_on(detector, job)
+    return detector
+
+# %% ../nbs/09_evaluation.ipynb #a273803b
 def _ensure_detector(job: Job, resume: bool) -> Detector:
     c, path, device = job.config, job.folder / "detector.safetensors", pick_device(job.config.device)
     if path.exists():
-        detector = load_detector(path, c.device, to_dict(c)["inference"])
-        _check_sources(path, detector.about, job)
-        log.info("already trained: %s", path)
-        for stage in ("distill", "train"):
-            _remove_state(job, stage)
-        there = config_of(path, read_meta(path, "detector"))
-        if identity(there, "scores")["inference"] != identity(c, "scores")["inference"]:
-            calibrate_on(detector, job)
-        return detector
+        return _detector_there(job, path)
     images, validation = images_of(job, "train"), images_of(job, "validation")
     _check_test(job.category)
     # too few images are told before hours of training
@@ -515,28 +544,26 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
     return detector
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-16
+def _case(item: Item, map: torch.Tensor, score: torch.Tensor, parts: torch.Tensor, by: Detector) -> Case:
+    "What a detector says about one image."
+    s = float(score)
+    p, white = p_value(s, by.held_out), by.white
+    return Case(item=item, score=s, map=map.numpy(), parts=parts.numpy(), p_value=p, white=white)
+
+
 @torch.inference_mode()
 def score_images(
     detector: Detector,  # Calibrated
     items: Sequence[Item],  # Test images
 ) -> list[Case]:
     "What the detector says about every item."
-    n, cases = detector.config.inference.batch_size, []
-    c = detector.config.data
+    c, n = detector.config.data, detector.config.inference.batch_size
     images = load_images(items, c.image_size, "reading test images", c.interpolation, c.white)
+    cases: list[Case] = []
     for k in progress(range(0, len(items), n), "looking", unit="batch"):
         out = detector(normalize(images[k : k + n].to(detector.device)))
-        for i, m, s, p in zip(items[k : k + n], *(v.float().cpu() for v in out)):
-            cases.append(
-                Case(
-                    item=i,
-                    score=float(s),
-                    map=m.numpy(),
-                    parts=p.numpy(),
-                    p_value=p_value(float(s), detector.held_out),
-                    white=c.white,
-                )
-            )
+        found = zip(items[k : k + n], *(v.float().cpu() for v in out))
+        cases += [_case(i, m, s, p, detector) for i, m, s, p in found]
     return cases
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-180
@@ -547,7 +574,8 @@ def _measure(
     found: dict[str, float] = {}
     missing: list[str] = []
     labels = [c.item.label for c in cases]
-    if 0 < sum(labels) < len(labels):
+    counts = dict(nominal=len(labels) - sum(labels), anomalous=sum(labels))
+    if all(counts.values()):
         found |= metrics.image_metrics([c.score for c in cases], labels)
     else:
         missing.append(f"image metrics: {sum(labels)} anomalous of {len(labels)} images")
@@ -556,11 +584,7 @@ def _measure(
     else:
         missing.append("pixel metrics: no mask" if not pairs else "pixel metrics: every mask is empty")
     values = {k: dict(value=v, version=metrics.VERSIONS[k]) for k, v in found.items()}
-    return dict(
-        metrics=values,
-        undefined=missing,
-        images=dict(nominal=len(labels) - sum(labels), anomalous=sum(labels)),
-    )
+    return dict(metrics=values, undefined=missing, images=counts)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-181
 def _pairs(cases: Sequence[Case], config: Config) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -573,14 +597,14 @@ def _pairs(cases: Sequence[Case], config: Config) -> list[tuple[np.ndarray, np.n
 def _has_spro(cases: Sequence[Case], category: Category) -> bool:
     "Whether AU-sPRO is defined: LOCO's rules, its two kinds of defects, and a mask for each."
     kinds = {c.item.defect for c in cases if c.item.label}
-    return (
-        bool(category.defects_config) and category.has_masks and bool(kinds) and kinds <= set(metrics.KINDS)
-    )
+    ruled = bool(category.defects_config) and category.has_masks
+    return ruled and bool(kinds) and kinds <= set(metrics.KINDS)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-18
 def _spro_sets(cases: Sequence[Case], category: Category) -> tuple[Sequence, Sequence, dict[str, Any]]:
-    """What AU-sPRO is computed from: maps and channels on the images' own pixels, one image at a time; LOCO's
-    rules and kinds.
+    """What AU-sPRO is computed from.
+
+    Maps and channels come on the images' own pixels, one image at a time, with LOCO's rules and kinds.
     """
     size = [image_size(c.item.image) for c in cases]
     return (
@@ -604,9 +628,8 @@ def measure(
 ) -> dict[str, Any]:  # all: {...}, kinds: {kind: {...}}, au_spro: {...} (LOCO)
     "Every metric over all test images, and for each kind of defect with all nominal images."
     if not cases:
-        raise DataError(
-            f"{category.root} has no test images (test/good, test/<defect>): nothing can be evaluated."
-        )
+        said = f"{category.root} has no test images (test/good, test/<defect>): nothing can be evaluated."
+        raise DataError(said)
     pairs = _pairs(cases, config) if category.has_masks else []
     limit = config.evaluation.pro_limit
     kinds = list(dict.fromkeys(c.item.defect for c in cases if c.item.label))
@@ -622,39 +645,47 @@ def measure(
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-21
 _SPRO = dict(limit=0.05, split="mean")  # the AU-sPRO that tables show
+_KEPT = ("low", "high", "level", "few", "edge", "undefined", "bin_error")  # of an interval, in a record
 
 
+def _drawn_from(
+    cases: Sequence[Case], category: Category, config: Config
+) -> dict[str, tuple[Any, Any, dict[str, Any]]]:
+    "Metric → what `bootstrap` takes for it, for the metrics that there are."
+    sets: dict[str, tuple[Any, Any, dict[str, Any]]] = {}
+    if category.has_masks:
+        maps, masks = zip(*_pairs(cases, config))
+        grids = (list(maps), list(masks), dict(limit=config.evaluation.pro_limit))
+        sets = dict(pixel_auroc=grids, au_pro=grids)
+    if _has_spro(cases, category):
+        maps, channels, rules = _spro_sets(cases, category)
+        sets["au_spro"] = (maps, channels, {**_SPRO, **rules})
+    return sets
+
+# %% ../nbs/09_evaluation.ipynb #b674aaf7
 def intervals(
     cases: Sequence[Case],  # Every test image
     category: Category,
     config: Config,
     resamples: int = 1000,  # Draws
-    # Metric → low, high, level, few, edge, undefined, bin_error; for AU-sPRO limit and split too
-) -> dict[str, Any]:
-    """95 % intervals over the test images, where they are defined: Newcombe's for image AUROC, else by
-    bootstrap.
-    """
-    pairs, limit = (
-        _pairs(cases, config) if category.has_masks else [],
-        dict(limit=config.evaluation.pro_limit),
-    )
-    grids = ([m for m, _ in pairs], [t for _, t in pairs], limit)
-    sets: dict[str, tuple[Any, Any, dict[str, Any]]] = dict(pixel_auroc=grids, au_pro=grids) if pairs else {}
-    if _has_spro(cases, category):
-        sets["au_spro"] = (*(spro := _spro_sets(cases, category))[:2], {**_SPRO, **spro[2]})
+) -> dict[str, Any]:  # Metric → `_KEPT`, for AU-sPRO limit and split too
+    "95 % intervals over the test images: Newcombe's for image AUROC, the others by bootstrap."
+    sets = _drawn_from(cases, category, config)
+
+    def interval(name: str) -> Interval:
+        if name == "image_auroc":
+            return auroc_interval([c.score for c in cases], [c.item.label for c in cases])
+        x, truth, more = sets[name]
+        return bootstrap(name, x, truth, resamples=resamples, **more)
+
     out: dict[str, Any] = {}
     for name in ("image_auroc", *sets):
         try:
-            if name == "image_auroc":
-                i = auroc_interval([c.score for c in cases], [c.item.label for c in cases])
-            else:
-                i = bootstrap(name, *sets[name][:2], resamples=resamples, **sets[name][2])
+            found = interval(name)
         except DataError as e:
             log.info("no interval for %s: %s", name, e)
-        else:
-            out[name] = {
-                k: getattr(i, k) for k in ("low", "high", "level", "few", "edge", "undefined", "bin_error")
-            }
+            continue
+        out[name] = {k: getattr(found, k) for k in _KEPT}
     if "au_spro" in out:
         out["au_spro"] |= _SPRO
     return out
@@ -686,35 +717,26 @@ def setting_name(
     run: str,  # A run's name, KEY-sSEED
     config: Config,  # Other settings of `inference` and `evaluation`
 ) -> str:  # KEY-SETTING-sSEED
-    """The name of a run in the record of other settings than its own: a table must not take it for another
-    seed.
-    """
+    "The name of a run in the record of other settings, which a table must not take for another seed."
     key, s, seed = run.rpartition("-s")
     setting = setting_key(config)
     return f"{key}-{setting}-s{seed}" if s else f"{run}-{setting}"
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-292
+def _logged_seconds(table: Path) -> float | None:
+    "The seconds that a stage's log has, or None where somebody has edited it."
+    try:
+        rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+        return round(sum(float(row["seconds"]) for row in rows), 1)
+    except (ValueError, LookupError, TypeError, csv.Error) as e:  # a record is worth more than this
+        log.warning("%s cannot be read as a log (%s): the record says nothing of its seconds", table, e)
+        return None
+
+
 def _made(job: Job, device: torch.device) -> dict[str, Any]:
-    """When and where a record was made, how many threads there were, and the seconds that each stage's log
-    has.
-    """
+    "When and where a record was made, with how many threads, and the seconds of each stage."
     logs = {stage: job.folder / f"{stage}.csv" for stage in ("distill", "train")}
-
-    def seconds(table: Path) -> float | None:
-        try:
-            return round(
-                sum(
-                    float(row["seconds"])
-                    for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())
-                ),
-                1,
-            )
-        # somebody has edited it; a record is worth more than this
-        except (ValueError, LookupError, TypeError, csv.Error) as e:
-            log.warning("%s cannot be read as a log (%s): the record says nothing of its seconds", table, e)
-            return None
-
-    found = {stage: seconds(table) for stage, table in logs.items() if table.is_file()}
+    found = {stage: _logged_seconds(table) for stage, table in logs.items() if table.is_file()}
     return dict(
         date=date.today().isoformat(),
         device=device_name(device),
@@ -735,37 +757,33 @@ def _last_note(record: Path) -> str:
         return ""
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-294
-def evaluate(
-    detector: Detector,  # Calibrated
-    job: Job,  # Category, grid, and the folder that gets the report
-    # Said in record and report, e.g. what kind of run this is; default: what the last record said
-    note: str = "",
-    cases: Sequence[Case] | None = None,  # What it says about the test images, where that is known already
-    run: str | None = None,  # The run's name in the record; default: the folder's
-) -> dict[str, Any]:  # The record, as written to record.json
-    "Measure a detector on a category's test images; writes record.json and the report."
-    config, category = job.config, job.category
-    for name, sign in SIGNS.items():
-        refuse_foreign(job.folder / name, sign)
+def _noted(note: str, detector: Detector, job: Job) -> str:
+    "The note, and that the images are other ones than the detector was trained on, which is logged too."
     note = note or _last_note(job.folder / "record.json")
-    if cases is None:
-        cases = score_images(detector, category.test)
-    if detector.about.get("data", job.data_fingerprint) != job.data_fingerprint:
-        log.warning("%s: %s", category.root, _OTHER_IMAGES)
-        note = " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))
-    threshold = float(detector.threshold)
-    images = [
-        dict(
-            image=c.item.image.relative_to(category.root).as_posix(),
-            defect=c.item.defect,
-            score=c.score,
-            p_value=c.p_value,
-            anomalous=c.score > threshold,
-            strongest=c.strongest,
-        )
-        for c in cases
-    ]
-    record = new_record(
+    if detector.about.get("data", job.data_fingerprint) == job.data_fingerprint:
+        return note
+    log.warning("%s: %s", job.category.root, _OTHER_IMAGES)
+    return " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))
+
+
+def _image_row(c: Case, category: Category, threshold: float) -> dict[str, Any]:
+    "What a record keeps of one test image."
+    return dict(
+        image=c.item.image.relative_to(category.root).as_posix(),
+        defect=c.item.defect,
+        score=c.score,
+        p_value=c.p_value,
+        anomalous=c.score > threshold,
+        strongest=c.strongest,
+    )
+
+# %% ../nbs/09_evaluation.ipynb #ad12af09
+def _record_of(
+    detector: Detector, job: Job, cases: Sequence[Case], note: str, run: str | None
+) -> dict[str, Any]:
+    "Everything that is known of an evaluation."
+    config, category, threshold = job.config, job.category, float(detector.threshold)
+    return new_record(
         "evaluation",
         dataset=config.dataset,
         category=category.name,
@@ -783,9 +801,24 @@ def evaluate(
         detector=digest(detector.state_dict()),
         results=measure(cases, category, config),
         intervals=intervals(cases, category, config),
-        scores=images,
+        scores=[_image_row(c, category, threshold) for c in cases],
     )
-    page = _report(record, cases, category, config)
+
+# %% ../nbs/09_evaluation.ipynb #f161a0b4
+def evaluate(
+    detector: Detector,  # Calibrated
+    job: Job,  # Category, grid, and the folder that gets the report
+    note: str = "",  # Said in record and report, e.g. what kind of run this is, or the last record's
+    cases: Sequence[Case] | None = None,  # What it says about the test images, if that is known
+    run: str | None = None,  # The run's name in the record, or the folder's
+) -> dict[str, Any]:  # The record, as written to record.json
+    "Measure a detector on a category's test images, and write record.json and the report."
+    for name, sign in SIGNS.items():
+        refuse_foreign(job.folder / name, sign)
+    if cases is None:
+        cases = score_images(detector, job.category.test)
+    record = _record_of(detector, job, cases, _noted(note, detector, job), run)
+    page = _report(record, cases, job.category, job.config)
     with locked(job.folder):
         remove_parts(job.folder / n for n in RUN_FILES)
         write_text(job.folder / "report.html", page)
@@ -809,7 +842,7 @@ def metric_values(
     record: Mapping[str, Any],  # Of `evaluate`
     names: Sequence[str] = METRICS,  # Which
     kind: str = "all",  # Or one kind of defect
-) -> dict[str, float]:  # Those that are defined; AU-sPRO at FPR 0.05, for "all" its mean over the kinds
+) -> dict[str, float]:  # Those that are defined. AU-sPRO is at FPR 0.05, for "all" the mean over the kinds
     "The numbers that tables show."
     r = record["results"]
     found = {k: m["value"] for k, m in (r["all"] if kind == "all" else r["kinds"][kind])["metrics"].items()}
@@ -822,18 +855,14 @@ def metric_values(
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-411
 def _scoring(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record's numbers depend on beside the detector: the metrics' versions, and where there are masks
-    limit and grid.
-    """
+    "What numbers depend on beside the detector: versions of metrics, and with masks limit and grid."
     r, e = record["results"], record["config"]["evaluation"]
     found = {f"version of {k}": m["version"] for k, m in r["all"]["metrics"].items()}
     if "au_spro" in r:
         found["version of au_spro"] = r["au_spro"]["version"]
-    return found | (
-        {f"evaluation.{k}": e[k] for k in ("pro_limit", "resolution")}
-        if "au_pro" in r["all"]["metrics"]
-        else {}
-    )
+    if "au_pro" in r["all"]["metrics"]:
+        found |= {f"evaluation.{k}": e[k] for k in ("pro_limit", "resolution")}
+    return found
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-412
 def _common_scoring(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -850,6 +879,26 @@ def _common_scoring(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return common
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-41
+def _by_configuration(
+    records: Iterable[Mapping[str, Any]], names: Sequence[str], kinds: bool
+) -> dict[tuple[str, ...], list[dict[str, float]]]:
+    "Data set, category, key and kind of defect → the values of each seed."
+    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    for r in records:
+        key = (r["dataset"], r["category"], r["run"].rsplit("-s", 1)[0])
+        for kind in ("all", *(r["results"]["kinds"] if kinds else ())):
+            groups.setdefault((*key, kind), []).append(metric_values(r, names, kind))
+    return groups
+
+
+def _mean_text(values: Sequence[float]) -> str:
+    "Mean ± deviation, as far as there are values."
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+# %% ../nbs/09_evaluation.ipynb #cf3d166e
 def results_table(
     records: Iterable[Mapping[str, Any]],  # Of `evaluate`
     names: Sequence[str] = METRICS,  # Columns, those that no record has left out
@@ -860,22 +909,16 @@ def results_table(
     Refuses what was scored in different ways.
     """
     scoring = _common_scoring(records := list(records))
-    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
-    for r in records:
-        key = (r["dataset"], r["category"], r["run"].rsplit("-s", 1)[0])
-        for kind in ("all", *(r["results"]["kinds"] if kinds else ())):
-            groups.setdefault((*key, kind), []).append(metric_values(r, names, kind))
-    titles = dict(
-        SHOWN, au_pro=f"AU-PRO {scoring.get('evaluation.pro_limit', '')}".strip(), au_spro="AU-sPRO 0.05"
-    )
-    names = [n for n in names if any(n in p for parts in groups.values() for p in parts)]
+    groups = _by_configuration(records, names, kinds)
+    limit = scoring.get("evaluation.pro_limit", "")
+    titles = dict(SHOWN, au_pro=f"AU-PRO {limit}".strip(), au_spro="AU-sPRO 0.05")
+    names = [n for n in names if any(n in found for seeds in groups.values() for found in seeds)]
     if "image_auroc_mean" in names:
         titles["image_auroc"] = "image AUROC, all kinds"
 
-    def cell(parts: Sequence[Mapping[str, float]], n: str) -> str:
-        v = [p[n] for p in parts if n in p]
-        return "–" if not v else f"{np.mean(v):.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "")
+    def row(key: tuple[str, ...], seeds: Sequence[Mapping[str, float]]) -> list[Any]:
+        return [*key, len(seeds), *(_mean_text([found[n] for found in seeds if n in found]) for n in names)]
 
     head = ["data set", "category", "run", "test images", "seeds", *(titles[n] for n in names)]
-    rows = [[*k, len(v), *(cell(v, n) for n in names)] for k, v in sorted(groups.items())]
+    rows = [row(key, seeds) for key, seeds in sorted(groups.items())]
     return markdown_table(head, rows, "llll" + "r" * (1 + len(names)))

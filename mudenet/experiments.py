@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import os
-import platform
 import signal
 import tempfile
 import threading
@@ -21,10 +20,9 @@ import time
 # %% auto #0
 __all__ = ['Variants', 'R', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'shared_teacher',
            'take_teacher', 'open_run', 'every_run', 'plan_runs', 'measure_cost', 'measure_all', 'expected', 'clock',
-           'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'Starts', 'allocate', 'OnRay', 'departures']
+           'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'allocate', 'OnRay', 'price', 'departures']
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a121
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -399,9 +397,14 @@ def measure_cost(
     )
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a43
+_TAKE_NO_TIME = ("lr", "weight_decay", "schedule", "steps", "epochs", "images")  # of a single step
+
+
 def _pace(config: Config) -> str:
-    "What decides how long a step takes: not which images, nor how they are augmented or judged."
-    tree = dict(identity(config, "scores"), data=config.data.image_size, seed=None)
+    "What decides how long a step takes: not how long one learns, from which images, or how they are judged."
+    tree = dict(identity(config, "detector"), data=config.data.image_size, seed=None)
+    for stage in ("distill", "train"):
+        tree[stage] = {k: v for k, v in tree.get(stage, {}).items() if k not in _TAKE_NO_TIME}
     more = (config.inference.batch_size, str(config.teacher), config.backbone.weights)
     return json.dumps([tree, *more], sort_keys=True)
 
@@ -433,39 +436,42 @@ def measure_all(
     return {k: c for k, c in costs.items() if c}
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a44
+def _seconds(run: Run, cost: Mapping[str, Any]) -> float:
+    "What is left of a run, at what its steps and images cost."
+    stages = run.steps[0] * cost["distill"] + run.steps[1] * cost["train"]
+    return stages + run.images * cost["image"] + any(run.steps) * cost["setup"]
+
+
+def _most(runs: Sequence[Run], costs: Mapping[str, Mapping[str, Any]], what: str) -> float | None:
+    "MiB that the largest run takes: what was measured and the images that it holds."
+
+    def held(r: Run) -> float:
+        return r.held * 3 * r.config.data.image_size**2 / 2**20
+
+    known = [(costs[r.setting][what], held(r)) for r in runs]
+    return max((measured + images for measured, images in known if measured is not None), default=None)
+
+# %% ../nbs/09_experiments.ipynb #71eab762
 def expected(
     runs: Sequence[Run],  # Of a plan
     costs: Mapping[str, Mapping[str, Any]],  # Of `measure_all`
     slots: int = 1,  # Runs at a time
 ) -> dict[str, Any]:
-    "Seconds that are left, all in all, and MiB a run: without reading the images and computing the metrics."
+    """What is left of a plan: `seconds` until it ends, `work` in seconds of a slot, MiB a run.
+
+    Reading the images and computing the metrics is not counted.
+    """
     todo = [r for r in runs if r.todo]
     known = [r for r in todo if r.setting in costs]
-
-    def seconds(r: Run) -> float:
-        c = costs[r.setting]
-        return (
-            r.steps[0] * c["distill"]
-            + r.steps[1] * c["train"]
-            + r.images * c["image"]
-            + any(r.steps) * c["setup"]
-        )
-
-    def held(r: Run) -> float:
-        return r.held * 3 * r.config.data.image_size**2 / 2**20
-
-    def most(k: str) -> float | None:
-        return max((c + held(r) for r in known if (c := costs[r.setting][k]) is not None), default=None)
-
-    each = [seconds(r) for r in known]
-    longest = max([sum(each) / slots, *each])
+    each = [_seconds(r, costs[r.setting]) for r in known]
     return dict(
         runs=len(todo),
         unknown=len(todo) - len(known),
         slots=slots,
-        seconds=longest,
-        ram=most("ram"),
-        gpu=most("gpu"),
+        seconds=max([sum(each) / slots, *each]),
+        work=sum(each),
+        ram=_most(known, costs, "ram"),
+        gpu=_most(known, costs, "gpu"),
     )
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a48
@@ -484,6 +490,21 @@ def _pace_text(cost: Mapping[str, Any]) -> str:
         f"an image {cost['image']:.3g} s, on {cost['device']}"
     )
 
+# %% ../nbs/09_experiments.ipynb #903ff282
+def _total_text(total: Mapping[str, Any]) -> str:
+    "Runs, time and memory of a whole plan."
+    several = total["slots"] > 1
+    at_a_time = f"{total['slots']} at a time" if several else "one after another"
+    work = f" ({clock(total['work'])} of work)" if several and "work" in total else ""
+    left_out = f", {total['unknown']} runs that could not be measured" if total["unknown"] else ""
+    places = dict(ram="of memory", gpu="on the device")
+    memory = ", ".join(f"{total[k]:.0f} MiB {where}" for k, where in places.items() if total[k])
+    needs = f"; a run needs about {memory}" if memory else ""
+    return (
+        f"{total['runs']} runs, {at_a_time}: about {clock(total['seconds'])}{work}, "
+        f"not counting: reading images, metrics{left_out}{needs}"
+    )
+
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2b06
 def cost_text(
     costs: Mapping[str, Mapping[str, Any]],  # Of `measure_all`
@@ -494,18 +515,7 @@ def cost_text(
     for setting, c in costs.items():
         alike.setdefault(_pace_text(c), []).append(setting)
     lines = [f"{', '.join(names)}: {text}" if len(alike) > 1 else text for text, names in alike.items()]
-    places = dict(ram="of memory", gpu="on the device")
-    memory = ", ".join(f"{total[k]:.0f} MiB {where}" for k, where in places.items() if total[k])
-    at_a_time = f"{total['slots']} at a time" if total["slots"] > 1 else "one after another"
-    left_out = f", {total['unknown']} runs that could not be measured" if total["unknown"] else ""
-    needs = f"; a run needs about {memory}" if memory else ""
-    return "\n".join(
-        [
-            *lines,
-            f"{total['runs']} runs, {at_a_time}: about {clock(total['seconds'])}, "
-            f"not counting: reading images, metrics{left_out}{needs}",
-        ]
-    )
+    return "\n".join([*lines, _total_text(total)])
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a51
 def execute(
@@ -555,7 +565,7 @@ class Pool:
         return measure_cost(config)
 
     def outcomes(self, runs: Sequence[Run]) -> Outcomes:
-        "Run all of them. Each comes with the outcome of `execute` and its attempts, once it has ended."
+        "Run all of them. Each comes with the outcome of `execute`, once it has ended."
         raise NotImplementedError
 
     def close(self) -> None:
@@ -588,7 +598,7 @@ class Here(Pool):
             kept: dict[str, Any] = {}
             for r in group:
                 self.tell(r, "started")
-                yield r, dict(execute(r, self.threads, kept), attempts=1)
+                yield r, execute(r, self.threads, kept)
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a66
 def _ray() -> Any:
@@ -602,153 +612,149 @@ def _ray() -> Any:
         ) from None
 
 
-def _first_line(e: Exception) -> str:
-    return str(e).strip().partition("\n")[0]
-
-
-class Starts:
-    "Kept on the cluster: which runs were started where. A run that is started twice lost its worker."
-
-    def __init__(self) -> None:
-        self.new: list[tuple[str, str, int]] = []
-
-    def add(self, name: str, host: str, pid: int) -> None:
-        self.new.append((name, host, pid))
-
-    def take(self) -> list[tuple[str, str, int]]:
-        new, self.new = self.new, []
-        return new
-
-# %% ../nbs/09_experiments.ipynb #09-experiments-3f2b07
-def _on_worker(runs: Sequence[Run], threads: int, starts: Any) -> list[dict[str, Any]]:
+def _on_worker(runs: Sequence[Run], threads: int) -> list[dict[str, Any]]:
     "What a Ray worker does with the runs of one detector."
     kept: dict[str, Any] = {}
-    hows = []
-    for r in runs:  # the actor is not waited for: Ray lends the CPUs of a task that waits
-        starts.add.remote(r.name, platform.node(), os.getpid())
-        hows.append(execute(r, threads, kept))
-    return hows
+    return [execute(r, threads, kept) for r in runs]
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a68
+def _fitting_gpus(gpus: float, there: float) -> int:
+    "How many runs the GPUs of a machine take. A share of a GPU lies on one of them."
+    return int(there // gpus) if gpus >= 1 else int(there) * int(1 / gpus + 1e-9)
+
+
+def _check_share(gpus: float) -> None:
+    "Raise `ConfigError` for a share that Ray would refuse."
+    if not (0 < gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
+        raise ConfigError(f"--gpus {gpus:g}: give a share in (0, 1], e.g. 0.5, or a whole number of GPUs.")
+
+# %% ../nbs/09_experiments.ipynb #c92c72e3
 def allocate(
     nodes: Sequence[Mapping[str, float]],  # What each machine of a cluster has, by Ray's names
     device: str = "auto",  # The configuration's
     threads: int | None = None,  # CPUs of a run, or 4 at most, on GPU machines the GPU's share
-) -> tuple[int, int, bool]:  # CPUs of a run, runs at a time, whether each has a GPU
+    gpus: float = 1,  # GPUs of a run, where there are any
+) -> tuple[int, int, float]:  # CPUs of a run, runs at a time, GPUs of a run
     "How many runs a cluster takes. Raises `DeviceError` or `ConfigError`."
-    able = [n for n in nodes if n.get("CPU", 0) >= 1]  # a head node may lend none
-    if not able:
+    _check_share(gpus)
+    lending = [n for n in nodes if n.get("CPU", 0) >= 1]
+    if not lending:
         raise DeviceError("--ray: no machine of the cluster lends a CPU.")
-    gpus = [n for n in able if n.get("GPU", 0) >= 1] if device in ("auto", "cuda") else []
-    if device == "cuda" and not gpus:
+    wanted = device in ("auto", "cuda")
+    with_gpu = [n for n in lending if wanted and _fitting_gpus(gpus, n.get("GPU", 0))]
+    if device == "cuda" and not with_gpu:
         raise DeviceError("--device cuda: no machine of the cluster has a GPU; use --device auto.")
-    share = min(n["CPU"] // n["GPU"] for n in gpus) if gpus else min(4, *(n["CPU"] for n in able))
-    threads = threads or max(1, int(share))
-    if gpus:
-        slots = sum(int(min(n["CPU"] // threads, n["GPU"])) for n in gpus)
-    else:
-        slots = sum(int(n["CPU"] // threads) for n in able)
-    if slots:
-        return threads, slots, bool(gpus)
+    used = with_gpu or lending
+    if not threads:
+        shares = [n["CPU"] * gpus // n["GPU"] for n in used] if with_gpu else [4, *(n["CPU"] for n in used)]
+        threads = max(1, int(min(shares)))
+    fitting = [int(n["CPU"] // threads) for n in used]
+    if with_gpu:
+        fitting = [min(k, _fitting_gpus(gpus, n["GPU"])) for k, n in zip(fitting, used)]
+    if slots := sum(fitting):
+        return threads, slots, gpus if with_gpu else 0
     raise ConfigError(f"--threads {threads}: no machine of the cluster has so many CPUs for a run.")
+
+# %% ../nbs/09_experiments.ipynb #fed233c9
+def _first_line(e: Exception) -> str:
+    return str(e).strip().partition("\n")[0]
+
+
+def _connect(ray: Any, address: str) -> None:
+    "Join a cluster, or start a local one. Raises `DeviceError`."
+    before = signal.getsignal(signal.SIGTERM)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster reports to nobody
+    local = dict(include_dashboard=False) if address == "local" else {}
+    where = None if address == "auto" else address
+    try:
+        ray.init(address=where, log_to_driver=False, logging_level=logging.WARNING, **local)
+    except Exception as e:  # Ray raises that very class where a local cluster is too slow to come up
+        raise DeviceError(
+            f"--ray {address}: no cluster can be had there ({_first_line(e)}). Start one "
+            "with `ray start --head`, or use --ray local."
+        ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray puts its own there
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a70
 class OnRay(Pool):
-    "A Ray cluster, one run a GPU, or `threads` CPUs a run. Its machines must see the same folders."
+    "A Ray cluster. Its machines must see the same folders."
 
     def __init__(
         self,
         address: str,  # "auto" (a cluster that is there, or else local), "local", or an address
         device: str = "auto",  # The configuration's
         threads: int | None = None,  # CPUs and threads of a run, or what `allocate` finds
-        retries: int = 3,  # How often a run is given to another worker
+        retries: int = 3,  # How often Ray starts a task again that lost its worker
+        gpus: float = 1,  # GPUs that a run asks for where there are any, e.g. 0.5
     ):
         if ":" in device:
             raise ConfigError(
                 f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda or auto."
             )
         super().__init__(threads=threads)
-        self.ray, self.retries = _ray(), retries
+        self.ray = _ray()
         self.mine = not self.ray.is_initialized()
         if self.mine:
-            self._connect(address)
+            _connect(self.ray, address)
         nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
         try:
-            self.threads, self.slots, gpu = allocate(nodes, device, threads)
+            self.threads, self.slots, gpus = allocate(nodes, device, threads, gpus)
         except MudenetError:
             self.close()
             raise
-        self.needs = dict(num_cpus=self.threads, num_gpus=int(gpu), max_calls=1)
-
-    def _connect(self, address: str) -> None:
-        before = signal.getsignal(signal.SIGTERM)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster reports to nobody
-        local = dict(include_dashboard=False) if address == "local" else {}
-        where = None if address == "auto" else address
-        try:
-            self.ray.init(address=where, log_to_driver=False, logging_level=logging.WARNING, **local)
-        except Exception as e:  # Ray raises that very class where a local cluster is too slow to come up
-            raise DeviceError(
-                f"--ray {address}: no cluster can be had there ({_first_line(e)}). Start one "
-                "with `ray start --head`, or use --ray local."
-            ) from None
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray puts its own there
+        self.options = dict(num_cpus=self.threads, num_gpus=gpus, max_calls=1, max_retries=retries)
 
     def measure(self, config: Config) -> dict[str, Any]:
         try:
-            return self.ray.get(self.ray.remote(**self.needs)(measure_cost).remote(config))
+            return self.ray.get(self.ray.remote(**self.options)(measure_cost).remote(config))
         except self.ray.exceptions.RayTaskError as e:
             if isinstance(e.cause, MudenetError):
                 raise e.cause from None
             raise
 
-    def _listen(self) -> Any:
-        "An actor that hears of starts: on the driver's own machine, and started again should it die."
-        pinned = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        here = pinned(self.ray.get_runtime_context().get_node_id(), soft=True)
-        return self.ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Starts).remote()
-
-    def _hear(self, runs: Mapping[str, Run], attempts: Counter[str]) -> None:
-        "Tell what was started since the last time. What a dead listener knew is lost, and nothing else."
-        try:
-            new = self.ray.get(self.starts.take.remote())
-        except self.ray.exceptions.RayActorError:
-            return
-        for name, host, pid in new:
-            attempts[name] += 1
-            again = f"its worker died, started again (attempt {attempts[name]})"
-            self.tell(runs[name], "started" if attempts[name] == 1 else again, f" on {host}, process {pid}")
-
     def outcomes(self, runs: Sequence[Run]) -> Outcomes:
-        self.starts, named, attempts = self._listen(), {r.name: r for r in runs}, Counter[str]()
-        task = self.ray.remote(max_retries=self.retries, **self.needs)(_on_worker)
+        task = self.ray.remote(**self.options)(_on_worker)
 
         def send(groups: Iterable[list[Run]]) -> dict[Any, list[Run]]:
-            return {task.remote(g, self.threads, self.starts): g for g in groups}
+            return {task.remote(g, self.threads): g for g in groups}
 
         distilling = {r.folder for r in runs if r.steps[0]}
-        waiting = list(by_detector(runs).values())
-        sent = send(g for g in waiting if g[0].teacher not in distilling)
+        groups = list(by_detector(runs).values())
+        sent = send(g for g in groups if g[0].teacher not in distilling)
         while sent:
-            done, _ = self.ray.wait(list(sent), timeout=1)
-            self._hear(named, attempts)
-            for ref in done:
-                group = sent.pop(ref)
-                folder = group[0].folder
-                if folder in distilling:
-                    sent |= send(g for g in waiting if g[0].teacher == folder)
-                try:
-                    hows = self.ray.get(ref)
-                except self.ray.exceptions.RayError as e:
-                    lost = f"{type(e).__name__}: {_first_line(e)}"
-                    hows = [dict(error=lost, raised=e, seconds=0.0, ram=None)] * len(group)
-                for run, how in zip(group, hows):
-                    yield run, dict(how, attempts=max(attempts[run.name], 1))
+            done, _ = self.ray.wait(list(sent))
+            group = sent.pop(done[0])
+            folder = group[0].folder
+            if folder in distilling:
+                sent |= send(g for g in groups if g[0].teacher == folder)
+            yield from zip(group, self._hows(done[0], group))
+
+    def _hows(self, ref: Any, group: Sequence[Run]) -> list[dict[str, Any]]:
+        "The outcomes of a task, which is lost where Ray has started it often enough."
+        try:
+            return self.ray.get(ref)
+        except self.ray.exceptions.RayError as e:
+            lost = dict(error=f"{type(e).__name__}: {_first_line(e)}", raised=e, seconds=0.0, ram=None)
+            return [lost] * len(group)
 
     def close(self) -> None:
         if self.mine:
             self.ray.shutdown()
+
+# %% ../nbs/09_experiments.ipynb #5f17deb1
+def price(
+    runs: Sequence[Run],  # Of a plan
+    pool: Pool,  # Where they are to be run
+) -> dict[str, Any]:  # where, cost and expected, as a record keeps them
+    "What a plan will cost where it is run, which is logged too. Raises `MudenetError`."
+    todo = [r for r in runs if r.todo]
+    costs = measure_all(todo, pool.measure)
+    total = expected(runs, costs, pool.slots)
+    if todo:
+        log.info(cost_text(costs, total))
+    where = dict(ray=isinstance(pool, OnRay), slots=pool.slots, threads=pool.threads)
+    return dict(where=where, cost=costs, expected=total)
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a74
 def departures(

@@ -66,7 +66,7 @@ class RawScores:
     detector: Detector  # Whose statistics and settings are the starting point
     items: tuple[Item, ...]  # Test images
     images: Tensor  # uint8 (N, 3, S, S)
-    masks: list[np.ndarray] | None  # bool (S, S) each; None where the category has none
+    masks: list[np.ndarray] | None  # bool (S, S) each, or None without masks
     test: Tensor  # Raw scores of the test images, (N, 2, L, h, w)
     validation: Tensor  # The same of nominal validation images
     calibrated: bool  # Whether these are the validation images that the detector was calibrated on
@@ -77,6 +77,12 @@ class RawScores:
         return [int(i.label) for i in self.items]
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-20b965
+def _raw_scores(detector: Detector, images: Tensor, text: str) -> Tensor:
+    "Raw scores of images, batch by batch, on the CPU."
+    batches = progress(images.split(detector.config.inference.batch_size), text, unit="batch")
+    return torch.cat([detector.raw(normalize(b.to(detector.device))).float().cpu() for b in batches])
+
+
 @torch.inference_mode()
 def collect(
     detector: Detector,  # Calibrated
@@ -87,30 +93,19 @@ def collect(
         raise DataError(f"{category.root} has no test images (test/good, test/<defect>): nothing to explore.")
     if bool(detector.threshold.isnan()):
         raise DataError("this detector has no statistics yet; call `calibrate` first.")
-    c, n = detector.config.data, detector.config.inference.batch_size
-
-    def scores(images: Tensor, text: str) -> Tensor:
-        return torch.cat(
-            [
-                detector.raw(normalize(b.to(detector.device))).float().cpu()
-                for b in progress(images.split(n), text, unit="batch")
-            ]
-        )
-
+    data = detector.config.data
+    splits = (category.test, category.validation)
     test, nominal = (
-        load_images(i, c.image_size, "reading images", c.interpolation, c.white)
-        for i in (category.test, category.validation)
+        load_images(s, data.image_size, "reading images", data.interpolation, data.white) for s in splits
     )
-    masks = load_masks(category.test, c.image_size) if category.has_masks else None
-    found = scores(test, "test images"), scores(nominal, "validation images")
     own = fingerprint((i.image for i in (*category.train, *category.validation)), category.root)
     return RawScores(
         detector=detector.cpu(),
         items=category.test,
         images=test,
-        masks=masks,
-        test=found[0],
-        validation=found[1],
+        masks=load_masks(category.test, data.image_size) if category.has_masks else None,
+        test=_raw_scores(detector, test, "test images"),
+        validation=_raw_scores(detector, nominal, "validation images"),
         calibrated=own == detector.about.get("data"),
     )
 
@@ -123,7 +118,7 @@ class Choice:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     branches: tuple[str, ...] = BRANCHES  # Which are added (equation 11)
     levels: tuple[int, ...] = (1, 2, 3)  # Which are joined (equation 12), from 1
-    join: Literal["mean", "max"] = "mean"  # How levels are joined; equation 12 has the mean
+    join: Literal["mean", "max"] = "mean"  # How levels are joined, in equation 12 by the mean
 
     def __post_init__(self):
         if not self.branches or set(self.branches) - set(BRANCHES):
@@ -151,12 +146,12 @@ class Outcome:
     maps: Tensor  # (N, S, S)
     scores: np.ndarray  # (N,) of the test images
     held_out: np.ndarray  # (V,) of the held-out nominal images that the threshold comes from
-    threshold: float  # A-029, under this choice; under the detector's own settings it is the one on record
+    threshold: float  # A-029, under this choice, or under the detector's own settings the one on record
     on_record: bool  # Whether held-out scores and threshold are those in the detector's file
 
     @cached_property
     def scale(self) -> Scale:
-        "The colours of all pictures; measured on about 400 000 values at most."
+        "The colours of all pictures, measured on about 400 000 values at most."
 
         def thin(x: Tensor) -> np.ndarray:
             return x[..., :: max(1, x.shape[-1] // 64), :: max(1, x.shape[-1] // 64)].numpy()
@@ -164,43 +159,37 @@ class Outcome:
         return colour_scale(thin(self.maps), thin(self.parts), self.threshold)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-8bb10c
+def _joined(raw: RawScores, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
+    "All parts of raw scores under a choice, and the maps that its branches and levels make."
+    c, size = choice.inference, raw.detector.config.data.image_size
+    rows, levels = [BRANCHES.index(b) for b in choice.branches], [n - 1 for n in choice.levels]
+    parts = raw.detector.parts(x, c)
+    used = parts[:, rows][:, :, levels]
+    if choice.join == "max":
+        used = used.sum(1).amax(1)[:, None, None]
+    return parts, fuse(used, size, c.smoothing, c.upsampling)
+
+# %% ../nbs/13_explorer.ipynb #7938b8e1
 @torch.inference_mode()
 def finish(
     raw: RawScores,  # Of `collect`
     choice: Choice,  # What to do with them
 ) -> Outcome:
-    "Normalise, clamp, fuse, smooth and score again; no network runs."
-    c, size = choice.inference, raw.detector.config.data.image_size
-    rows, levels = [BRANCHES.index(b) for b in choice.branches], [n - 1 for n in choice.levels]
-
-    def maps(x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = raw.detector.parts(x, c)
-        used = parts[:, rows][:, :, levels]
-        if choice.join == "max":
-            used = used.sum(1).amax(1)[:, None, None]
-        return parts, fuse(used, size, c.smoothing, c.upsampling)
-
-    parts, fused = maps(raw.test)
-    detector = raw.detector
-    if detector.held_out and choice == own_choice(detector):
-        return Outcome(
-            parts=parts,
-            maps=fused,
-            scores=image_scores(fused, c, detector.background).numpy(),
-            held_out=np.array(detector.held_out),
-            threshold=float(detector.threshold),
-            on_record=True,
-        )
-    held_out = maps(raw.validation)[1]
-    background = background_of(held_out) if c.background == "place" else None
-    nominal = image_scores(held_out, c, background)
+    "Normalise, clamp, fuse, smooth and score again. No network runs."
+    detector, c = raw.detector, choice.inference
+    parts, maps = _joined(raw, choice, raw.test)
+    on_record = bool(detector.held_out) and choice == own_choice(detector)
+    if on_record:
+        background = detector.background
+        held_out, threshold = np.array(detector.held_out), float(detector.threshold)
+    else:
+        nominal_maps = _joined(raw, choice, raw.validation)[1]
+        background = background_of(nominal_maps) if c.background == "place" else None
+        nominal = image_scores(nominal_maps, c, background)
+        held_out, threshold = np.sort(nominal.double().numpy()), label_threshold(nominal, c)
+    scores = image_scores(maps, c, background).numpy()
     return Outcome(
-        parts=parts,
-        maps=fused,
-        scores=image_scores(fused, c, background).numpy(),
-        held_out=np.sort(nominal.double().numpy()),
-        threshold=label_threshold(nominal, c),
-        on_record=False,
+        parts=parts, maps=maps, scores=scores, held_out=held_out, threshold=threshold, on_record=on_record
     )
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-2b60870
@@ -217,6 +206,17 @@ def measure_again(
     return found
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-2b6087
+def _role(raw: RawScores, outcome: Outcome) -> str:
+    "What the held-out images have been for the detector."
+    if raw.calibrated or outcome.on_record:
+        what = "" if apart(raw.detector) else "the statistics and "
+        return f"They set {what}the threshold on record, so expect rather more false alarms on new parts."
+    return (
+        "The detector was calibrated on others: its statistics are theirs, and the suggested "
+        "threshold comes from these."
+    )
+
+# %% ../nbs/13_explorer.ipynb #ce73378b
 def meaning(
     raw: RawScores,  # Labels
     outcome: Outcome,  # Scores
@@ -224,26 +224,20 @@ def meaning(
 ) -> list[str]:  # Sentences
     "What a threshold means, in counts with intervals."
     over, bad, nominal = outcome.scores > threshold, np.array(raw.labels, bool), outcome.held_out > threshold
-    what = "" if apart(raw.detector) else "the statistics and "
-    role = (
-        f"They set {what}the threshold on record, so expect rather more false alarms on new parts."
-        if raw.calibrated or outcome.on_record
-        else "The detector was calibrated on others: its statistics are theirs, and the suggested "
-        "threshold comes from these."
-    )
-    tested = [
-        f"{share(int(over[k].sum()), int(k.sum()))} of the {text}"
-        for k, text in ((~bad, "nominal are false alarms"), (bad, "anomalous are found"))
-        if k.any()
-    ]
+    held = share(int(nominal.sum()), nominal.size)
+    groups = ((~bad, "nominal are false alarms"), (bad, "anomalous are found"))
+    counted = [(share(int(over[k].sum()), int(k.sum())), text) for k, text in groups if k.any()]
+    tested = ", ".join(f"{counts} of the {text}" for counts, text in counted)
     return [
-        f"Held-out nominal images above {threshold:.4g}: {share(int(nominal.sum()), nominal.size)}. {role}",
-        f"Test images: {', '.join(tested)}.",
+        f"Held-out nominal images above {threshold:.4g}: {held}. {_role(raw, outcome)}",
+        f"Test images: {tested}.",
     ]
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-d12b6a0
 STYLE = """<style>
-.mudenet{line-height:1.4}.mudenet figure{margin:0;line-height:1.2;width:min-content}.mudenet figcaption{font-size:12px;opacity:.8}
+.mudenet{line-height:1.4}
+.mudenet figure{margin:0;line-height:1.2;width:min-content}
+.mudenet figcaption{font-size:12px;opacity:.8}
 .mudenet img{display:block;height:auto;margin:0}
 .mudenet .gallery figure{width:76px}.mudenet .tiles{display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start}
 .mudenet table{border-collapse:collapse;font-variant-numeric:tabular-nums}
@@ -318,14 +312,33 @@ def overlay(
     opacity: float,  # 0 shows the image, 1 the map
 ) -> Image.Image:
     "The map over its image, with the outlines of mask and threshold."
-    out = Image.blend(
-        pixels, heat(values, *scale[:2]).resize(pixels.size, Image.Resampling.BILINEAR), opacity
-    )
+    warm = heat(values, *scale[:2]).resize(pixels.size, Image.Resampling.BILINEAR)
+    out = Image.blend(pixels, warm, opacity)
     if mask is not None and mask.any():
         out = outlined(out, mask)
     return outlined(out, values > threshold, CYAN)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-db5852
+def _large_html(
+    raw: RawScores, case: Case, over: Image.Image, found: dict[str, Image.Image], text: str
+) -> str:
+    "Overlay, input, mask and map."
+    name = f"{case.item.defect}/{case.item.image.name}"
+    out = figure(over, text, f"{name} under its anomaly map, with outlines")
+    seen = {"input": f"input, {raw.images.shape[-1]} px", "mask": "mask", "anomaly map": "anomaly map"}
+    return out + "".join(figure(found[n], said, f"{name}: {n}") for n, said in seen.items() if n in found)
+
+
+def _parts_html(case: Case, found: dict[str, Image.Image]) -> str:
+    "Every branch at every level."
+    out = []
+    for branch, levels in zip(BRANCHES, case.parts):
+        for level, part in enumerate(levels, 1):
+            name, alt = f"{branch} {level}", f"{branch} branch, level {level}: at most {part.max():.3g}"
+            out.append(figure(found[name], name, alt))
+    return f'<div class="parts" style="--levels:{case.parts.shape[1]}">{"".join(out)}</div>'
+
+# %% ../nbs/13_explorer.ipynb #40427632
 def image_html(
     raw: RawScores,  # Images and masks
     outcome: Outcome,  # Maps and parts
@@ -338,27 +351,14 @@ def image_html(
     case, pixels = case_of(raw, outcome, index), Image.fromarray(raw.images[index].permute(1, 2, 0).numpy())
     mask = raw.masks[index] if raw.masks is not None else None
     found = tiles(case, mask, outcome.scale, side, 72, pixels)
-    name = f"{case.item.defect}/{case.item.image.name}"
     over = overlay(found["input"], case.map, mask, threshold, outcome.scale, opacity)
     lines = "cyan: above threshold" + (", white: mask" if "mask" in found else "")
-    large = figure(
-        over, f"overlay, {opacity:.0%} map; {lines}", f"{name} under its anomaly map, with outlines"
-    )
-    seen = {"input": f"input, {raw.images.shape[-1]} px", "mask": "mask", "anomaly map": "anomaly map"}
-    large += "".join(figure(found[n], text, f"{name}: {n}") for n, text in seen.items() if n in found)
-    small = "".join(
-        figure(
-            found[f"{b} {l}"], f"{b} {l}", f"{b} branch, level {l}: at most {case.parts[k, l - 1].max():.3g}"
-        )
-        for k, b in enumerate(BRANCHES)
-        for l in range(1, case.parts.shape[1] + 1)
-    )
+    large = _large_html(raw, case, over, found, f"overlay, {opacity:.0%} map; {lines}")
+    title = html.escape(f"{case.item.defect}/{case.item.image.name}: {judged(case, threshold)}")
+    said = f"score {case.score:.4g}{p_text(case)}, strongest: {case.strongest}"
     return (
-        f'<div class="mudenet"><p><b>{html.escape(name)}: {judged(case, threshold)}</b>, score '
-        f"{case.score:.4g}{p_text(case)}, "
-        f'strongest: {case.strongest}</p><div class="tiles">{large}<div class="parts" '
-        f'style="--levels:{case.parts.shape[1]}">'
-        f"{small}</div></div></div>"
+        f'<div class="mudenet"><p><b>{title}</b>, {said}</p>'
+        f'<div class="tiles">{large}{_parts_html(case, found)}</div></div>'
     )
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-0e06240
@@ -368,9 +368,8 @@ def thumbnail(
     side: int = 72,  # Pixels
 ) -> Image.Image:
     "A small picture of a test image."
-    return Image.fromarray(raw.images[index].permute(1, 2, 0).numpy()).resize(
-        (side, side), Image.Resampling.LANCZOS
-    )
+    whole = Image.fromarray(raw.images[index].permute(1, 2, 0).numpy())
+    return whole.resize((side, side), Image.Resampling.LANCZOS)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-0e06241
 def order(
@@ -398,24 +397,19 @@ def gallery_html(
 # %% ../nbs/13_explorer.ipynb #13-explorer-0e0624
 def static_html(
     raw: RawScores,  # Of `collect`
-    choice: Choice | None = None,  # How to finish; the detector's own if not given
-    index: int | None = None,  # Which test image; the one with the highest score if not given
+    choice: Choice | None = None,  # How to finish, or the detector's own way
+    index: int | None = None,  # Which test image, or the one with the highest score
     shown: int = 10,  # Thumbnails
 ) -> str:
     "Everything that the explorer shows, without controls."
     own = own_choice(raw.detector)
     before, outcome = finish(raw, own), finish(raw, choice or own)
-    first = order(outcome)
-    return (
-        STYLE
-        + '<div class="mudenet"><div class="tiles"><div style="flex:1 1 320px">'
-        + threshold_html(raw, outcome, outcome.threshold)
-        + "</div><div>"
-        + metrics_html(measure_again(raw, outcome), measure_again(raw, before))
-        + "</div></div></div>"
-        + gallery_html(raw, outcome, first[:shown], outcome.threshold)
-        + image_html(raw, outcome, first[0] if index is None else index, outcome.threshold)
-    )
+    first, t = order(outcome), outcome.threshold
+    numbers = metrics_html(measure_again(raw, outcome), measure_again(raw, before))
+    columns = f'<div style="flex:1 1 320px">{threshold_html(raw, outcome, t)}</div><div>{numbers}</div>'
+    top = f'{STYLE}<div class="mudenet"><div class="tiles">{columns}</div></div>'
+    gallery = gallery_html(raw, outcome, first[:shown], t)
+    return top + gallery + image_html(raw, outcome, first[0] if index is None else index, t)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-b519710
 def _found_again(
@@ -439,7 +433,7 @@ def _found_again(
 # %% ../nbs/13_explorer.ipynb #13-explorer-b51971
 def open_run(
     run: str | Path,  # A run's folder, or a detector.safetensors file
-    root: str | Path | None = None,  # Folder of images; the run's own if not given
+    root: str | Path | None = None,  # Folder of images, or the run's own
     category: str | None = None,  # Its name, where the folder holds several
     device: str = "auto",  # "auto", "cpu", "cuda", …
 ) -> RawScores:
@@ -476,48 +470,61 @@ def _values(name: str) -> tuple[str, ...]:
     return get_args(get_type_hints(InferenceConfig)[name])
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-3e11e0
+_WIDE = dict(description_width="9em")  # of a label
+
+
+class _Make:
+    "Controls of one look, each with its label."
+
+    def __init__(self, w: Any):
+        self.w, self.wide = w, dict(style=_WIDE, layout=w.Layout(width="24em"))
+
+    def slider(self, text: str, value: float, high: float, step: float) -> Any:
+        return self.w.FloatSlider(value, min=0, max=high, step=step, description=text, **self.wide)
+
+    def switch(self, text: str, options: Sequence[str], value: str) -> Any:
+        return self.w.Dropdown(description=text, options=options, value=value, **self.wide)
+
+    def box(self, text: str) -> Any:
+        return self.w.Checkbox(True, description=text, indent=False, layout=self.w.Layout(width="auto"))
+
+
+def _switches(make: _Make, inf: InferenceConfig) -> dict[str, Any]:
+    "A switch for each field of `InferenceConfig` that is a choice of words."
+    texts = dict(
+        normalization="Normalisation", clamp="Clamping", image_score="Image score", upsampling="Upsampling"
+    )
+    return {n: make.switch(text, _values(n), getattr(inf, n)) for n, text in texts.items()}
+
+# %% ../nbs/13_explorer.ipynb #3535c2fc
 def _controls(
     w: Any,  # ipywidgets
     choice: Choice,  # Where they begin
     images: int,  # How many there are
 ) -> dict[str, Any]:
     "Every control by name, each with its label."
-    inf, wide = choice.inference, dict(style=dict(description_width="9em"), layout=w.Layout(width="24em"))
-
-    def slider(text: str, value: float, high: float, step: float) -> Any:
-        return w.FloatSlider(value, min=0, max=high, step=step, description=text, **wide)
-
-    def switch(text: str, name: str) -> Any:
-        return w.Dropdown(description=text, options=_values(name), value=getattr(inf, name), **wide)
-
-    def box(text: str) -> Any:
-        return w.Checkbox(True, description=text, indent=False, layout=w.Layout(width="auto"))
-
+    make, inf, pages = _Make(w), choice.inference, -(-images // SLOTS)
     return dict(
-        threshold=w.FloatSlider(description="Threshold", readout_format=".4g", **wide),
-        smoothing=slider("Smoothing (px)", inf.smoothing, max(8.0, inf.smoothing), 0.25),
-        opacity=slider("Overlay opacity", 0.5, 1, 0.05),
-        normalization=switch("Normalisation", "normalization"),
-        clamp=switch("Clamping", "clamp"),
-        image_score=switch("Image score", "image_score"),
-        upsampling=switch("Upsampling", "upsampling"),
-        join=w.Dropdown(description="Levels joined by", options=["mean", "max"], **wide),
-        **{b: box(f"{b} branch") for b in BRANCHES},
-        **{f"level {n}": box(f"level {n}") for n in choice.levels},
-        page=w.IntSlider(1, min=1, max=-(-images // SLOTS), description="Gallery page", **wide),
+        threshold=w.FloatSlider(description="Threshold", readout_format=".4g", **make.wide),
+        smoothing=make.slider("Smoothing (px)", inf.smoothing, max(8.0, inf.smoothing), 0.25),
+        opacity=make.slider("Overlay opacity", 0.5, 1, 0.05),
+        **_switches(make, inf),
+        join=make.switch("Levels joined by", ["mean", "max"], "mean"),
+        **{b: make.box(f"{b} branch") for b in BRANCHES},
+        **{f"level {n}": make.box(f"level {n}") for n in choice.levels},
+        page=w.IntSlider(1, min=1, max=pages, description="Gallery page", **make.wide),
     )
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-feb6340
 class Explorer:
-    """Controls around `finish`; shows itself in a notebook.
+    """Controls around `finish`, which show themselves in a notebook.
 
     `raw`, `choice` and `outcome` hold what is on the screen.
     """
 
     def __init__(
         self,
-        # Of `open_run` or `collect`; without it, only the fields that open a run are shown
-        raw: RawScores | None = None,
+        raw: RawScores | None = None,  # Of `open_run` or `collect`, or fields ask for a run
         device: str = "auto",  # For runs that are opened by the fields
     ):
         w = self.widgets = _widgets()
@@ -540,7 +547,7 @@ class Explorer:
             self.show(raw)
 
     def open(self) -> None:
-        "Open what the fields name; an error is shown, not raised."
+        "Open what the fields name. An error is shown, not raised."
         run, root = (f.value.strip() for f in self.fields)
         self.message.value = "<p>reading images and running the networks …</p>"
         try:
@@ -627,14 +634,10 @@ class Explorer:
         raw, o, t, shown = self.raw, self.outcome, self.controls["threshold"].value, self.on_page()
         css = STYLE
         for k, (b, i) in enumerate(zip(self.slots, shown)):
-            case, mark = (
-                case_of(raw, o, i),
-                "box-shadow:0 0 0 3px #d9730d!important" if i == self.index else "",
-            )
-            b.description, b.tooltip = (
-                f"{case.score:.3g} {judged(case, t)}",
-                f"{case.item.defect}/{case.item.image.name}",
-            )
+            case = case_of(raw, o, i)
+            mark = "box-shadow:0 0 0 3px #d9730d!important" if i == self.index else ""
+            b.description = f"{case.score:.3g} {judged(case, t)}"
+            b.tooltip = f"{case.item.defect}/{case.item.image.name}"
             css += (
                 f"<style>.mudenet-{self.number}-{k}{{background:url({data_uri(thumbnail(raw, i))}) "
                 "no-repeat center 3px"
@@ -658,7 +661,7 @@ class Explorer:
 # %% ../nbs/13_explorer.ipynb #13-explorer-feb6341
 @dataclass(frozen=True)
 class Still:
-    "The explorer's figures where there are no controls; shows itself in a notebook."
+    "The explorer's figures where there are no controls."
 
     page: str  # HTML
 
@@ -667,9 +670,8 @@ class Still:
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-feb634
 def explore(
-    # A run's folder, or a detector.safetensors file; without it, fields ask for one
-    run: str | Path | None = None,
-    root: str | Path | None = None,  # Folder of images; the run's own if not given
+    run: str | Path | None = None,  # A run's folder, a detector's file, or fields ask for one
+    root: str | Path | None = None,  # Folder of images, or the run's own
     category: str | None = None,  # Its name, where the folder holds several
     device: str = "auto",  # "auto", "cpu", "cuda", …
 ) -> Explorer | Still:  # Without ipywidgets its figures

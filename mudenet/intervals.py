@@ -69,22 +69,23 @@ class Interval:
 
     metric: str  # A name of `VERSIONS`
     method: str  # How the interval was made
-    value: float  # The exact value on the set as it is; with two detectors, the difference
+    value: float  # The exact value on the set as it is, or the difference of two detectors
     low: float  # Its ends
     high: float
     level: float  # E.g. 0.95
     nominal: int  # Images of each kind
     anomalous: int
     resamples: int = 0  # How many draws, 0 where no draw was made
-    undefined: int = 0  # Draws in which the metric had no value; they are left out of the interval
+    undefined: int = 0  # Draws in which the metric had no value, and which are left out
     few: bool = False  # Drawn from fewer than FEW of a kind: the interval is likely too narrow
     # |value from the bins − exact value| on the set as it is; that of the ends is not known
     bin_error: float = 0.0
 
     @property
     def edge(self) -> bool:
-        """Drawn, and of no width or ending at 1: no draw can show what another sample would, so it is too
-        narrow.
+        """Whether it was drawn and has no width or ends at 1.
+
+        No draw can show what another sample would, so it is too narrow.
         """
         return self.resamples > 0 and (self.low == self.high or self.high > 1 - 1e-9)
 
@@ -171,7 +172,7 @@ def _edges(s: _Set, bins: int, limit: float) -> np.ndarray:
 
 # %% ../nbs/08b_intervals.ipynb #08-metrics-79-2
 def _histograms(s: _Set, edges: np.ndarray) -> np.ndarray:  # (3, N, Q): nominal, defective, weight
-    "Each image in counts over bins; the first bin is all that lies below the lowest edge."
+    "Each image in counts over bins. The first bin is all that lies below the lowest edge."
     Q, out = edges.size + 1, np.zeros((3, len(s.free), edges.size + 1))
 
     def work(i: int) -> None:
@@ -189,7 +190,7 @@ def _drawn(
     regions: np.ndarray,  # (N,) regions of each image
     times: np.ndarray,  # (B, N) how often each image was drawn
     formula: Callable[[Ranks], Any],
-) -> np.ndarray:  # (B,) the metric; NaN where undefined
+) -> np.ndarray:  # (B,) the metric, NaN where undefined
     "The metric on drawn sets."
     out = np.full(len(times), np.nan)
     for b in range(0, len(times), 64):
@@ -204,7 +205,7 @@ def _drawn(
 
 # %% ../nbs/08b_intervals.ipynb #08-metrics-80-2
 def _image_set(scores: Any, labels: Any, groups: Sequence[int] | None = None) -> _Set:
-    "Scores and labels as a `_Set` with one value an image; of one group, where none are given."
+    "Scores and labels as a `_Set` with one value an image, of one group where none are given."
     image_ranks(scores, labels)  # its checks
     key, bad = _keys(scores, "scores"), np.asarray(labels) == 1
     none: Points = (key[:0], np.empty(0), 0)
@@ -241,7 +242,7 @@ def _maps_or_scores(metric: str, x: Any, truth: Any) -> _Set:
 
 # %% ../nbs/08b_intervals.ipynb #08-metrics-81-20
 def _parts(metric: str, s: _Set, kinds: bool, split: str) -> list[tuple[int, ...]]:
-    "The groups whose metric is taken; two of them for the mean."
+    "The groups whose metric is taken, two of them for the mean."
     if metric == "image_auroc_mean":
         return [(0, 1), (0, 2)]
     if metric != "au_spro":
@@ -263,7 +264,7 @@ def _draws(
     times: np.ndarray,
     bins: int,
 ):
-    "The exact value, and the values on drawn sets; the first draw is the set itself."
+    "The exact value, and the values on drawn sets. The first draw is the set itself."
     formula, t = _formulas(limit)[metric], _tally(s)
     h, groups = _histograms(s, _edges(s, bins, limit)), np.asarray(s.groups)
     regions = np.array([p[2] for p in s.points])
@@ -338,7 +339,7 @@ def _drawable(metric: str, resamples: int, bins: int) -> None:
 
 # %% ../nbs/08b_intervals.ipynb #08-metrics-82-2
 def _times(n: int, resamples: int, seed: int) -> np.ndarray:  # (1 + resamples, N)
-    "How often each image is drawn; the first row is the set itself."
+    "How often each image is drawn. The first row is the set itself."
     at = rng(seed, "bootstrap").integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
     return np.vstack(
         [np.ones(n, int), np.bincount(at.ravel(), minlength=n * resamples).reshape(resamples, n)]
@@ -346,7 +347,7 @@ def _times(n: int, resamples: int, seed: int) -> np.ndarray:  # (1 + resamples, 
 
 
 def _kinds_of_images(s: _Set, parts: Sequence[tuple[int, ...]], metric: str) -> tuple[int, int]:
-    "Anomalous and nominal images, in the smallest of the splits; an error if a resample could not differ."
+    "Anomalous and nominal images of the smallest split. Raises `DataError` where no draw could differ."
     groups, regions = np.asarray(s.groups), np.array([p[2] for p in s.points])
     bad = min(int((regions[np.isin(groups, g)] > 0).sum()) for g in parts)
     good = int((regions == 0).sum())
@@ -366,8 +367,7 @@ def bootstrap_draws(
     limit: float = 0.3,  # FPR limit of au_pro
     resamples: int = 1000,  # Draws, 100 or more
     seed: int = 0,  # The same seed draws the same images, whoever scored them
-    # (1 + resamples,): the exact value on the set as it is, then one for each draw; NaN where undefined
-) -> np.ndarray:
+) -> np.ndarray:  # (1 + resamples,): the exact value, then one for each draw, NaN where undefined
     "A metric on draws of the images, as `bootstrap` makes them, for intervals over more than one detector."
     _drawable(metric, resamples, BINS)
     if metric == "au_spro":

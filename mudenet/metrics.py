@@ -42,13 +42,14 @@ VERSIONS = dict(
 # %% ../nbs/08_metrics.ipynb #08-metrics-06
 @dataclass(frozen=True)
 class Ranks:
-    """Where the defective values stand among the nominal ones; the last axis runs over distinct defective
-    scores, ascending.
+    """Where the defective values stand among the nominal ones.
+
+    The last axis runs over distinct defective scores, ascending.
     """
 
     score: np.ndarray  # (U,) distinct scores of defective pixels, or of anomalous images
     positive: np.ndarray  # (…, U) how many defective values have that score
-    weight: np.ndarray  # (…, U) their weight; over all defective pixels it sums to 1
+    weight: np.ndarray  # (…, U) their weight, which sums to 1 over all defective pixels
     above: np.ndarray  # (…, U) nominal values that are higher
     equal: np.ndarray  # (…, U) nominal values that are equal
     nominal: int | np.ndarray  # (…) N, nominal values in all
@@ -234,7 +235,7 @@ def _batches(free: Sequence[int], groups: Sequence[int], chunk: int) -> list[lis
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-25
 def _lookup(
-    chunk: np.ndarray,  # Nominal scores; sorted in place
+    chunk: np.ndarray,  # Nominal scores, sorted in place
     score: np.ndarray,  # (U,) ascending
     above: np.ndarray,  # (U,) gets how many values of the chunk are higher added
     equal: np.ndarray,  # (U,) gets how many are equal added
@@ -261,7 +262,7 @@ def _distinct(
     owner: np.ndarray,  # (P,) group of each
     G: int,  # Number of groups
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # score (U,), positive (G, U), weight (G, U)
-    "Distinct scores ascending; for each group, how often each occurs and with which weight."
+    "Distinct scores ascending, and for each group how often each occurs and with which weight."
     order = np.argsort(scores)
     s, w, g = scores[order], weights[order], owner[order]
     first = np.flatnonzero(np.append(True, s[1:] != s[:-1])[: s.size])
@@ -350,14 +351,15 @@ def _top_tally(s: _Set, top: float) -> _Tally:
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-32
 class Lazy(Sequence):
-    """A sequence whose items are read when they are asked for, each time anew; for sets that do not fit into
-    memory.
+    """A sequence whose items are read when they are asked for, each time anew.
+
+    It is for sets that do not fit into memory.
     """
 
     def __init__(
         self,
         n: int,  # How many
-        read: Callable[[int], Any],  # Number → item; called from several threads
+        read: Callable[[int], Any],  # Number → item, called from several threads
     ):
         self.n, self.read = n, read
 
@@ -404,7 +406,7 @@ def _fpr_limits(limits: Sequence[float]) -> list[float]:
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-33
 def pixel_metrics(
-    maps: Any,  # N anomaly maps (H, W), higher is more anomalous; a list, or an array (N, H, W)
+    maps: Any,  # N anomaly maps (H, W), higher is more anomalous, as a list or an array
     masks: Any,  # N masks (H, W), 0 where nominal
     limit: float = 0.3,  # f, false positive rate up to which AU-PRO goes, in (0, 1]
 ) -> dict[str, float]:  # pixel_auroc, pixel_ap, pixel_f1_max, au_pro
@@ -422,7 +424,7 @@ def _roc_metrics(r: Ranks) -> dict[str, float]:
 def pixel_auroc(
     maps: Any,  # N anomaly maps (H, W)
     masks: Any,  # N masks (H, W), 0 where nominal
-) -> float:  # In [0, 1]; 0.5 is chance
+) -> float:  # In [0, 1], where 0.5 is chance
     "Area under the ROC curve over all pixels together."
     return float(_auroc(_tally(_pixel_set(maps, masks)).ranks()))
 
@@ -430,7 +432,7 @@ def pixel_auroc(
 def pixel_average_precision(
     maps: Any,  # N anomaly maps (H, W)
     masks: Any,  # N masks (H, W), 0 where nominal
-) -> float:  # In (0, 1]; chance is the share of defective pixels
+) -> float:  # In (0, 1], where chance is the share of defective pixels
     "Average precision over all pixels together."
     return float(_ap(_tally(_pixel_set(maps, masks)).ranks()))
 
@@ -447,8 +449,8 @@ def au_pro(
     maps: Any,  # N anomaly maps (H, W)
     masks: Any,  # N masks (H, W), 0 where nominal
     limit: float = 0.3,  # f, in (0, 1]: 0.3 for MVTec AD and VisA, 0.05 for MVTec AD 2
-) -> float:  # In [0, 1]; a constant map gives limit/2
-    "Area under the PRO curve up to the limit, divided by it; exact."
+) -> float:  # In [0, 1], where a constant map gives limit/2
+    "Area under the PRO curve up to the limit, divided by it. It is exact."
     return float(_pro(_top_tally(_pixel_set(maps, masks), _fpr_limit(limit)).ranks(), limit))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-34-2
@@ -504,7 +506,7 @@ def image_metrics(
 def image_auroc(
     scores: Any,  # (N,) image scores, higher is more anomalous
     labels: Any,  # (N,) 0 nominal, 1 anomalous
-) -> float:  # In [0, 1]; 0.5 is chance
+) -> float:  # In [0, 1], where 0.5 is chance
     "Area under the ROC curve over images."
     return float(_auroc(image_ranks(scores, labels)))
 
@@ -512,7 +514,7 @@ def image_auroc(
 def average_precision(
     scores: Any,  # (N,) image scores, higher is more anomalous
     labels: Any,  # (N,) 0 nominal, 1 anomalous
-) -> float:  # In (0, 1]; chance is the share of anomalous images
+) -> float:  # In (0, 1], where chance is the share of anomalous images
     "Average precision over images."
     return float(_ap(image_ranks(scores, labels)))
 
@@ -543,7 +545,7 @@ def kind_groups(
 def image_auroc_mean(
     scores: Any,  # (N,) image scores, higher is more anomalous
     kinds: Sequence[str],  # For each image "good", "logical_anomalies" or "structural_anomalies"
-) -> float:  # In [0, 1]; 0.5 is chance
+) -> float:  # In [0, 1], where 0.5 is chance
     """Image AUROC as LOCO's publishers report it: the mean of logical and structural, each against all good
     images.
     """
@@ -634,7 +636,7 @@ def _saturated(
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-62
 def _group(kind: str | None, channels: Sequence, what: str) -> int:
-    "0 for a good image, 1 for a logical, 2 for a structural one; without kinds, 1 is any with a channel."
+    "0 for a good image, 1 for a logical, 2 for a structural one. Without kinds, 1 is any with a channel."
     if kind is None:
         return int(len(channels) > 0)
     if kind not in ("good", *KINDS):
@@ -696,7 +698,7 @@ def _spro_table(
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-63-2
 def au_spro(
-    maps: Any,  # N anomaly maps (H, W), at the size of the ground truth; may be `Lazy`
+    maps: Any,  # N anomaly maps (H, W), at the size of the ground truth, or `Lazy`
     # For each image its channels (H, W), 0 or the pixel value; () if good; likewise
     channels: Sequence[Sequence],
     # LOCO's entries: pixel_value, saturation_threshold, relative_saturation
@@ -706,7 +708,7 @@ def au_spro(
     | None = None,  # For each image "good", "logical_anomalies" or "structural_anomalies"
     # Split → limit → AU-sPRO; splits: all, the kinds there are, mean of the two
 ) -> dict[str, dict[float, float]]:
-    "AU-sPRO by LOCO's full rule; exact. Without `kinds` there is only the split `all`."
+    "AU-sPRO by LOCO's full rule, exactly. Without `kinds` there is only the split `all`."
     limits = _fpr_limits(limits)
     s = _spro_set(maps, channels, defects_config, kinds)
     return _spro_table(_tally(s), _splits(s.groups, kinds is not None), limits)

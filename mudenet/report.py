@@ -82,7 +82,7 @@ def outlined(
     colour: tuple[int, int, int] = (255, 255, 255),  # RGB
     width: int = 2,  # Pixels, inside the region
 ) -> Image.Image:
-    "A picture with the outline of a region; a dark edge around it shows it on light ground too."
+    "A picture with the outline of a region. A dark edge around it shows it on light ground too."
     inside = np.asarray(Image.fromarray(region).resize(pixels.size, Image.Resampling.NEAREST))
     out = np.array(pixels)
     out[ndimage.binary_dilation(inside) & ~inside] = 0
@@ -98,37 +98,34 @@ def colour_scale(
     parts: np.ndarray,  # (N, 2, L, h, w)
     threshold: float,  # Of the label
 ) -> Scale:
-    """One colour scale for all maps and one for all parts: black at the median; the threshold is a third up
-    that of maps.
-    """
+    "One colour scale for all maps and one for all parts. Black is the median, the threshold a third up."
     low, dark = float(np.median(maps)), float(np.median(parts))
     high = low + 3 * (threshold - low) if threshold > low else float(maps.max())
     return low, high, dark, float(np.quantile(parts, (maps < high).mean()))
 
 # %% ../nbs/08a_report.ipynb #08a-report-ee96a40
+def _coloured(values: np.ndarray, low: float, high: float, side: int) -> Image.Image:
+    return heat(values, low, high).resize((side, side), Image.Resampling.BILINEAR)
+
+
 def tiles(
     case: Case,  # One test image
     mask: np.ndarray | None,  # bool (H, W), or none
     scale: Scale,  # Of `colour_scale`
     side: int = 192,  # Side of the large tiles, pixels
     small: int = 88,  # Side of the parts
-    pixels: Image.Image | None = None,  # The image, where it has been read already
+    pixels: Image.Image | None = None,  # The image, if it has been read
 ) -> dict[str, Image.Image]:  # input, mask (where there is a defect), anomaly map, structural 1 … logical L
     "The pictures of one case by name."
-
-    def coloured(v: np.ndarray, low: float, high: float, side: int) -> Image.Image:
-        return heat(v, low, high).resize((side, side), Image.Resampling.BILINEAR)
-
-    pixels = (pixels or Image.fromarray(read_image(case.item.image, case.white))).resize(
-        (side, side), Image.Resampling.LANCZOS
-    )
+    pixels = pixels or Image.fromarray(read_image(case.item.image, case.white))
+    pixels = pixels.resize((side, side), Image.Resampling.LANCZOS)
     out = {"input": pixels}
     if mask is not None and mask.any():
         out["mask"] = outlined(pixels, mask)
-    out["anomaly map"] = coloured(case.map, *scale[:2], side)
+    out["anomaly map"] = _coloured(case.map, *scale[:2], side)
     for b, branch in enumerate(BRANCHES):
         for level, part in enumerate(case.parts[b], 1):
-            out[f"{branch} {level}"] = coloured(part, *scale[2:], small)
+            out[f"{branch} {level}"] = _coloured(part, *scale[2:], small)
     return out
 
 # %% ../nbs/08a_report.ipynb #08a-report-ee96a41
@@ -149,6 +146,30 @@ def p_text(
     return "" if case.p_value is None else f", p-value {case.p_value:.3g}"
 
 # %% ../nbs/08a_report.ipynb #08a-report-ee96a4
+def _paste_large(sheet: Image.Image, found: Mapping[str, Image.Image], side: int, font: Any) -> None:
+    "Input, mask and map, each below its name."
+    draw = ImageDraw.Draw(sheet)
+    for k, name in enumerate(("input", "mask", "anomaly map")):
+        x = k * (side + 6)
+        sheet.paste(found.get(name, found["input"]), (x, 20))
+        draw.text((x, 2), name if name in found else "no defect marked", "black", font)
+
+
+def _paste_parts(
+    sheet: Image.Image, found: Mapping[str, Image.Image], levels: int, left: int, small: int, font: Any
+) -> None:
+    "A row for each branch and a column for each level."
+    draw = ImageDraw.Draw(sheet)
+    columns = [left + level * (small + 6) for level in range(levels + 1)]
+    for level, x in enumerate(columns[:-1], 1):
+        draw.text((x, 2), f"level {level}", "black", font)
+    for b, branch in enumerate(BRANCHES):
+        y = 20 + b * (small + 16)
+        for level, x in enumerate(columns[:-1], 1):
+            sheet.paste(found[f"{branch} {level}"], (x, y))
+        draw.text((columns[-1], y + small // 2 - 8), branch, "black", font)
+
+# %% ../nbs/08a_report.ipynb #9c0e464f
 def draw_case(
     case: Case,  # One test image
     mask: np.ndarray | None,  # bool (H, W), or none
@@ -157,28 +178,17 @@ def draw_case(
     side: int = 192,  # Side of the large tiles, pixels
 ) -> Image.Image:
     "Input, mask, fused map and parts side by side as one picture, with what the detector says in words."
-    L, small = case.parts.shape[1], side // 2 - 8
+    levels, small, left = case.parts.shape[1], side // 2 - 8, 3 * (side + 6)
     found = tiles(case, mask, scale, side, small)
-    sheet = Image.new("RGB", (3 * (side + 6) + L * (small + 6) + 80, side + 44), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for k, name in enumerate(("input", "mask", "anomaly map")):
-        sheet.paste(found.get(name, found["input"]), (k * (side + 6), 20))
-        draw.text((k * (side + 6), 2), name if name in found else "no defect marked", "black", font)
-    for b, branch in enumerate(BRANCHES):
-        y = 20 + b * (small + 16)
-        for level in range(L):
-            x = 3 * (side + 6) + level * (small + 6)
-            sheet.paste(found[f"{branch} {level + 1}"], (x, y))
-            if b == 0:
-                draw.text((x, 2), f"level {level + 1}", "black", font)
-        draw.text((3 * (side + 6) + L * (small + 6), y + small // 2 - 8), branch, "black", font)
-    draw.text(
-        (0, side + 25),
+    sheet = Image.new("RGB", (left + levels * (small + 6) + 80, side + 44), "white")
+    font = ImageFont.load_default(13)
+    _paste_large(sheet, found, side, font)
+    _paste_parts(sheet, found, levels, left, small, font)
+    said = (
         f"{judged(case, threshold)}: score {case.score:.2f}, threshold {threshold:.2f}; "
-        f"strongest: {case.strongest}; truth: {case.item.defect}",
-        "black",
-        font,
+        f"strongest: {case.strongest}; truth: {case.item.defect}"
     )
+    ImageDraw.Draw(sheet).text((0, side + 25), said, "black", font)
     return sheet
 
 # %% ../nbs/08a_report.ipynb #08a-report-d30be10
@@ -198,14 +208,15 @@ SHOWN = dict(
 def image_mean(
     results: Mapping[str, Any],  # Of a record
 ) -> float | None:  # None without both of LOCO's kinds
-    """Image AUROC as LOCO's publishers report it (A-045): the mean of logical and structural, each with all
-    good images.
+    """Image AUROC as LOCO's publishers report it (A-045).
+
+    It is the mean of logical and structural, each with all good images.
     """
     kinds = results.get("kinds", {})
     found = [kinds.get(k, {}).get("metrics", {}).get("image_auroc") for k in KINDS]
     return sum(m["value"] for m in found) / 2 if set(kinds) == set(KINDS) and all(found) else None
 
-
+# %% ../nbs/08a_report.ipynb #7278cf58
 def interval_note(
     records: Iterable[Mapping[str, Any]],  # Of `evaluate`
 ) -> str:  # Without a full stop
@@ -219,53 +230,49 @@ def interval_note(
     return f"Brackets: 95 % intervals over the test images ({said})" if by else "There are no intervals"
 
 # %% ../nbs/08a_report.ipynb #08a-report-d30be12
-def _tables(record: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
-    """The metrics of a record as tables of texts, each with its head: the metrics, and AU-sPRO where there is
-    one.
-    """
-    r = record["results"]
-    rows = {"all": r["all"], **r["kinds"]}
-    spread = shown_intervals(record)
+def _bracket(i: Mapping[str, Any] | None) -> str:
+    "An interval as it stands behind its number."
+    return f" [{i['low']:.3f}, {i['high']:.3f}]" if i else ""
 
-    def bracket(i: Mapping[str, Any] | None) -> str:
-        return f" [{i['low']:.3f}, {i['high']:.3f}]" if i else ""
 
-    def cell(part: Mapping[str, Any], n: str, name: str) -> str:
+def _metric_rows(record: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    "All test images, then each kind of defect. Intervals are those of all images."
+    r, spread = record["results"], shown_intervals(record)
+
+    def cell(kind: str, part: Mapping[str, Any], n: str) -> str:
         v = part["metrics"].get(n)
-        return "–" if v is None else f"{v['value']:.4f}" + bracket(spread.get(n) if name == "all" else None)
+        return "–" if v is None else f"{v['value']:.4f}" + _bracket(spread.get(n) if kind == "all" else None)
 
-    tables = [
-        [
-            ["test images", "nominal", "anomalous", *(SHOWN[n] for n in names)],
-            *(
-                [
-                    k,
-                    str(p["images"]["nominal"]),
-                    str(p["images"]["anomalous"]),
-                    *(cell(p, n, k) for n in names),
-                ]
-                for k, p in rows.items()
-            ),
-        ]
-    ]
+    def row(kind: str, part: Mapping[str, Any]) -> list[str]:
+        counts = part["images"]
+        return [kind, str(counts["nominal"]), str(counts["anomalous"]), *(cell(kind, part, n) for n in names)]
+
+    rows = [row(kind, part) for kind, part in {"all": r["all"], **r["kinds"]}.items()]
     if (mean := image_mean(r)) is not None:
-        both = f"{mean:.4f}" + bracket(spread.get("image_auroc_mean"))
-        tables[0].append(
-            ["mean of the two kinds", "", "", *(both if n == "image_auroc" else "–" for n in names)]
-        )
-    if spro := r.get("au_spro", {}).get("values"):
-        i = spread.get("au_spro", {})
-        drawn = (i.get("split"), f"{i.get('limit')}")
+        both = f"{mean:.4f}" + _bracket(spread.get("image_auroc_mean"))
+        means = [both if n == "image_auroc" else "–" for n in names]
+        rows.append(["mean of the two kinds", "", "", *means])
+    return rows
 
-        def one(split: str, limit: str, v: float) -> str:
-            return f"{v:.4f}" + bracket(i if (split, limit) == drawn else None)
+# %% ../nbs/08a_report.ipynb #17a96f73
+def _spro_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    "AU-sPRO by limit, a row for each split. The interval belongs to one of them."
+    values = record["results"]["au_spro"]["values"]
+    i = shown_intervals(record).get("au_spro", {})
+    drawn = (i.get("split"), f"{i.get('limit')}")
 
-        tables.append(
-            [
-                ["AU-sPRO up to FPR", *next(iter(spro.values()))],
-                *([k, *(one(k, f, v) for f, v in row.items())] for k, row in spro.items()),
-            ]
-        )
+    def cell(split: str, limit: str, v: float) -> str:
+        return f"{v:.4f}" + _bracket(i if (split, limit) == drawn else None)
+
+    return [[split, *(cell(split, f, v) for f, v in row.items())] for split, row in values.items()]
+
+
+def _tables(record: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
+    "The tables of a record as texts, each with its head: the metrics, and AU-sPRO where there is one."
+    head = ["test images", "nominal", "anomalous", *(SHOWN[n] for n in names)]
+    tables = [[head, *_metric_rows(record, names)]]
+    if spro := record["results"].get("au_spro", {}).get("values"):
+        tables.append([["AU-sPRO up to FPR", *next(iter(spro.values()))], *_spro_rows(record)])
     return tables
 
 # %% ../nbs/08a_report.ipynb #08a-report-d30be1
@@ -280,73 +287,99 @@ def metrics_table(
     return "\n\n".join(markdown_table(head, rows) for head, *rows in _tables(record, names))
 
 # %% ../nbs/08a_report.ipynb #08a-report-d05c2d
-def verdict(
-    record: Mapping[str, Any],  # Of `evaluate`
-) -> list[str]:  # Sentences
-    "What a record says, in words: ranking, label, kinds of defects, pixels, caveats."
-    everything, rows = record["results"]["all"], record["scores"]
-    found, spread = everything["metrics"], shown_intervals(record)
+def _spread_words(i: Mapping[str, Any] | None) -> str:
+    "An interval as a clause, or nothing."
+    return f", 95 % interval {i['low']:.3f} to {i['high']:.3f}" if i else ""
 
-    def value(n: str) -> str:
-        i = spread.get(n)
-        return f"{SHOWN[n]} {found[n]['value']:.4f}" + (
-            f", 95 % interval {i['low']:.3f} to {i['high']:.3f}" if i else ""
-        )
 
-    def called(kind: str) -> tuple[int, int]:
-        of = [r["anomalous"] for r in rows if r["defect"] == kind]
-        return sum(of), len(of)
+def _value_words(record: Mapping[str, Any], metric: str) -> str:
+    value = record["results"]["all"]["metrics"][metric]["value"]
+    return f"{SHOWN[metric]} {value:.4f}" + _spread_words(shown_intervals(record).get(metric))
 
-    bad = [r["anomalous"] for r in rows if r["defect"] != "good"]
-    counted = [f"{share(sum(bad), len(bad))} anomalous images are found"] * bool(bad)
-    if called("good")[1]:
-        counted.append(f"{share(*called('good'))} nominal ones are false alarms")
-    out = []
+
+def _called(record: Mapping[str, Any], *kinds: str) -> tuple[int, int]:
+    "How many images of some kinds are called anomalous, and of how many."
+    called = [r["anomalous"] for r in record["scores"] if r["defect"] in kinds]
+    return sum(called), len(called)
+
+
+def _kinds_of(record: Mapping[str, Any]) -> list[str]:
+    "The kinds of defects among the test images."
+    return list(dict.fromkeys(r["defect"] for r in record["scores"] if r["defect"] != "good"))
+
+# %% ../nbs/08a_report.ipynb #a2ed9e75
+def _ranking_words(record: Mapping[str, Any]) -> list[str]:
+    "How well scores order the images."
+    found, out = record["results"]["all"]["metrics"], []
     if "image_auroc" in found:
         out.append(
             f"Of all pairs of an anomalous and a nominal test image, the anomalous one scores higher in "
-            f"{100 * found['image_auroc']['value']:.1f} % ({value('image_auroc')})."
+            f"{100 * found['image_auroc']['value']:.1f} % ({_value_words(record, 'image_auroc')})."
         )
     if (mean := image_mean(record["results"])) is not None:
-        i = spread.get("image_auroc_mean")
-        said = f", 95 % interval {i['low']:.3f} to {i['high']:.3f}" if i else ""
+        said = _spread_words(shown_intervals(record).get("image_auroc_mean"))
         out.append(
             "Image AUROC as LOCO's publishers report it, the mean of logical and structural, is "
             f"{mean:.4f}{said}."
         )
-    how = record.get("calibration") or {}
-    origin = {
-        "given": "given by hand",
-        "labelled": "chosen on labelled parts and so no longer label-free",
-    }.get(how.get("how", ""), "set on nominal validation images only")
-    out.append(f"With the threshold {record['threshold']:.4g}, {origin}, {', and '.join(counted)}.")
+    return out
+
+# %% ../nbs/08a_report.ipynb #1ae163e3
+_ORIGINS = dict(given="given by hand", labelled="chosen on labelled parts and so no longer label-free")
+
+
+def _label_words(record: Mapping[str, Any]) -> list[str]:
+    "What the threshold does to the images, where it comes from and what it promises."
+    how, kinds = record.get("calibration") or {}, _kinds_of(record)
+    found, nominal = _called(record, *kinds), _called(record, "good")
+    counted = [f"{share(*found)} anomalous images are found"] if kinds else []
+    if nominal[1]:
+        counted.append(f"{share(*nominal)} nominal ones are false alarms")
+    origin = _ORIGINS.get(how.get("how", ""), "set on nominal validation images only")
+    out = [f"With the threshold {record['threshold']:.4g}, {origin}, {', and '.join(counted)}."]
     if "bound" in how:
         out.append(f"{promised(how)}.")
-    if not bad:
+    if not kinds:
         out.append("There are no anomalous test images.")
-    kinds = dict.fromkeys(r["defect"] for r in rows if r["defect"] != "good")
     if len(kinds) > 1:
-        out.append("Found by kind: " + "; ".join(f"{k} {share(*called(k))}" for k in kinds) + ".")
-    pixels = [value(n) for n in ("pixel_auroc", "au_pro") if n in found]
-    if pixels:
-        out.append("Where in the image: " + "; ".join(pixels) + ".")
-    if i := spread.get("au_spro"):
+        by_kind = "; ".join(f"{k} {share(*_called(record, k))}" for k in kinds)
+        out.append(f"Found by kind: {by_kind}.")
+    return out
+
+# %% ../nbs/08a_report.ipynb #2ef32c51
+def _pixel_words(record: Mapping[str, Any]) -> list[str]:
+    "How well maps find the place of a defect."
+    found, out = record["results"]["all"]["metrics"], []
+    if pixels := [_value_words(record, n) for n in ("pixel_auroc", "au_pro") if n in found]:
+        out.append(f"Where in the image: {'; '.join(pixels)}.")
+    if i := shown_intervals(record).get("au_spro"):
         seen = record["results"]["au_spro"]["values"][i["split"]][f"{i['limit']}"]
         out.append(
             f"By the size that each defect's rule asks for: AU-sPRO up to FPR {i['limit']}, {i['split']} of "
-            f"the kinds, {seen:.4f}, 95 % interval {i['low']:.3f} to {i['high']:.3f}."
+            f"the kinds, {seen:.4f}{_spread_words(i)}."
         )
-    out += [f"Not defined here: {u}." for u in everything["undefined"]]
+    return out
+
+
+def _caveats(record: Mapping[str, Any]) -> list[str]:
+    "What is not defined, what the detector's health says, and intervals that are too narrow."
+    spread = shown_intervals(record)
+    out = [f"Not defined here: {u}." for u in record["results"]["all"]["undefined"]]
     if found_health := record.get("health"):
         out += advice(Health(**found_health), record["config"]["train"]["steps"] != 0)
     if any(i["few"] for i in spread.values()):
         out.append("There are few test images; such intervals tend to be too narrow.")
-    if edge := [n for n, i in spread.items() if i.get("edge")]:
-        out.append(
-            f"Too narrow is the interval of {', '.join(SHOWN[n] for n in edge)}: it has no width or ends at "
-            "1."
-        )
+    if edge := ", ".join(SHOWN[n] for n, i in spread.items() if i.get("edge")):
+        out.append(f"Too narrow is the interval of {edge}: it has no width or ends at 1.")
     return out
+
+# %% ../nbs/08a_report.ipynb #18e8553a
+def verdict(
+    record: Mapping[str, Any],  # Of `evaluate`
+) -> list[str]:  # Sentences
+    "What a record says, in words: ranking, label, kinds of defects, pixels, caveats."
+    parts = (_ranking_words, _label_words, _pixel_words, _caveats)
+    return [sentence for part in parts for sentence in part(record)]
 
 # %% ../nbs/08a_report.ipynb #08a-report-5a9cbf0
 def roc_curve(
@@ -369,7 +402,7 @@ _W, _H, _PAD = 360, 244, 42  # of a drawing, in SVG units
 
 
 def _frame(body: str, x: Sequence[tuple[float, str]], names: tuple[str, str], alt: str) -> str:
-    "An SVG with axes; `x` are ticks as (place in 0..1, text)."
+    "An SVG with axes. Ticks `x` are pairs of a place in 0..1 and a text."
     w, h, e = _W - _PAD - 10, _H - _PAD - 10, html.escape
     anchor: dict[float, str] = {0: "start", 1: "end"}
     ticks = "".join(
@@ -386,6 +419,16 @@ def _frame(body: str, x: Sequence[tuple[float, str]], names: tuple[str, str], al
     )
 
 # %% ../nbs/08a_report.ipynb #08a-report-5a9cbf
+def _area_svg(points: str, right: float, h: int) -> str:
+    "A curve with the area below it, and 0 and 1 beside it."
+    return (
+        f'<polygon points="0,{h} {points} {right:.1f},{h}" fill="#3b7dd8" fill-opacity=".2" '
+        f'stroke="none"/><polyline points="{points}" stroke="#3b7dd8" stroke-width="2"/><g '
+        'fill="currentColor" stroke="none" text-anchor="end"><text x="-6" y="6">1</text><text x="-6" '
+        f'y="{h}">0</text></g>'
+    )
+
+# %% ../nbs/08a_report.ipynb #012975b0
 def curve_svg(
     x: np.ndarray,  # Ascending from 0
     y: np.ndarray,  # In [0, 1]
@@ -398,22 +441,44 @@ def curve_svg(
     "A curve under which an area is measured."
     w, h = _W - _PAD - 10, _H - _PAD - 10
     points = " ".join(f"{a / limit * w:.1f},{(1 - b) * h:.1f}" for a, b in zip(x, y))
-    body = (
-        f'<polygon points="0,{h} {points} {x[-1] / limit * w:.1f},{h}" fill="#3b7dd8" fill-opacity=".2" '
-        f'stroke="none"/><polyline points="{points}" stroke="#3b7dd8" stroke-width="2"/><g '
-        'fill="currentColor" stroke="none" text-anchor="end"><text x="-6" y="6">1</text><text x="-6" '
-        f'y="{h}">0</text></g>'
-    )
+    body = _area_svg(points, x[-1] / limit * w, h)
     if chance:
         body += f'<path d="M0 {h}L{w} 0" stroke-opacity=".6" stroke-dasharray="3 4"/>'
     if point:
-        body += (
-            f'<circle cx="{point[0] / limit * w:.1f}" cy="{(1 - point[1]) * h:.1f}" r="5" '
-            'fill="currentColor" stroke="none"/>'
-        )
+        place = f'cx="{point[0] / limit * w:.1f}" cy="{(1 - point[1]) * h:.1f}"'
+        body += f'<circle {place} r="5" fill="currentColor" stroke="none"/>'
     return _frame(body, [(0, "0"), (0.5, f"{limit / 2:g}"), (1, f"{limit:g}")], names, alt)
 
 # %% ../nbs/08a_report.ipynb #08a-report-6cf65a
+def _bar(left: float, width: float, top: float, height: float, colour: str) -> str:
+    return (
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{colour}" stroke="none"/>'
+    )
+
+
+def _bars(counts: Sequence[np.ndarray], w: float, h: float, top: int) -> str:
+    "Nominal images above the middle, anomalous ones below it."
+    (nominal, anomalous), middle = counts, h / 2
+    step, unit = w / len(nominal), (middle - 20) / top
+    places = [i * step + 0.5 for i in range(len(nominal))]
+    above = [_bar(x, step - 1, middle - n * unit, n * unit, "#3b7dd8") for x, n in zip(places, nominal) if n]
+    below = [_bar(x, step - 1, middle, n * unit, "#d9730d") for x, n in zip(places, anomalous) if n]
+    return "".join([*above, *below])
+
+# %% ../nbs/08a_report.ipynb #57bec6a0
+def _histogram_axes(w: float, h: float, at: float, top: int, counts: tuple[int, int]) -> str:
+    "Axis, threshold, and the numbers of images."
+    return (
+        f'<path d="M0 {h / 2}H{w}" stroke-opacity=".6"/><path d="M{at:.1f} 0V{h}" stroke-width="2" '
+        f'stroke-dasharray="6 4"/><g fill="currentColor" stroke="none"><text x="{w}" y="12" '
+        f'text-anchor="end">nominal ({counts[0]})</text><text x="{w}" y="{h - 6}" '
+        f'text-anchor="end">anomalous ({counts[1]})</text><text x="-6" y="24" '
+        f'text-anchor="end">{top}</text><text x="-6" y="{h / 2 + 4}" text-anchor="end">0</text><text x="-6" '
+        f'y="{h - 16}" text-anchor="end">{top}</text></g>'
+    )
+
+# %% ../nbs/08a_report.ipynb #58f2730a
 def histogram_svg(
     nominal: Sequence[float],  # Scores of nominal images
     anomalous: Sequence[float],  # Scores of anomalous images
@@ -421,39 +486,31 @@ def histogram_svg(
     bins: int = 28,  # Bars of each kind
 ) -> str:
     "Scores of both kinds, back to back, and the threshold."
-    scores = np.r_[np.asarray(nominal, float), np.asarray(anomalous, float)]
-    low, high = float(min(scores.min(), threshold)), float(max(scores.max(), threshold))
+    low, high = min(*nominal, *anomalous, threshold), max(*nominal, *anomalous, threshold)
     high = high if high > low else low + 1
     counts = [np.histogram(s, bins, (low, high))[0] for s in (nominal, anomalous)]
     w, h, top = _W - _PAD - 10, _H - _PAD - 10, max(1, *(int(c.max()) for c in counts))
-    step, unit, at = w / bins, (h / 2 - 20) / top, (threshold - low) / (high - low) * w
-
-    def bar(i: int, n: int, up: bool) -> str:
-        return (
-            f'<rect x="{i * step + 0.5:.1f}" y="{h / 2 - (n * unit if up else 0):.1f}" '
-            f'width="{step - 1:.1f}" height="{n * unit:.1f}" fill="{"#3b7dd8" if up else "#d9730d"}" '
-            'stroke="none"/>'
-        )
-
-    bars = "".join(bar(i, n, up) for up, c in zip((True, False), counts) for i, n in enumerate(c) if n)
-    body = (
-        f'{bars}<path d="M0 {h / 2}H{w}" stroke-opacity=".6"/><path d="M{at:.1f} 0V{h}" stroke-width="2" '
-        f'stroke-dasharray="6 4"/><g fill="currentColor" stroke="none"><text x="{w}" y="12" '
-        f'text-anchor="end">nominal ({len(nominal)})</text><text x="{w}" y="{h - 6}" '
-        f'text-anchor="end">anomalous ({len(anomalous)})</text><text x="-6" y="24" '
-        f'text-anchor="end">{top}</text><text x="-6" y="{h / 2 + 4}" text-anchor="end">0</text><text x="-6" '
-        f'y="{h - 16}" text-anchor="end">{top}</text></g>'
-    )
-    over = [int((np.asarray(s, float) > threshold).sum()) for s in (nominal, anomalous)]
+    sizes = len(nominal), len(anomalous)
+    at = (threshold - low) / (high - low) * w
+    body = _bars(counts, w, h, top) + _histogram_axes(w, h, at, top, sizes)
+    over = [sum(s > threshold for s in scores) for scores in (nominal, anomalous)]
     alt = (
-        f"Histogram of scores from {low:.3g} to {high:.3g}: {over[0]} of {len(nominal)} nominal and "
-        f"{over[1]} of {len(anomalous)} anomalous images lie above the threshold {threshold:.3g}."
+        f"Histogram of scores from {low:.3g} to {high:.3g}: {over[0]} of {sizes[0]} nominal and "
+        f"{over[1]} of {sizes[1]} anomalous images lie above the threshold {threshold:.3g}."
     )
-    return _frame(
-        body, [(p, f"{low + p * (high - low):.3g}") for p in (0, 0.5, 1)], ("image score", "images"), alt
-    )
+    ticks = [(p, f"{low + p * (high - low):.3g}") for p in (0, 0.5, 1)]
+    return _frame(body, ticks, ("image score", "images"), alt)
 
 # %% ../nbs/08a_report.ipynb #26d21520
+def _draw_shares(ax: Any, cuts: np.ndarray, scores: Sequence[float], text: str, colour: str) -> None:
+    "The share of scores above every threshold, with its interval."
+    n = len(scores)
+    above = [int((np.asarray(scores) > t).sum()) for t in cuts]
+    low, high = zip(*(clopper_pearson(k, n) for k in above))
+    ax.step(cuts, np.array(above) / n, where="post", color=colour, label=text.format(n))
+    ax.fill_between(cuts, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
+
+# %% ../nbs/08a_report.ipynb #18551494
 def operating_figure(
     nominal: Sequence[float],  # Held-out scores
     bad: Sequence[float] = (),  # Scores of bad parts
@@ -463,17 +520,10 @@ def operating_figure(
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     ax, cuts = figure.subplots(), np.unique(np.r_[np.asarray(nominal), np.asarray(bad)])
     cuts = np.r_[cuts[0] - 0.02 * np.ptp(cuts), cuts]
-    kinds = (
-        (nominal, "false alarms, {} held-out good parts", "#3b7dd8"),
-        (bad, "defects found, {} bad parts", "#d9730d"),
-    )
-    for scores, text, colour in kinds:
-        if not (n := len(scores)):
-            continue
-        above = [int((np.asarray(scores) > t).sum()) for t in cuts]
-        low, high = zip(*(clopper_pearson(k, n) for k in above))
-        ax.step(cuts, np.array(above) / n, where="post", color=colour, label=text.format(n))
-        ax.fill_between(cuts, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
+    if len(nominal):
+        _draw_shares(ax, cuts, nominal, "false alarms, {} held-out good parts", "#3b7dd8")
+    if len(bad):
+        _draw_shares(ax, cuts, bad, "defects found, {} bad parts", "#d9730d")
     if threshold is not None:
         ax.axvline(threshold, color="0.4", linestyle="--")
     ax.set(xlabel="threshold", ylabel="share above", ylim=(0, 1.02))
@@ -510,6 +560,24 @@ def case_name(
     "Kind and file."
     return f"{case.item.defect}/{case.item.image.name}"
 
+# %% ../nbs/08a_report.ipynb #c4caf638
+def _large_texts(case: Case) -> dict[str, str]:
+    "What the large pictures show, for those who cannot see them."
+    return {
+        "input": f"Test image {case_name(case)}",
+        "mask": "The same with the outline of its defect",
+        "anomaly map": f"Anomaly map, at most {case.map.max():.2f}",
+    }
+
+
+def _part_texts(case: Case) -> dict[str, str]:
+    "The same for the parts."
+    return {
+        f"{branch} {level}": f"Scores of the {branch} branch at level {level}, at most {part.max():.2f}"
+        for branch, levels in zip(BRANCHES, case.parts)
+        for level, part in enumerate(levels, 1)
+    }
+
 # %% ../nbs/08a_report.ipynb #08a-report-11de752
 def case_html(
     case: Case,  # One test image
@@ -519,22 +587,13 @@ def case_html(
     anchor: str = "case",  # Id on its page
 ) -> str:
     "Pictures of one case with what the detector says."
-    name = case_name(case)
-    alts = {
-        "input": f"Test image {name}",
-        "mask": "The same with the outline of its defect",
-        "anomaly map": f"Anomaly map, at most {case.map.max():.2f}",
-    }
-    parts = {
-        f"{b} {i}": f"Scores of the {b} branch at level {i}, at most {p.max():.2f}"
-        for b, rows in zip(BRANCHES, case.parts)
-        for i, p in enumerate(rows, 1)
-    }
     pictures = tiles(case, mask, scale, 160, 72)
+    parts, alts = _part_texts(case), _large_texts(case)
     large = "".join(figure(pictures[n], n, alts[n]) for n in alts if n in pictures)
     small = "".join(figure(pictures[n], n, parts[n]) for n in parts)
+    title = f"{html.escape(case_name(case))}: {judged(case, threshold)}"
     return (
-        f'<article id="{anchor}"><h4>{html.escape(name)}: {judged(case, threshold)}</h4>'
+        f'<article id="{anchor}"><h4>{title}</h4>'
         f"<p>score {case.score:.3g}{p_text(case)}, threshold {threshold:.3g}; strongest: {case.strongest}</p>"
         f'<div class="tiles">{large}<div class="parts" '
         f'style="--levels:{case.parts.shape[1]}">{small}</div></div></article>'
@@ -562,7 +621,7 @@ def legend_html(
 # %% ../nbs/08a_report.ipynb #08a-report-11de75
 def chosen_for_pictures(
     cases: Sequence[Case],  # Every test image
-    each: int | None,  # So many of each kind; none: all
+    each: int | None,  # So many of each kind, or all
 ) -> dict[str, list[Case]]:  # Kind → cases, the highest score first
     "The cases that get a picture."
     kinds: dict[str, list[Case]] = {}
@@ -593,7 +652,7 @@ def html_table(
     rows: Sequence[Sequence[str]],  # Cells
     caption: str,  # Below it
 ) -> str:
-    "A table; on a narrow screen each row is a list, with the heads as labels."
+    "A table. On a narrow screen each row is a list, with the heads as labels."
     e = html.escape
 
     def row(cells: Sequence[str]) -> str:
@@ -603,8 +662,8 @@ def html_table(
     heads = "".join(f'<th scope="col">{e(h)}</th>' for h in head)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{e(caption, True)}"><table '
-        'class="numbers">'
-        f"<caption>{e(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(map(row, rows))}</tbody></table></div>"
+        f'class="numbers"><caption>{e(caption)}</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(map(row, rows))}</tbody></table></div>"
     )
 
 # %% ../nbs/08a_report.ipynb #08a-report-7556ad2
@@ -636,19 +695,17 @@ def teacher_of(
     return f"{given.get('name', 'given')}, distilled on {on} from {name}"
 
 # %% ../nbs/08a_report.ipynb #08a-report-7556ad
-def _provenance(record: Mapping[str, Any]) -> str:
-    "What made the numbers, and the whole configuration."
-    e, env = html.escape, record["environment"]
-    made = record.get("made", {"seconds": {}})
-    facts = {
-        "run": record["run"],
-        "seed": record["config"]["seed"],
-        **(
-            {"made": f"{made['date']}, {made['device']}, {made['threads']} threads"} if "date" in made else {}
-        ),
-        **{f"seconds of {stage}": f"{s:.0f}" for stage, s in made["seconds"].items()},
-        "teacher": teacher_of(record),
-        **({"teacher (SHA-256)": t["digest"]} if (t := record.get("teacher")) else {}),
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    "What made the numbers."
+    env, made = record["environment"], record.get("made", {"seconds": {}})
+    facts = {"run": record["run"], "seed": record["config"]["seed"]}
+    if "date" in made:
+        facts["made"] = f"{made['date']}, {made['device']}, {made['threads']} threads"
+    facts |= {f"seconds of {stage}": f"{s:.0f}" for stage, s in made["seconds"].items()}
+    facts["teacher"] = teacher_of(record)
+    if teacher := record.get("teacher"):
+        facts["teacher (SHA-256)"] = teacher["digest"]
+    return facts | {
         "images (fingerprint)": record["data"],
         "detector (SHA-256)": record["detector"],
         "train / validation images": f"{record['splits']['train']} / {record['splits']['validation']}",
@@ -657,6 +714,11 @@ def _provenance(record: Mapping[str, Any]) -> str:
         **{p: v or "not installed" for p, v in env["packages"].items()},
         "machine": f"{env['system']} {env['machine']}, {env['cpus']} CPUs",
     }
+
+# %% ../nbs/08a_report.ipynb #3cfcdbc4
+def _provenance(record: Mapping[str, Any]) -> str:
+    "What made the numbers, and the whole configuration."
+    e, facts = html.escape, _facts(record)
     rows = "".join(f'<tr><th scope="row">{e(k)}</th><td>{e(str(v))}</td></tr>' for k, v in facts.items())
     config = e(yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True, width=100))
     return (
@@ -690,42 +752,44 @@ summary{cursor:pointer;padding:.4em 0;font-weight:600}summary h3{display:inline;
 """
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d41
+def _roc_figure(record: Mapping[str, Any], cases: Sequence[Case]) -> tuple[str, str]:
+    "The ROC curve over images with what the threshold does, and its caption."
+    scores, labels = [c.score for c in cases], [int(c.item.label) for c in cases]
+    flagged = np.array(scores) > record["threshold"]
+    fpr, tpr = (float(np.mean(flagged[np.array(labels) == kind])) for kind in (0, 1))
+    area = record["results"]["all"]["metrics"]["image_auroc"]["value"]
+    alt = f"ROC curve over images, area {area:.4f}; the threshold is at {fpr:.3f}, {tpr:.3f}"
+    rates = "false positive rate", "true positive rate"
+    svg = curve_svg(*roc_curve(scores, labels), 1.0, rates, alt, True, (fpr, tpr))
+    return svg, f"ROC over images; area {area:.4f}. Dot: the threshold; dashed: chance."
+
+# %% ../nbs/08a_report.ipynb #75203a8d
+def _pro_figure(record: Mapping[str, Any], pro: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
+    "The PRO curve up to its limit, and its caption."
+    limit = record["config"]["evaluation"]["pro_limit"]
+    area, x = record["results"]["all"]["metrics"]["au_pro"]["value"], np.linspace(0, limit, 101)
+    alt = f"PRO curve up to a false positive rate of {limit:g}, AU-PRO {area:.4f}"
+    svg = curve_svg(
+        x, np.interp(x, *pro), limit, ("false positive rate of pixels", "per-region overlap"), alt
+    )
+    return svg, f"PRO up to FPR {limit:g}; area divided by it: {area:.4f}."
+
+# %% ../nbs/08a_report.ipynb #553c2620
 def _curves(
     record: Mapping[str, Any], cases: Sequence[Case], pro: tuple[np.ndarray, np.ndarray] | None
 ) -> str:
     "Histogram, ROC and PRO, as far as they are defined."
-    scores, labels = [c.score for c in cases], [int(c.item.label) for c in cases]
-    good, bad = ([s for s, k in zip(scores, labels) if k == kind] for kind in (0, 1))
-    out = [
-        (histogram_svg(good, bad, record["threshold"]), "Scores of the test images; dashed: the threshold.")
-    ]
     found = record["results"]["all"]["metrics"]
+    good, bad = ([c.score for c in cases if c.item.label == kind] for kind in (0, 1))
+    histogram = histogram_svg(good, bad, record["threshold"])
+    out = [(histogram, "Scores of the test images; dashed: the threshold.")]
     if "image_auroc" in found:
-        fpr, tpr = (float(np.mean(np.array(s) > record["threshold"])) for s in (good, bad))
-        area = found["image_auroc"]["value"]
-        svg = curve_svg(
-            *roc_curve(scores, labels),
-            1.0,
-            ("false positive rate", "true positive rate"),
-            f"ROC curve over images, area {area:.4f}; the threshold is at {fpr:.3f}, {tpr:.3f}",
-            True,
-            (fpr, tpr),
-        )
-        out.append((svg, f"ROC over images; area {area:.4f}. Dot: the threshold; dashed: chance."))
+        out.append(_roc_figure(record, cases))
     if pro is not None and "au_pro" in found:
-        limit = record["config"]["evaluation"]["pro_limit"]
-        x = np.linspace(0, limit, 101)
-        svg = curve_svg(
-            x,
-            np.interp(x, *pro),
-            limit,
-            ("false positive rate of pixels", "per-region overlap"),
-            f"PRO curve up to a false positive rate of {limit:g}, AU-PRO {found['au_pro']['value']:.4f}",
-        )
-        out.append((svg, f"PRO up to FPR {limit:g}; area divided by it: {found['au_pro']['value']:.4f}."))
-    figures = (
+        out.append(_pro_figure(record, pro))
+    figures = [
         f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for svg, caption in out
-    )
+    ]
     return '<div class="curves">' + "".join(figures) + "</div>"
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d42
@@ -745,37 +809,56 @@ def _thresholds(record: Mapping[str, Any]) -> str:
     return html_table(*operating_table(points), note)
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d43
-def _pictures(
-    record: Mapping[str, Any], cases: Sequence[Case], mask_of: Callable[[Item], np.ndarray | None]
-) -> list[str]:
-    "The hardest and the clearest, then each kind; a case is drawn once, and named where it would come again."
-    e, threshold = html.escape, record["threshold"]
-    scale = colour_scale(np.stack([c.map for c in cases]), np.stack([c.parts for c in cases]), threshold)
-    anchors, drawn = {id(c): f"case-{k}" for k, c in enumerate(cases)}, set()
+def _drawer(
+    cases: Sequence[Case], threshold: float, scale: Scale, mask_of: Callable[[Item], np.ndarray | None]
+) -> Callable[[Case], str]:
+    "Draws a case, and names it with a link where it would come again."
+    anchors, drawn = {id(c): f"case-{k}" for k, c in enumerate(cases)}, set[str]()
 
     def draw(c: Case) -> str:
-        if (anchor := anchors[id(c)]) in drawn:
-            return (
-                f'<p><a href="#{anchor}">{e(case_name(c))}: {judged(c, threshold)}</a>, score '
-                f"{c.score:.3g}, is shown above.</p>"
-            )
+        anchor = anchors[id(c)]
+        if anchor in drawn:
+            said = html.escape(f"{case_name(c)}: {judged(c, threshold)}")
+            return f'<p><a href="#{anchor}">{said}</a>, score {c.score:.3g}, is shown above.</p>'
         drawn.add(anchor)
         return case_html(c, mask_of(c.item), threshold, scale, anchor)
 
+    return draw
+
+# %% ../nbs/08a_report.ipynb #b0e6ae77
+def _pictures(
+    record: Mapping[str, Any], cases: Sequence[Case], mask_of: Callable[[Item], np.ndarray | None]
+) -> list[str]:
+    "The hardest and the clearest, then each kind."
+    e, threshold = html.escape, record["threshold"]
+    scale = colour_scale(np.stack([c.map for c in cases]), np.stack([c.parts for c in cases]), threshold)
+    draw = _drawer(cases, threshold, scale, mask_of)
     out = ["<h2>The hardest and the clearest</h2>", legend_html(scale, threshold)]
     for heading, chosen in worth_seeing(cases).items():
         out += [f"<h3>{e(heading)}</h3>", *map(draw, chosen)]
     out.append("<h2>Test images by kind</h2>")
     for kind, some in chosen_for_pictures(cases, record["config"]["evaluation"]["pictures"]).items():
         of = sum(c.item.defect == kind for c in cases)
-        out.append(
-            f"<details><summary><h3>{e(kind)}: {len(some)} of {of} images, the highest score "
-            "first</h3></summary>"
-        )
+        title = f"{e(kind)}: {len(some)} of {of} images, the highest score first"
+        out.append(f"<details><summary><h3>{title}</h3></summary>")
         out += [draw(c) for c in progress(some, f"drawing {kind}", unit="picture")] + ["</details>"]
     return out
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d4
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, \
+initial-scale=1"><link rel="icon" href="data:,"><title>mudenet: {title}</title><style>{style}</style></head>
+<body>
+{body}
+</body></html>
+"""
+
+
+def _sentences(record: Mapping[str, Any]) -> list[str]:
+    "The verdict as paragraphs. A number and its % stay on one line."
+    return [f"<p>{html.escape(s).replace(' %', '&#160;%')}</p>" for s in verdict(record)]
+
+# %% ../nbs/08a_report.ipynb #0c9c3854
 def report_html(
     record: Mapping[str, Any],  # Of `evaluate`
     cases: Sequence[Case],  # Every test image
@@ -783,24 +866,11 @@ def report_html(
     pro: tuple[np.ndarray, np.ndarray] | None = None,  # The PRO curve, where there are masks
 ) -> str:
     "The report: one HTML page that holds its pictures."
-    e, title = html.escape, f"{record['dataset']}: {record['category']}"
+    e, title = html.escape, html.escape(f"{record['dataset']}: {record['category']}")
     note = f'<p class="note">{e(record["note"])}</p>' if record["note"] else ""
-    body = [
-        f"<h1>{e(title)}</h1>",
-        *(f"<p>{e(s).replace(' %', '&#160;%')}</p>" for s in verdict(record)),
-        note,
-        "<h2>Numbers</h2>",
-        _numbers(record),
-        _thresholds(record),
-        _curves(record, cases, pro),
-    ]
+    body = [f"<h1>{title}</h1>", *_sentences(record), note, "<h2>Numbers</h2>"]
+    body += [_numbers(record), _thresholds(record), _curves(record, cases, pro)]
     if record["config"]["evaluation"]["pictures"] != 0:
         body += _pictures(record, cases, mask_of)
     body += ["<h2>What made this</h2>", _provenance(record)]
-    return (
-        "<!DOCTYPE html>\n"
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-        'initial-scale=1"><link rel="icon" href="data:,"><title>mudenet: '
-        f"{e(title)}</title><style>{_STYLE}</style></head>\n"
-        "<body>\n" + "\n".join(b for b in body if b) + "\n</body></html>\n"
-    )
+    return _PAGE.format(title=title, style=_STYLE, body="\n".join(b for b in body if b))

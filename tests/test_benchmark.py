@@ -7,14 +7,15 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import fields
 
 import pytest
 
-from mudenet.ablations import ablate
+from mudenet.ablations import ablate, plan_sweep, sweep
 from mudenet.benchmark import benchmark, benchmark_table, choose_categories, plan
 from mudenet.config import load_config, override
 from mudenet.core import ConfigError, WeightsError
-from mudenet.experiments import Here, OnRay
+from mudenet.experiments import Here, OnRay, Run
 from mudenet.synthetic import write_product_line
 
 pytestmark = [
@@ -65,50 +66,35 @@ def runs(top, out):
     return plan(configs, 1, {"detached": {}, "joint": {"train.detach_autoencoder": False}})
 
 
-class Killer(logging.Handler):
-    """SIGKILL for the worker of a run, once its stage 2 has saved a state."""
+def fragile(run):
+    """The same run, whose first worker dies of SIGKILL once stage 2 has saved a state."""
 
-    def __init__(self, run):
-        super().__init__()
-        self.run, self.state, self.killed = run, run.folder / "train.state.safetensors", []
+    class Fragile(Run):  # a local class travels to the workers by value
+        def perform(self, job, kept):
+            mark, state = self.folder / "killed", self.folder / "train.state.safetensors"
 
-    def __enter__(self):
-        log = logging.getLogger("mudenet")
-        log.addHandler(self)
-        log.setLevel(logging.INFO)
-        return self
+            def die():
+                while not state.exists():
+                    time.sleep(0.01)
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    def __exit__(self, *_):
-        log = logging.getLogger("mudenet")
-        log.removeHandler(self)
-        log.setLevel(logging.NOTSET)
+            if not mark.exists():
+                threading.Thread(target=die, daemon=True).start()
+            return Run.perform(self, job, kept)
 
-    def emit(self, record):
-        text = record.getMessage()
-        if text.startswith(f"{self.run.name}: started on") and not self.killed:
-            self.started(int(text.rsplit(" ", 1)[1]))
-
-    def started(self, pid):
-        threading.Thread(target=self.kill, args=[pid], daemon=True).start()
-
-    def kill(self, pid):
-        while not self.state.exists():
-            time.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-        self.killed.append(pid)
+    return Fragile(**{f.name: getattr(run, f.name) for f in fields(run)})
 
 
 def test_a_killed_worker_costs_a_retry_and_not_the_table(cluster, tmp_path):
     alone = benchmark(runs(tmp_path, "alone"), tmp_path / "alone", Here(threads=1))
-    planned = runs(tmp_path, "ray")
+    first, *others = runs(tmp_path, "ray")
+    planned = [fragile(first), *others]
     pool = OnRay("local", "cpu", threads=1)
     assert pool.slots == 2
-    with Killer(planned[0]) as killer:
-        there = benchmark(planned, tmp_path / "ray", pool)
+    there = benchmark(planned, tmp_path / "ray", pool)
     pool.close()
-    assert len(killer.killed) == 1
-    assert [r["attempts"] for r in there["results"]] == [2, 1, 1, 1]
-    assert [e["what"] for e in there["events"]].count("its worker died, started again (attempt 2)") == 1
+    assert (first.folder / "killed").exists()
     assert benchmark_table(there) == benchmark_table(alone)
     assert [r["detector"] for r in there["results"]] == [r["detector"] for r in alone["results"]]
     # stage 1 was shared
@@ -117,35 +103,13 @@ def test_a_killed_worker_costs_a_retry_and_not_the_table(cluster, tmp_path):
 
 
 def test_a_run_that_is_lost_does_not_take_the_one_that_waits_for_its_teacher_with_it(cluster, tmp_path):
-    planned = runs(tmp_path, "ray")[:2]
-    assert planned[1].teacher == planned[0].folder
-    with Killer(planned[0]) as killer:
-        lost, kept = benchmark(planned, tmp_path / "ray", OnRay("local", "cpu", threads=1, retries=0))[
-            "results"
-        ]
-    assert len(killer.killed) == 1
-    assert lost["error"].startswith("WorkerCrashedError") and not kept["error"] and kept["metrics"]
-    assert (lost["attempts"], kept["attempts"]) == (1, 1)
-
-
-def test_the_actor_that_hears_of_starts_may_die(cluster, tmp_path):
-    class Deaf(Killer):
-        """SIGKILL for the actor, as soon as the run has started."""
-
-        def started(self, pid):
-            self.killed.append(actor := cluster.get(pool.starts.__ray_call__.remote(lambda _: os.getpid())))
-            os.kill(actor, signal.SIGKILL)
-
-    planned = runs(tmp_path, "ray")[:2]
-    pool = OnRay("local", "cpu", threads=1)
-    with Deaf(planned[0]) as deaf:
-        record = benchmark(planned, tmp_path / "ray", pool)
-    assert len(deaf.killed) == 1
-    assert [r["error"] for r in record["results"]] == ["", ""] and [
-        r["attempts"] for r in record["results"]
-    ] == [1, 1]
-    # it was there again for the second run
-    assert [e["what"] for e in record["events"]] == ["started", "finished"] * 2
+    first, second = runs(tmp_path, "ray")[:2]
+    assert second.teacher == first.folder
+    pool = OnRay("local", "cpu", threads=1, retries=0)
+    lost, kept = benchmark([fragile(first), second], tmp_path / "ray", pool)["results"]
+    assert (first.folder / "killed").exists()
+    assert lost["error"].startswith("WorkerCrashedError")
+    assert not kept["error"] and kept["metrics"]
 
 
 def test_what_a_cluster_cannot_give(cluster):
@@ -175,3 +139,13 @@ def test_an_ablation_on_a_cluster_is_the_one_that_is_made_here(cluster, tmp_path
         == alone["runs"]
     )
     assert len(list((tmp_path / "there").rglob("distill.csv"))) == 1
+
+
+def test_a_sweep_on_a_cluster_is_the_one_that_is_made_here(cluster, tmp_path):
+    config = runs(tmp_path, "none")[0].config
+    values = {"train.detach_autoencoder": [True, False], "inference.smoothing": [0.0, 2.0]}
+    rows = []
+    for name, pool in (("here", Here(threads=1)), ("there", OnRay("local", "cpu", threads=1))):
+        planned = plan_sweep(override(config, {"out": str(tmp_path / name)}), values, (0,), resamples=100)
+        rows.append(sweep(planned, values, pool, priced={})["rows"])
+    assert rows[0] == rows[1]

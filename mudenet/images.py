@@ -123,6 +123,13 @@ def _place(path: str | Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
+
+def _no_folder(folder: str | Path, e: OSError) -> DataError:
+    "What to say of a folder that cannot be read."
+    if not os.path.lexists(folder):
+        return DataError(f"{folder}: there is no such folder.")
+    return DataError(f"{folder} cannot be read as a folder ({e.strerror}); give one that is there.")
+
 # %% ../nbs/01a_images.ipynb #d87756a2
 def _listing(
     folder: str | Path,
@@ -139,10 +146,7 @@ def _listing(
         if name:
             left["folders that cannot be read"] += 1
             return []
-        why = "there is no such folder."
-        if os.path.lexists(folder):
-            why = f"it cannot be read as a folder ({e.strerror}). Give one that is there."
-        raise DataError(f"{folder}: {why}") from None
+        raise _no_folder(folder, e) from None
     seen.add(place)
     return found
 

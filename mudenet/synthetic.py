@@ -288,6 +288,12 @@ def _from_segment(u: np.ndarray, v: np.ndarray, a: Point, b: Point) -> tuple[np.
     t = np.clip((pu * ex + pv * ey) / (ex * ex + ey * ey + np.float32(1e-9)), 0, 1)
     return pu - t * ex, pv - t * ey
 
+
+def _facing(canvas: Canvas, nu: np.ndarray, nv: np.ndarray, d2: np.ndarray) -> np.ndarray:
+    "How far directions of a squared length `d2` point towards the lamp, -1 … 1."
+    lx, ly = canvas.lamp
+    return (nu * np.float32(lx) + nv * np.float32(ly)) / np.sqrt(d2 + np.float32(1e-6))
+
 # %% ../nbs/03_synthetic.ipynb #0b9c8612
 def curve(
     canvas: Canvas,  # Where
@@ -298,7 +304,6 @@ def curve(
     xs, ys = [x for x, _ in points], [y for _, y in points]
     win = _around(canvas, (min(xs), min(ys)), (max(xs), max(ys)), reach)
     d2, side = np.full(win.u.shape, reach * reach, np.float32), np.zeros(win.u.shape, np.float32)
-    lx, ly = canvas.lamp
     for a, b in zip(points[:-1], points[1:]):
         at = _around(canvas, a, b, reach).at
         here = tuple(slice(max(s.start - w.start, 0), max(s.stop - w.start, 0)) for s, w in zip(at, win.at))
@@ -306,8 +311,7 @@ def curve(
         new = nu * nu + nv * nv
         near = new < d2[here]
         d2[here][near] = new[near]
-        towards = nu * np.float32(lx) + nv * np.float32(ly)
-        side[here][near] = (towards / np.sqrt(new + np.float32(1e-6)))[near]
+        side[here][near] = _facing(canvas, nu, nv, new)[near]
     return win, np.sqrt(d2), side
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-160
@@ -728,9 +732,8 @@ _LOGICAL = dict(
 def _table() -> dict[str, Defect]:
     kinds = dict.fromkeys(_STRUCTURAL, "structural") | dict.fromkeys(_LOGICAL, "logical")
     table = {}
-    for i, (name, saturation) in enumerate((_STRUCTURAL | _LOGICAL).items()):
-        how = dict(value=255 - i, saturation=saturation, relative=saturation <= 1)
-        table[name] = Defect(name=name, kind=kinds[name], **how)
+    for i, (name, s) in enumerate((_STRUCTURAL | _LOGICAL).items()):
+        table[name] = Defect(name=name, kind=kinds[name], value=255 - i, saturation=s, relative=s <= 1)
     return table
 
 

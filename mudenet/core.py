@@ -181,6 +181,12 @@ def _beginning(name: str) -> str:
     "As much of a name as leaves room for more: a system allows 255 bytes."
     return os.fsencode(name)[:200].decode(errors="ignore")
 
+
+def _flush(file: Path) -> None:
+    "Wait until a file is on the disk."
+    with open(file, "rb+") as f:
+        os.fsync(f.fileno())
+
 # %% ../nbs/00_core.ipynb #00-core-19
 @contextlib.contextmanager
 def atomic(
@@ -192,11 +198,12 @@ def atomic(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, "rb+") as f:
-            os.fsync(f.fileno())
+        _flush(part)
         os.replace(part, path)
+    except MudenetError:
+        raise
     except OSError as e:
-        raise e if isinstance(e, MudenetError) else storage_error(path, e) from e
+        raise storage_error(path, e) from e
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -251,10 +258,8 @@ def refuse_foreign(
     except OSError as e:
         raise storage_error(path, e) from None
     if head and sign.encode() not in head:
-        raise StorageError(
-            f"{path} is there and was not written by this program. Move it away, or name another place "
-            "(--out)."
-        )
+        theirs = f"{path} is there and was not written by this program"
+        raise StorageError(f"{theirs}. Move it away, or name another place (--out).")
 
 # %% ../nbs/00_core.ipynb #d41c07ab0
 _held: dict[Path, int] = {}  # folders of this process
@@ -377,9 +382,8 @@ def fingerprint(
         try:
             h.update(hashlib.sha256(f.read_bytes()).digest())
         except OSError as e:
-            raise DataError(
-                f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?"
-            ) from None
+            gone = f"{f} cannot be read: {e.strerror}"
+            raise DataError(f"{gone}. It was listed a moment ago: is its disk still there?") from None
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-240
@@ -449,10 +453,7 @@ _NEEDS: dict[str, dict[str, type]] = dict(
     state=dict(step=int, log=dict, identity=dict),
 )
 # What is a dict where it is there, below `about` and outside
-_MAPS = (
-    *("about.teacher", "about.versions", "about.identity", "about.corpus", "about.explained"),
-    *("identity", "memory"),
-)
+_MAPS = "about.teacher about.versions about.identity about.corpus about.explained identity memory".split()
 
 # %% ../nbs/00_core.ipynb #2b5dbb98
 def _check_parts(path: Path, meta: Mapping[str, Any], kind: str) -> None:

@@ -31,7 +31,7 @@ __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
 def find_register(
-    package: str | Path | None = None,  # Folder of the package; this one if not given
+    package: str | Path | None = None,  # Folder of the package, by default of this one
 ) -> Path:  # The folder with the entries
     """The register of this checkout, or the copy that a wheel carries.
 
@@ -41,7 +41,7 @@ def find_register(
     for folder in (here.parent / "assumptions", here / "register"):
         if any(folder.glob("A-[0-9]*.md")):
             return folder
-    raise DataError(f"no register of assumptions beside {here} or in it; install mudenet again.")
+    raise DataError(f"no register of assumptions beside {here} or in it. Install mudenet again.")
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-10
 STATUSES = {
@@ -69,26 +69,24 @@ class Assumption:
     title: str  # Without the number
     status: str  # One of `STATUSES`
     paper: str  # Where in the paper
-    field: tuple[str, ...]  # Configuration fields that switch it, dotted; empty for none
+    field: tuple[str, ...]  # Configuration fields that switch it, dotted, if any
     reason: str  # Why there is no field, else empty
-    chosen: Any  # The value on record; with several fields a tuple
+    chosen: Any  # The value on record, with several fields a tuple
     alternatives: tuple[Any, ...]  # Other values that can be built
     detect: str  # How one would notice that it is wrong
     evidence: tuple[str, ...]  # Each line begins with its kind
     history: tuple[tuple[str, str], ...]  # (date, what)
     body: str  # The prose, Markdown
     path: Path  # The file
-    first_register: str = ""  # The first register's status; empty for what was entered later
+    first_register: str = ""  # The first register's status, empty for what was entered later
 
     def settings(self, *value: Any) -> dict[str, Any]:
-        "Field → value for one value of this entry; for the chosen one where none is given."
-        v = value[0] if value else self.chosen
-        values = tuple(v) if len(self.field) > 1 else (v,)
-        if self.field and len(values) != len(self.field):
-            raise DataError(
-                f"{self.id} sets {len(self.field)} fields ({', '.join(self.field)}), "
-                f"but {v!r} is not as many values."
-            )
+        "Field → value for one value of this entry, by default the chosen one."
+        v, n = value[0] if value else self.chosen, len(self.field)
+        values = tuple(v) if n > 1 else (v,)
+        if n and len(values) != n:
+            fields = f"{self.id} sets {n} fields ({', '.join(self.field)})"
+            raise DataError(f"{fields}, but {v!r} is not as many values.")
         return dict(zip(self.field, values))
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-13
@@ -96,6 +94,21 @@ def _fault(path: Path, what: str) -> NoReturn:
     raise DataError(f"{path}: {what}")
 
 
+def _mapping(path: Path, front: str) -> dict[str, Any]:
+    "The fields that front matter holds, each once."
+    try:
+        node, data = yaml.compose(front, yaml.SafeLoader), yaml.safe_load(front)
+    except yaml.YAMLError as e:
+        _fault(path, f"the front matter is not YAML: {' '.join(str(e).split())}")
+    if not isinstance(node, yaml.MappingNode):
+        _fault(path, "the front matter holds no fields.")
+    keys = [k.value for k, _ in node.value]
+    for k in keys:
+        if keys.count(k) > 1:
+            _fault(path, f"{k}: is written twice.")
+    return data
+
+# %% ../nbs/12_assumptions.ipynb #22ee7e22
 def _front_matter(path: Path) -> tuple[dict[str, Any], str]:
     "The fields and the body of an entry."
     try:
@@ -105,17 +118,7 @@ def _front_matter(path: Path) -> tuple[dict[str, Any], str]:
     m = re.match(r"---\n(.*?\n)---\n(.*)", text, re.S)
     if not m:
         _fault(path, "has no front matter: it must begin with fields between two lines '---'.")
-    try:
-        node, data = yaml.compose(m[1], yaml.SafeLoader), yaml.safe_load(m[1])
-    except yaml.YAMLError as e:
-        _fault(path, f"the front matter is not YAML: {' '.join(str(e).split())}")
-    if not isinstance(node, yaml.MappingNode):
-        _fault(path, "the front matter holds no fields.")
-    keys = [k.value for k, _ in node.value]
-    for k in keys:
-        if keys.count(k) > 1:
-            _fault(path, f"{k}: is written twice.")
-    return data, m[2]
+    return _mapping(path, m[1]), m[2]
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-150
 _TEXTS, _LISTS = ("id", "title", "status", "paper", "detect"), ("alternatives", "evidence", "history")
@@ -123,8 +126,8 @@ _OPTIONAL = ("reason", "first_register")
 _FIELDS = (*_TEXTS, "field", "chosen", *_LISTS, *_OPTIONAL)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-15
-def _check_kinds(path: Path, d: Mapping[str, Any]) -> None:
-    "Raise unless each field is there and of its kind."
+def _check_text(path: Path, d: Mapping[str, Any]) -> None:
+    "Raise unless each field is there and known, and what must be text is."
     for k in d:
         if k not in _FIELDS:
             _fault(path, f"{k}: is no field of an entry. {did_you_mean(str(k), _FIELDS)}")
@@ -134,6 +137,10 @@ def _check_kinds(path: Path, d: Mapping[str, Any]) -> None:
     for k in (*_TEXTS, *_OPTIONAL):
         if k in d and not (isinstance(d[k], str) and d[k].strip()):
             _fault(path, f"{k}: must be text, not {d[k]!r}.")
+
+# %% ../nbs/12_assumptions.ipynb #0f7e7392
+def _check_lists(path: Path, d: Mapping[str, Any]) -> None:
+    "Raise unless what must be a list is one, of the right things."
     for k in _LISTS:
         if not isinstance(d[k], list):
             _fault(path, f"{k}: must be a list, not {d[k]!r}.")
@@ -145,47 +152,43 @@ def _check_kinds(path: Path, d: Mapping[str, Any]) -> None:
     if not all(isinstance(e, dict) and set(e) == {"date", "what"} for e in d["history"]):
         _fault(path, "history: each event must have exactly a date and a what.")
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-16
+# %% ../nbs/12_assumptions.ipynb #cae899c2
 def _frozen(v: Any) -> Any:
     return tuple(_frozen(x) for x in v) if isinstance(v, list) else v
 
 
+def _event(event: Mapping[str, Any]) -> tuple[str, str]:
+    "Date and what happened, as text."
+    date = event["date"]
+    return date.isoformat() if isinstance(date, datetime.date) else str(date), str(event["what"])
+
+
+def _field(value: Any) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) else () if value == "none" else (value,)
+
+# %% ../nbs/12_assumptions.ipynb #1daa2b73
 def read_entry(
     path: str | Path,  # A file of the register
 ) -> Assumption:
     "Read one entry. Raises `DataError` naming file and field."
     path = Path(path)
     d, body = _front_matter(path)
-    _check_kinds(path, d)
+    _check_text(path, d)
+    _check_lists(path, d)
     if not d["title"].startswith(d["id"] + ": "):
         _fault(path, f"title: must begin with '{d['id']}: '.")
-    fields = d["field"] if isinstance(d["field"], list) else [] if d["field"] == "none" else [d["field"]]
-    date = lambda v: v.isoformat() if isinstance(v, datetime.date) else str(v)
-    return Assumption(
-        id=d["id"],
-        title=d["title"].removeprefix(d["id"] + ": "),
-        status=d["status"],
-        paper=d["paper"],
-        field=tuple(fields),
-        reason=d.get("reason", ""),
-        chosen=_frozen(d["chosen"]),
-        alternatives=_frozen(d["alternatives"]),
-        detect=d["detect"],
-        evidence=tuple(d["evidence"]),
-        history=tuple((date(e["date"]), str(e["what"])) for e in d["history"]),
-        body=body.strip(),
-        path=path,
-        first_register=d.get("first_register", ""),
-    )
+    texts = {k: d[k] for k in _TEXTS} | {k: d.get(k, "") for k in _OPTIONAL}
+    texts["title"] = d["title"].removeprefix(d["id"] + ": ")
+    values = dict(chosen=_frozen(d["chosen"]), alternatives=_frozen(d["alternatives"]))
+    field, history = _field(d["field"]), tuple(map(_event, d["history"]))
+    rest: dict[str, Any] = dict(values, evidence=tuple(d["evidence"]), history=history, body=body.strip())
+    return Assumption(**texts, **rest, field=field, path=path)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-23
 def read_register(
-    folder: str | Path | None = None,  # The register's folder; found by itself if not given
+    folder: str | Path | None = None,  # The register's folder, by default that of this code
 ) -> tuple[Assumption, ...]:  # In the order of the file names
-    """Read all entries.
-
-    Raises `DataError` naming file and field; says nothing yet about the register as a whole.
-    """
+    "Read all entries, each for itself. Raises `DataError` naming file and field."
     folder = Path(folder) if folder is not None else find_register()
     files = sorted(folder.glob("A-*.md"))
     if not files:
@@ -193,6 +196,9 @@ def read_register(
     return tuple(read_entry(f) for f in files)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-3c502f0
+_HEAD = ("Id", "Assumption", "Status", "First register", "Switch", "Chosen", "Could also be", "Evidence")
+
+
 def _say(v: Any) -> str:
     "A value as one writes it on the command line."
     if v is None:
@@ -202,35 +208,37 @@ def _say(v: Any) -> str:
     return ",".join(map(_say, v)) if isinstance(v, tuple) else str(v)
 
 
-_HEAD = ("Id", "Assumption", "Status", "First register", "Switch", "Chosen", "Could also be", "Evidence")
+def _kinds_of_evidence(e: Assumption) -> list[str]:
+    "What the lines of evidence begin with, each once."
+    return list(dict.fromkeys(x.split(": ")[0] for x in e.evidence))
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-3c502f
-_SCRIPT = """(() => {
-  const box = document.getElementById("assumption-register");
-  if (!box || box.dataset.ready) return;
-  box.dataset.ready = "yes";
-  const table = box.querySelector("table"), body = table.tBodies[0], rows = [...body.rows];
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-44b9810
+_FILTER = """
   const make = (tag, props) => Object.assign(document.createElement(tag), props);
   const field = make("input", {type: "search", placeholder: "words to look for"});
-  const pick = make("select");
-  for (const s of ["any status", ...new Set(rows.map(r => r.cells[2].textContent))]) pick.append(make("option", {textContent: s}));
-  const count = make("output");
-  const bar = make("p");
-  for (const [name, part] of [["Filter ", field], [" Status ", pick]]) {
+  const pick = make("select"), all = rows.map(r => r.cells[2].textContent);
+  for (const s of ["any status", ...new Set(all)]) pick.append(make("option", {textContent: s}));
+  const count = make("output"), bar = make("p"), parts = [["Filter ", field], [" Status ", pick]];
+  for (const [name, part] of parts) {
     const label = make("label", {textContent: name});
-    label.append(part); bar.append(label);
+    label.append(part);
+    bar.append(label);
   }
   bar.append(" ", count);
   box.prepend(bar);
+  const fits = (r, words) => words.every(w => r.textContent.toLowerCase().includes(w))
+    && (pick.selectedIndex === 0 || r.cells[2].textContent === pick.value);
   const filter = () => {
-    const words = field.value.toLowerCase().split(/\\s+/);
-    for (const r of rows) r.hidden = !(words.every(w => r.textContent.toLowerCase().includes(w))
-      && (pick.selectedIndex === 0 || r.cells[2].textContent === pick.value));
+    for (const r of rows) r.hidden = !fits(r, field.value.toLowerCase().split(/\\s+/));
     count.textContent = rows.filter(r => !r.hidden).length + " of " + rows.length;
-  };
+  };"""
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-44b981
+_SORT = """
+  const plain = {font: "inherit", color: "inherit", border: "0", background: "none", padding: "0"};
   [...table.tHead.rows[0].cells].forEach((head, k) => {
     const button = make("button", {type: "button", textContent: head.textContent, title: "sort"});
-    button.style.cssText = "font: inherit; color: inherit; border: 0; background: none; padding: 0; cursor: pointer";
+    Object.assign(button.style, plain, {cursor: "pointer"});
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
@@ -240,73 +248,68 @@ _SCRIPT = """(() => {
       rows.sort((a, b) => (down ? -1 : 1) * key(a).localeCompare(key(b), "en", {numeric: true}));
       body.append(...rows);
     });
-  });
+  });"""
+
+# %% ../nbs/12_assumptions.ipynb #21a2f4ec
+_SCRIPT = f"""(() => {{
+  const box = document.getElementById("assumption-register");
+  if (!box || box.dataset.ready) return;
+  box.dataset.ready = "yes";
+  const table = box.querySelector("table"), body = table.tBodies[0], rows = [...body.rows];
+{_FILTER}
+{_SORT}
   field.addEventListener("input", filter);
   pick.addEventListener("change", filter);
   filter();
-})();"""
+}})()"""
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-44b9810
+# %% ../nbs/12_assumptions.ipynb #57ca5569
+def _html_row(e: Assumption, prefix: str) -> str:
+    tag = "code" if e.field else "span"
+    values = [f"<{tag}>{html.escape(_say(v))}</{tag}>" for v in (e.chosen, *e.alternatives)]
+    link = f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>'
+    fields = "<br>".join(f"<code>{html.escape(f)}</code>" for f in e.field) or "–"
+    evidence = "<br>".join(map(html.escape, _kinds_of_evidence(e))) or "–"
+    told = (link, html.escape(e.title), e.status, e.first_register or "–")
+    cells = (*told, fields, values[0], "<br>".join(values[1:]) or "–", evidence)
+    return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
+# %% ../nbs/12_assumptions.ipynb #26c2c1ef
 def register_html(
     entries: Iterable[Assumption],  # The register
     prefix: str = "",  # Put before the file names that ids link to, e.g. "../assumptions/"
 ) -> str:  # HTML
-    "The register as one table that filters and sorts by itself; without scripts, a plain table."
-
-    def code(values: Iterable[Any], e: Assumption) -> str:
-        tag = "code" if e.field else "span"
-        return "<br>".join(f"<{tag}>{html.escape(_say(v))}</{tag}>" for v in values) or "–"
-
-    def row(e: Assumption) -> str:
-        cells = (
-            f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>',
-            html.escape(e.title),
-            e.status,
-            e.first_register or "–",
-            "<br>".join(f"<code>{html.escape(f)}</code>" for f in e.field) or "–",
-            code([e.chosen], e),
-            code(e.alternatives, e),
-            "<br>".join(map(html.escape, _kinds_of_evidence(e))) or "–",
-        )
-        return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-
+    "The register as one table that filters and sorts by itself, and without scripts is a plain one."
     head = "".join(f'<th scope="col">{h}</th>' for h in _HEAD)
-    style = "<style>#assumption-register td:first-child { white-space: nowrap }</style>\n"
-    return (
-        '<div id="assumption-register" style="overflow-x: auto">\n'
-        f"{style}<table>\n"
-        f"<thead><tr>{head}</tr></thead>\n"
-        "<tbody>\n"
-        + "\n".join(map(row, entries))
-        + f"\n</tbody>\n</table>\n</div>\n<script>\n{_SCRIPT}\n</script>\n"
-    )
-
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-44b981
-def _kinds_of_evidence(e: Assumption) -> list[str]:
-    "What the lines of evidence begin with, each once."
-    return list(dict.fromkeys(x.split(": ")[0] for x in e.evidence))
+    rows = "\n".join(_html_row(e, prefix) for e in entries)
+    return f"""<div id="assumption-register" style="overflow-x: auto">
+<style>#assumption-register td:first-child {{ white-space: nowrap }}</style>
+<table><thead><tr>{head}</tr></thead><tbody>
+{rows}
+</tbody>
+</table>
+</div>
+<script>
+{_SCRIPT}
+</script>
+"""
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-46
+def _markdown_row(e: Assumption, prefix: str) -> tuple[str, ...]:
+    values = [f"`{_say(v)}`" if e.field else _say(v) for v in (e.chosen, *e.alternatives)]
+    link, fields = f"[{e.id}]({prefix}{e.path.name})", "<br>".join(f"`{f}`" for f in e.field) or "–"
+    told = (link, e.title, e.status, e.first_register or "–")
+    evidence = "<br>".join(_kinds_of_evidence(e)) or "–"
+    return (*told, fields, values[0], "<br>".join(values[1:]) or "–", evidence)
+
+
 def register_table(
     entries: Iterable[Assumption],  # The register
     prefix: str = "",  # Put before the file names that ids link to, e.g. "../assumptions/"
 ) -> str:  # Markdown
     "The register as a table, one row an entry."
-    code = lambda e, v: f"`{_say(v)}`" if e.field else _say(v)
-    rows = [
-        (
-            f"[{e.id}]({prefix}{e.path.name})",
-            e.title,
-            e.status,
-            e.first_register or "–",
-            "<br>".join(f"`{f}`" for f in e.field) or "–",
-            code(e, e.chosen),
-            "<br>".join(code(e, v) for v in e.alternatives) or "–",
-            "<br>".join(_kinds_of_evidence(e)) or "–",
-        )
-        for e in entries
-    ]
-    lines = [_HEAD, ("---",) * len(_HEAD), *(tuple(c.replace("|", "\\|") for c in r) for r in rows)]
+    rows = [tuple(c.replace("|", "\\|") for c in _markdown_row(e, prefix)) for e in entries]
+    lines = [_HEAD, ("---",) * len(_HEAD), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-51
@@ -327,109 +330,124 @@ def with_table(
 
 
 def write_table(
-    folder: str | Path | None = None,  # The register's folder; found by itself if not given
+    folder: str | Path | None = None,  # The register's folder, by default that of this code
 ) -> Path:  # The README
     "Renew the table in the register's README.md."
     folder = Path(folder) if folder is not None else find_register()
     return write_text(folder / "README.md", with_table(folder))
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-858d6f
+def _switch(e: Assumption) -> str:
+    "What switches an entry, and to what."
+    if not e.field:
+        return "no switch"
+    others = "; ".join(map(_say, e.alternatives))
+    return f"{' '.join(e.field)}: {_say(e.chosen)} (or {others})"
+
+
 def overview(
     entries: Iterable[Assumption],  # The register
 ) -> str:  # Plain text
     "Two lines an entry: what it is about, and what switches it."
-
-    def switch(e: Assumption) -> str:
-        if not e.field:
-            return "no switch"
-        return f"{' '.join(e.field)}: {_say(e.chosen)} (or {'; '.join(map(_say, e.alternatives))})"
-
-    return "\n".join(f"{e.id}  {e.status:9s}  {e.title}\n       {switch(e)}" for e in entries)
+    return "\n".join(f"{e.id}  {e.status:9s}  {e.title}\n       {_switch(e)}" for e in entries)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-540
 def nearest_id(
     text: str,  # e.g. "A-2"
     known: Collection[str],  # Ids that exist
 ) -> str:  # e.g. "Did you mean 'A-002'?"
-    "What to say about an id that does not exist; its number counts more than its letters."
+    "What to say about an id that does not exist. Its number counts more than its letters."
     m = re.fullmatch(r"A?-?0*(\d{1,3})", text.strip().upper())
     if m and (found := f"A-{int(m[1]):03d}") in known:
         return f"Did you mean {found!r}?"
     return did_you_mean(text.strip().upper(), known)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-54
-def show(
-    id: str,  # Which entry, e.g. "A-014"
-    entries: Iterable[Assumption] | None = None,  # The register; read if not given
-) -> str:  # Markdown
-    "One entry as a page. Raises `DataError` if it does not exist."
-    known = {e.id: e for e in (read_register() if entries is None else entries)}
-    e = known.get(id.strip().upper())
-    if e is None:
-        raise DataError(f"{id!r} is no entry of the register. {nearest_id(id, known)}")
-    switch = ", ".join(f"`{f}`" for f in e.field) or f"none. {e.reason}"
-    facts = {
+# %% ../nbs/12_assumptions.ipynb #b264801c
+def _facts(e: Assumption) -> dict[str, str]:
+    return {
         "Status": e.status,
         "In the first register": e.first_register,
         "In the paper": e.paper,
-        "Switch": switch,
+        "Switch": ", ".join(f"`{f}`" for f in e.field) or f"none. {e.reason}",
         "Chosen": _say(e.chosen),
         "Could also be": "; ".join(map(_say, e.alternatives)),
         "Wrong if": e.detect,
         "History": "; ".join(f"{d}: {what}" for d, what in e.history),
     }
-    lines = [f"- **{k}**: {v}" for k, v in facts.items() if v]
+
+
+def _by_id(entries: Iterable[Assumption] | None) -> dict[str, Assumption]:
+    return {e.id: e for e in (read_register() if entries is None else entries)}
+
+# %% ../nbs/12_assumptions.ipynb #5cd0848f
+def show(
+    id: str,  # Which entry, e.g. "A-014"
+    entries: Iterable[Assumption] | None = None,  # The register, by default that of this code
+) -> str:  # Markdown
+    "One entry as a page. Raises `DataError` if it does not exist."
+    known = _by_id(entries)
+    e = known.get(id.strip().upper())
+    if e is None:
+        raise DataError(f"{id!r} is no entry of the register. {nearest_id(id, known)}")
+    lines = [f"- **{k}**: {v}" for k, v in _facts(e).items() if v]
     return f"# {e.id}: {e.title}\n\n" + "\n".join(lines) + f"\n\n{e.body}\n"
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-aaf82d0
+def _one_value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False, "null": None}.get(text, text)
+
+
 def read_value(
     text: str,  # e.g. "max", "0.5", "pool,bilinear" or "[pool, bilinear]"
 ) -> Any:  # A tuple where there are commas
     "A value of the command line, as `overview` writes it, read back."
-
-    def one(x: str) -> Any:
-        for kind in (int, float):
-            try:
-                return kind(x)
-            except ValueError:
-                pass
-        return {"true": True, "false": False, "null": None}.get(x, x)
-
-    parts = [one(x.strip()) for x in text.strip().strip("[]()").split(",")]
+    parts = [_one_value(x.strip()) for x in text.strip().strip("[]()").split(",")]
     return tuple(parts) if len(parts) > 1 else parts[0]
 
-
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-0466c40
 def _same(a: Any, b: Any) -> bool:
     "Equal, and true is not 1."
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return isinstance(a, bool) == isinstance(b, bool) and a == b
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-aaf82d
+
+def _among(v: Any, values: Iterable[Any]) -> bool:
+    return any(_same(v, x) for x in values)
+
+# %% ../nbs/12_assumptions.ipynb #ac336a23
+def _choice(text: str, known: Mapping[str, Assumption]) -> tuple[Assumption, Any]:
+    "The entry and the value that a choice names. Raises `ConfigError` for what is not on record."
+    name, equals, value = (x.strip() for x in text.partition("="))
+    e = known.get(name.upper())
+    if e is None:
+        raise ConfigError(f"--assume {text}: no entry {name!r}. {nearest_id(name, known)}")
+    if not e.field:
+        raise ConfigError(f"--assume {text}: {e.id} has no switch. {e.reason}")
+    on_record = (e.chosen, *e.alternatives)
+    found = [v for v in on_record if equals and _same(read_value(value), v)]
+    if not found:
+        can = f"{e.id} can be {', '.join(f'{e.id}={_say(v)}' for v in on_record)}"
+        raise ConfigError(f"--assume {text}: {can}. For another value set {' and '.join(e.field)}.")
+    return e, found[0]
+
+# %% ../nbs/12_assumptions.ipynb #e684a17d
 def assumed(
     choices: Iterable[str],  # e.g. ["A-002=max", "A-009=pool,bilinear"]
-    entries: Iterable[Assumption] | None = None,  # The register; read if not given
+    entries: Iterable[Assumption] | None = None,  # The register, by default that of this code
 ) -> dict[str, Any]:  # Field → value, for `override`
     "The fields that some choices set. Raises `ConfigError` for what is not on record."
-    known = {e.id: e for e in (read_register() if entries is None else entries)}
-    out: dict[str, Any] = {}
+    known, out = _by_id(entries), dict[str, Any]()
     for text in choices:
-        name, equals, value = (x.strip() for x in text.partition("="))
-        e = known.get(name.upper())
-        if e is None:
-            raise ConfigError(f"--assume {text}: no entry {name!r}. {nearest_id(name, known)}")
-        if not e.field:
-            raise ConfigError(f"--assume {text}: {e.id} has no switch. {e.reason}")
-        on_record = (e.chosen, *e.alternatives)
-        found = [v for v in on_record if equals and _same(read_value(value), v)]
-        if not found:
-            raise ConfigError(
-                f"--assume {text}: {e.id} can be {', '.join(f'{e.id}={_say(v)}' for v in on_record)}. "
-                f"For another value set {' and '.join(e.field)}."
-            )
+        e, value = _choice(text, known)
         if twice := set(out) & set(e.field):
             raise ConfigError(f"--assume {text}: {sorted(twice)[0]} is set twice.")
-        out |= e.settings(found[0])
+        out |= e.settings(value)
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a02
@@ -449,24 +467,54 @@ def _interval(
         d["mean"] + ((d["high"] - d["mean"]) ** 2 + half**2) ** 0.5,
     )
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a040
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a04
+def _value_faults(e: Assumption) -> Iterable[str]:
+    "What is wrong with the values of an entry that has a field."
+    values, n = (e.chosen, *e.alternatives), len(e.field)
+    if not e.alternatives:
+        yield "alternatives: must list at least one other value of the field."
+    if len({repr(v) for v in values}) < len(values):
+        yield "alternatives: a value stands there twice, or is the chosen one."
+    for v in values:
+        if n > 1 and not (isinstance(v, tuple) and len(v) == n):
+            yield f"chosen, alternatives: {v!r} is not one value for each of {n} fields."
+
+# %% ../nbs/12_assumptions.ipynb #501ef947
+def _field_faults(e: Assumption) -> Iterable[str]:
+    "What is wrong with status, field, reason and values."
+    if e.status not in STATUSES:
+        yield f"status: {e.status!r} is unknown. {did_you_mean(e.status, STATUSES)}"
+    if e.field:
+        yield from _value_faults(e)
+    if e.field and e.reason:
+        yield "reason: is only for entries without a field."
+    if not e.field and not e.reason:
+        yield "reason: must say why there is no configuration field."
+    if not e.field and e.alternatives:
+        yield "alternatives: nothing builds them without a field. Describe them in the text."
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-26
+_EVIDENCE = re.compile(
+    r"(?:author (?P<date>\d{4}-\d\d-\d\d): \S|independent reproduction: \S|"
+    r"(?P<path>nbs/[\w./-]+\.(?:json|ipynb))(?:: |$))"
+)
+
+
+def _record_at(path: Path) -> Any:
+    "What a record holds, and none where it cannot be read."
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return None
+
+
 def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
     "The readable records of one kind among an entry's evidence."
-    found = []
-    for m in filter(None, map(_EVIDENCE.match, e.evidence)):
-        try:
-            r = (
-                json.loads((root / m["path"]).read_text(encoding="utf-8"))
-                if (m["path"] or "").endswith(".json")
-                else None
-            )
-        except (ValueError, OSError):
-            continue
-        if isinstance(r, dict) and r.get("kind") == kind:
-            found.append(r)
-    return found
+    paths = [m["path"] for m in map(_EVIDENCE.match, e.evidence) if m and m["path"]]
+    records = [_record_at(root / p) for p in paths if p.endswith(".json")]
+    return [r for r in records if isinstance(r, dict) and r.get("kind") == kind]
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a04
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-27
 def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
     "Whether an evaluation was trained with the paper's configuration and has the chosen values."
     from mudenet.config import from_saved, identity, load_config, override, shipped
@@ -476,67 +524,36 @@ def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
     asked = override(paper, dict(category=own.category, seed=own.seed))
     return identity(own, "detector") == identity(asked, "detector") and not disagreements([e], own)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-d10a05
+# %% ../nbs/12_assumptions.ipynb #ef163a94
+def _spoken_against(e: Assumption, root: Path) -> bool:
+    "Whether an interval of ours excludes that the choice makes no difference."
+    for r in _cited(e, root, "ablation"):
+        for differences in r["differences"].values():
+            for low, high in (_interval(r, d) for d in differences.values()):
+                if low > 0 or high < 0:
+                    return True
+    return False
+
+# %% ../nbs/12_assumptions.ipynb #a2d99ba4
 def _status_faults(e: Assumption, root: Path) -> Iterable[str]:
     "Whether the status has what it needs."
     if e.status == "resolved" and not e.evidence:
         yield "evidence: an entry that is resolved needs some."
     if e.status == "confirmed" and not any(_confirms(e, r) for r in _cited(e, root, "evaluation")):
-        yield (
-            "evidence: an entry that is confirmed needs a record of our own: an evaluation with the "
-            "paper's configuration."
-        )
+        needs = "a record of our own: an evaluation with the paper's configuration"
+        yield f"evidence: an entry that is confirmed needs {needs}."
     if (e.id <= "A-016") != bool(e.first_register):
-        yield (
-            "first_register: entries A-001 to A-016 have the status that the first register gave them, "
-            "and no others."
-        )
+        first = "entries A-001 to A-016 have the status that the first register gave them"
+        yield f"first_register: {first}, and no others."
     elif e.first_register and e.first_register not in STATUSES:
         yield f"first_register: {e.first_register!r} is unknown."
-    against = any(
-        low > 0 or high < 0
-        for r in _cited(e, root, "ablation")
-        for found in r["differences"].values()
-        for d in found.values()
-        for low, high in [_interval(r, d)]
-    )
     answered = any(line.startswith("author ") for line in e.evidence)
-    if e.first_register == "resolved" and e.status != "resolved" and not (against or answered):
-        yield (
-            "status: the first register resolved it, and no author and no interval of ours speaks "
-            "against that."
-        )
+    reopened = e.first_register == "resolved" and e.status != "resolved"
+    if reopened and not (answered or _spoken_against(e, root)):
+        nobody = "no author and no interval of ours speaks against that"
+        yield f"status: the first register resolved it, and {nobody}."
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-26
-def _field_faults(e: Assumption) -> Iterable[str]:
-    "What is wrong with status, field, reason and values."
-    if e.status not in STATUSES:
-        yield f"status: {e.status!r} is unknown. {did_you_mean(e.status, STATUSES)}"
-    if not e.field:
-        if not e.reason:
-            yield "reason: must say why there is no configuration field."
-        if e.alternatives:
-            yield "alternatives: nothing builds them without a field; describe them in the text."
-        return
-    if e.reason:
-        yield "reason: is only for entries without a field."
-    if not e.alternatives:
-        yield "alternatives: must list at least one other value of the field."
-    values = (e.chosen, *e.alternatives)
-    if len({repr(v) for v in values}) < len(values):
-        yield "alternatives: a value stands there twice, or is the chosen one."
-    n = len(e.field)
-    for v in values:
-        if n > 1 and not (isinstance(v, tuple) and len(v) == n):
-            yield f"chosen, alternatives: {v!r} is not one value for each of {n} fields."
-
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-270
-_EVIDENCE = re.compile(
-    r"(?:author (?P<date>\d{4}-\d\d-\d\d): \S|independent reproduction: \S|"
-    r"(?P<path>nbs/[\w./-]+\.(?:json|ipynb))(?:: |$))"
-)
-
-
+# %% ../nbs/12_assumptions.ipynb #48a3ace9
 def _is_date(text: str) -> bool:
     try:
         return datetime.date.fromisoformat(text).isoformat() == text
@@ -546,25 +563,21 @@ def _is_date(text: str) -> bool:
 
 def _record_faults(e: Assumption, path: Path) -> Iterable[str]:
     "What is wrong with a record that an entry cites."
-    try:
-        r = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    r = _record_at(path)
+    if r is None:
         yield f"evidence: {path.name} is no readable record."
-        return
     if isinstance(r, dict) and r.get("kind") == "ablation" and r.get("assumption") != e.id:
         yield f"evidence: {path.name} is an ablation of {r.get('assumption')}."
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-27
+# %% ../nbs/12_assumptions.ipynb #9701aa49
 def _evidence_faults(e: Assumption, root: Path) -> Iterable[str]:
     "What is wrong with the evidence."
     yield from _status_faults(e, root)
     for line in e.evidence:
         m = _EVIDENCE.match(line)
         if not m:
-            yield (
-                f"evidence: {line!r} must begin with 'author YYYY-MM-DD: ', 'independent reproduction: ' or "
-                "the path of a record or notebook below nbs/."
-            )
+            kinds = "'author YYYY-MM-DD: ', 'independent reproduction: ' or the path of a record or notebook"
+            yield f"evidence: {line!r} must begin with {kinds} below nbs/."
         elif m["date"] and not _is_date(m["date"]):
             yield f"evidence: {m['date']} is no date."
         elif m["path"] and not (root / m["path"]).is_file():
@@ -572,12 +585,12 @@ def _evidence_faults(e: Assumption, root: Path) -> Iterable[str]:
         elif m["path"] and m["path"].endswith(".json"):
             yield from _record_faults(e, root / m["path"])
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-28
+# %% ../nbs/12_assumptions.ipynb #e0db47aa
 _ID = re.compile(r"\bA-\d{3,}\b")
 
 
-def _text_faults(e: Assumption, ids: set[str]) -> Iterable[str]:
-    "What is wrong with sections, history and mentions of other entries."
+def _section_faults(e: Assumption) -> Iterable[str]:
+    "Whether the seven sections are there, in their order and none empty."
     parts = re.split(r"^## (.+)$", e.body, flags=re.M)
     found = dict(zip((h.strip() for h in parts[1::2]), parts[2::2]))
     for s in SECTIONS:
@@ -585,8 +598,12 @@ def _text_faults(e: Assumption, ids: set[str]) -> Iterable[str]:
             yield f"section '{s}' is missing."
         elif not found[s].strip():
             yield f"section '{s}' is empty."
-    if not [s for s in SECTIONS if s not in found] and list(found) != list(SECTIONS):
-        yield "sections: must be, in this order: " + "; ".join(SECTIONS) + "."
+    if set(SECTIONS) <= set(found) and list(found) != list(SECTIONS):
+        yield "sections: must be, in this order: " + ", ".join(SECTIONS) + "."
+
+# %% ../nbs/12_assumptions.ipynb #57bc1ca3
+def _history_faults(e: Assumption) -> Iterable[str]:
+    "Whether events are dated and in their order."
     if not e.history:
         yield "history: is empty."
     dates = [d for d, _ in e.history if d != "undated"]
@@ -595,6 +612,12 @@ def _text_faults(e: Assumption, ids: set[str]) -> Iterable[str]:
             yield f"history: {d!r} is neither YYYY-MM-DD nor undated."
     if dates != sorted(dates):
         yield "history: the oldest event comes first."
+
+# %% ../nbs/12_assumptions.ipynb #e2788c26
+def _text_faults(e: Assumption, ids: set[str]) -> Iterable[str]:
+    "What is wrong with sections, history and mentions of other entries."
+    yield from _section_faults(e)
+    yield from _history_faults(e)
     for other in sorted(set(_ID.findall(e.body + e.detect + e.reason)) - ids):
         yield f"text: {other} is mentioned and does not exist."
 
@@ -602,7 +625,7 @@ def _text_faults(e: Assumption, ids: set[str]) -> Iterable[str]:
 def _number_faults(e: Assumption, place: int) -> Iterable[str]:
     "What is wrong with the id at this place (from 1) and with the file's name."
     if e.id != (due := f"A-{place:03d}"):
-        yield f"id: is {e.id!r} where {due!r} comes next; ids run from 1 without a gap or a double."
+        yield f"id: is {e.id!r} where {due!r} comes next. Ids run from 1 without a gap or a double."
     if not re.fullmatch(re.escape(e.id) + r"(-[a-z0-9]+)+\.md", e.path.name):
         yield f"id: the file of {e.id} must be named {e.id}-short-name.md, in lower case."
 
@@ -616,37 +639,25 @@ def _shared_fields(entries: Sequence[Assumption]) -> Iterable[str]:
                 yield f"{e.path}: field: {f} is switched by {owner[f].id} already."
             owner.setdefault(f, e)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-301
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-30
 def register_faults(
     entries: Sequence[Assumption],  # What `read_register` gave
-    root: str
-    | Path
-    | None = None,  # Where paths of evidence begin; the folder above the register if not given
+    root: str | Path | None = None,  # Where paths of evidence begin, by default above the register
 ) -> list[str]:  # Empty where it is sound
     "Every fault of the register, naming file and field."
     if not entries:
         return ["the register is empty."]
     base, ids = Path(root) if root is not None else entries[0].path.parent.parent, {e.id for e in entries}
-    return [
-        *(
-            f"{e.path}: {fault}"
-            for i, e in enumerate(entries, 1)
-            for fault in (
-                *_number_faults(e, i),
-                *_field_faults(e),
-                *_evidence_faults(e, base),
-                *_text_faults(e, ids),
-            )
-        ),
-        *_shared_fields(entries),
-    ]
+    out = []
+    for i, e in enumerate(entries, 1):
+        found = [*_number_faults(e, i), *_field_faults(e), *_evidence_faults(e, base), *_text_faults(e, ids)]
+        out += [f"{e.path}: {fault}" for fault in found]
+    return [*out, *_shared_fields(entries)]
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-30
+# %% ../nbs/12_assumptions.ipynb #2a757cc8
 def validate(
     entries: Sequence[Assumption],  # What `read_register` gave
-    root: str
-    | Path
-    | None = None,  # Where paths of evidence begin; the folder above the register if not given
+    root: str | Path | None = None,  # Where paths of evidence begin, by default above the register
 ) -> None:
     "Raise `DataError` with every fault of the register, one a line, naming file and field."
     if faults := register_faults(entries, root):
@@ -713,7 +724,7 @@ def _losses(root: Path, name: str) -> str:
     rows = [(v, *(_loss(root, name, v, k) for k in names)) for v in r["variants"]]
     return markdown_table(["on held-out nominal images", *(_LOSSES[k] for k in names)], rows)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b14
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b24
 def _scope(root: Path, name: str) -> str:
     "What a record was made from, in one phrase."
     r = _ablation(root, name)
@@ -751,28 +762,30 @@ def _parameters(root: Path, *settings: str) -> str:
     return f"{sum(p.numel() for p in DescriptorNetwork(config.model).parameters()):,}"
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b15
-@lru_cache
-def _cost(root: Path) -> str:
-    "Parameters and multiplications at 256×256, counted by PyTorch on networks without memory."
+def _counted(make: Callable[[Any], Any]) -> tuple[int, float]:
+    "Parameters and 10⁹ multiplications of a network at 256×256, which takes no memory."
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-    from mudenet.architecture import Autoencoder, DescriptorNetwork
     from mudenet.config import Config
 
-    rows, parameters, total = [], 0, 0.0
-    parts = (
-        ("one descriptor network (T, S1 and S2 are alike)", DescriptorNetwork, 3),
-        ("autoencoder A", Autoencoder, 1),
-    )
-    for what, make, times in parts:
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            network = make(Config().model).eval()
-            network(torch.empty(1, 3, 256, 256))
-        n, gmac = sum(p.numel() for p in network.parameters()), counter.get_total_flops() / 2e9
-        parameters, total = parameters + times * n, total + times * gmac
-        rows.append((what, f"{n:,}", f"{gmac:.3f}"))
-    whole = ("T + S1 + S2 + A, a full forward pass", f"{parameters:,}", f"{total:.2f}")
-    return markdown_table(["Part", "Parameters", "GMAC"], [*rows, whole])
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = make(Config().model).eval()
+        network(torch.empty(1, 3, 256, 256))
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() / 2e9
+
+# %% ../nbs/12_assumptions.ipynb #6203d6d2
+@lru_cache
+def _cost(root: Path) -> str:
+    "Parameters and multiplications at 256×256, counted by PyTorch."
+    from mudenet.architecture import Autoencoder, DescriptorNetwork
+
+    (n, gmac), (n_a, gmac_a) = _counted(DescriptorNetwork), _counted(Autoencoder)
+    rows = [
+        ("one descriptor network (T, S1 and S2 are alike)", f"{n:,}", f"{gmac:.3f}"),
+        ("autoencoder A", f"{n_a:,}", f"{gmac_a:.3f}"),
+        ("T + S1 + S2 + A, a full forward pass", f"{3 * n + n_a:,}", f"{3 * gmac + gmac_a:.2f}"),
+    ]
+    return markdown_table(["Part", "Parameters", "GMAC"], rows)
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b060
 _MARK = re.compile(r"(?P<open><!-- read: (?P<what>[^>]+?) -->)(?P<shown>.*?)(?P<close><!-- end -->)", re.S)
@@ -789,7 +802,7 @@ _READERS: dict[str, Callable[..., str]] = dict(
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b06
 def _read(root: Path, what: str) -> str:
-    "What a mark asks for; tables stand apart from the text around them."
+    "What a mark asks for. Tables stand apart from the text around them."
     name, *words = shlex.split(what)
     try:
         text = _READERS[name](root, *words)
@@ -818,12 +831,12 @@ def _typed(e: Assumption) -> Iterable[str]:
     text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", _MARK.sub("", e.body))
     for kind, pattern in _TYPED.items():
         for m in pattern.finditer(text):
-            yield f"text: {m[1]} is typed ({kind}); let it be read (<!-- read: … -->)."
+            yield f"text: {m[1]} is typed ({kind}). Let it be read (<!-- read: … -->)."
     measured = any(line.startswith(("independent reproduction", "nbs/results/")) for line in e.evidence)
     section = re.search(r"^## Evidence$(.*?)^## ", text, re.M | re.S)
     rest = section[1] if measured and section else ""
     for m in re.finditer(_NUMBER, rest):
-        yield f"text: {m[0]} is typed under Evidence; let it be read (<!-- read: … -->)."
+        yield f"text: {m[0]} is typed under Evidence. Let it be read (<!-- read: … -->)."
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-e20b08
 def number_faults(
@@ -834,17 +847,13 @@ def number_faults(
     out = []
     for e in entries:
         text = e.path.read_text(encoding="utf-8")
-        out += [f"{e.path}: {fault}" for fault in _typed(e)]
+        found = list(_typed(e))
         try:
-            same = filled(text, root) == text
+            if filled(text, root) != text:
+                found.append("text: what is read between marks has changed: python tools/update_pages.py")
         except DataError as problem:
-            out.append(f"{e.path}: text: {problem}")
-        else:
-            out += (
-                []
-                if same
-                else [f"{e.path}: text: what is read between marks has changed: python tools/update_pages.py"]
-            )
+            found.append(f"text: {problem}")
+        out += [f"{e.path}: {fault}" for fault in found]
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-38
@@ -871,12 +880,11 @@ def beside(
     folder: Path,  # With images
 ) -> dict[str, Any]:  # Fields to add
     "Fields that a value cannot do without."
-    learns = settings.get("distill.images") == "folder" or any(
-        k.startswith("distill.folder_") for k in settings
-    )
+    of_a_folder = any(k.startswith("distill.folder_") for k in settings)
+    learns = of_a_folder or settings.get("distill.images") == "folder"
     return {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-a7a98a
+# %% ../nbs/12_assumptions.ipynb #7b17b7ff
 def refused_alternatives(
     entries: Iterable[Assumption],  # The register
 ) -> list[str]:  # Empty where the configuration takes them all
@@ -893,37 +901,43 @@ def refused_alternatives(
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-f30c03
+def _forgotten(e: Assumption, name: str, kind: Any) -> Iterable[str]:
+    "Values of one field, of a type `kind`, that are lost in the front matter or in the text."
+    values = [e.settings(v)[name] for v in (e.chosen, *e.alternatives)]
+    named = [read_value(v.rstrip(".")) for v in re.findall(rf"`{re.escape(name)}=([^`\s]+)`", e.body)]
+    due = [True, False] if kind is bool else list(get_args(kind)) if get_origin(kind) is Literal else None
+    if due is None:
+        for v in values:
+            if not _same(v, values[0]) and not _among(v, named):
+                yield f"the text does not say `{name}={_say(v)}`."
+    for v in named if due is None else due:
+        if not _among(v, values):
+            yield f"{name}={_say(v)} is missing."
+
+# %% ../nbs/12_assumptions.ipynb #9d1e74af
 def forgotten_alternatives(
     entries: Iterable[Assumption],  # The register
     config: Any,  # A configuration with its defaults, e.g. `Config()`
 ) -> list[str]:  # Empty where every value that is spoken of is on record
-    """Values that a field takes, or that the text offers as `field=value`, and that are not among the
-    alternatives; and the reverse.
-    """
+    "Values that a field takes or that the text offers, and that are no alternatives, and the reverse."
     out = []
-    for e in (x for x in entries if x.field):
-        on_record = {f: [e.settings(v)[f] for v in (e.chosen, *e.alternatives)] for f in e.field}
-        for f, values in on_record.items():
-            *path, last = f.split(".")
+    for e in entries:
+        for name in e.field:
+            *path, last = name.split(".")
             kind = get_type_hints(type(reduce(getattr, path, config)))[last]
-            named = [read_value(v.rstrip(".")) for v in re.findall(rf"`{re.escape(f)}=([^`\s]+)`", e.body)]
-            if get_origin(kind) is Literal or kind is bool:
-                due = [True, False] if kind is bool else list(get_args(kind))
-            else:
-                due = named
-                out += [
-                    f"{e.path}: alternatives: the text does not say `{f}={_say(v)}`."
-                    for v in values
-                    if not _same(v, values[0]) and not any(_same(v, x) for x in named)
-                ]
-            out += [
-                f"{e.path}: alternatives: {f}={_say(v)} is missing."
-                for v in due
-                if not any(_same(v, x) for x in values)
-            ]
+            out += [f"{e.path}: alternatives: {fault}" for fault in _forgotten(e, name, kind)]
     return out
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-43
+def _words(file: Path, prose: bool) -> str:
+    "The text of a file, or of a notebook's cells."
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".ipynb":
+        return text
+    cells = [c for c in json.loads(text)["cells"] if not prose or c["cell_type"] == "markdown"]
+    return "\n".join("".join(c["source"]) for c in cells)
+
+
 def citations(
     files: Iterable[str | Path],  # Notebooks and text files
     prose: bool = False,  # Of notebooks, the cells of text only
@@ -931,14 +945,7 @@ def citations(
     "Which entries are cited where."
     out: dict[str, list[str]] = {}
     for f in map(Path, files):
-        text = f.read_text(encoding="utf-8")
-        if f.suffix == ".ipynb":
-            text = "\n".join(
-                "".join(c["source"])
-                for c in json.loads(text)["cells"]
-                if not prose or c["cell_type"] == "markdown"
-            )
-        for i in sorted(set(_ID.findall(text))):
+        for i in sorted(set(_ID.findall(_words(f, prose)))):
             out.setdefault(i, []).append(f.name)
     return {i: tuple(names) for i, names in sorted(out.items())}
 
@@ -962,24 +969,28 @@ _TINY = {
 }
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-2b2edd1
+def _named_weights(name: str) -> None:
+    "Raise unless the default backbone has weights of that name."
+    from torchvision import models
+    from mudenet.config import Config
+
+    backbone = Config().backbone.name
+    known = [w.name for w in models.get_model_weights(backbone)]
+    if name not in (*known, "random"):
+        none = f"backbone.weights={name!r}: {backbone} has no weights of that name"
+        raise WeightsError(f"{none}. {did_you_mean(name, known)}")
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f70
 class _Trial:
-    "Trains and measures the tiny detector under some settings; equal stages are trained once."
+    "Trains and measures the tiny detector under some settings. Equal stages are trained once."
 
     def __init__(self, folder: Path):
         from mudenet.data import open_category
         from mudenet.synthetic import write_product_line
 
+        counts = dict(train=8, validation=3, good=2, structural=2, logical=2)
         for seed, name in enumerate(("one", "two")):
-            write_product_line(
-                folder / "data" / name,
-                seed=seed,
-                size=96,
-                train=8,
-                validation=3,
-                good=2,
-                structural=2,
-                logical=2,
-            )
+            write_product_line(folder / "data" / name, seed=seed, size=96, **counts)
         self.folder, self.category = folder, open_category(folder / "data", "one", "mvtec_loco")
         self.made: dict[str, Any] = {}
 
@@ -992,61 +1003,54 @@ class _Trial:
         return override(Config(), {**_TINY, **places, **settings, **needed})
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        "What `make` gives, which is called for each key once."
         key = json.dumps(key, sort_keys=True, default=str)
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
 
-    def outcome(self, settings: Mapping[str, Any]) -> str:
-        "Everything that a detector under these settings says, as a digest."
-        import torch
-        from mudenet.core import digest
-        from mudenet.distillation import teacher_identity
-        from mudenet.config import run_folder
+    def detector(self, job: Any) -> Any:
+        "A detector that has learned and is calibrated."
         from mudenet.data import load_images
-        from mudenet.evaluation import Job, calibrate_on, ensure_teacher, measure, score_images
-        from mudenet.inference import Detector, predict
+        from mudenet.distillation import teacher_identity
+        from mudenet.evaluation import calibrate_on, ensure_teacher
+        from mudenet.inference import Detector
         from mudenet.training import train, train_identity
 
-        if "backbone.weights" in settings:
-            _named_weights(str(settings["backbone.weights"]))
-        config = self.config(settings)
-        job = Job(config=config, category=self.category, folder=run_folder(config, self.category.name))
+        config, data = job.config, job.config.data
         teacher = self.once(teacher_identity(config), lambda: ensure_teacher(job))
 
         def learn() -> Any:
-            images, held = (
-                load_images(part, config.data.image_size, interpolation=config.data.interpolation)
-                for part in (job.category.train, job.category.validation)
-            )
+            images = load_images(job.category.train, data.image_size, interpolation=data.interpolation)
+            held = load_images(job.category.validation, data.image_size, interpolation=data.interpolation)
             return train(config, images, teacher, validation=held)
 
         detector = Detector(self.once(train_identity(config, teacher), learn), config)
         calibrate_on(detector, job)
-        cases = score_images(detector, job.category.test)
-        shown = predict(detector, job.category.test[0].image)[0]
+        return detector
+
+    def outcome(self, settings: Mapping[str, Any]) -> str:
+        "Everything that a detector under these settings says, as a digest."
+        import torch
+        from mudenet.config import run_folder
+        from mudenet.core import digest
+        from mudenet.evaluation import Job, measure, score_images
+        from mudenet.inference import predict
+
+        if "backbone.weights" in settings:
+            _named_weights(str(settings["backbone.weights"]))
+        config, category = self.config(settings), self.category
+        job = Job(config=config, category=category, folder=run_folder(config, category.name))
+        detector = self.detector(job)
+        cases = score_images(detector, category.test)
+        shown = predict(detector, category.test[0].image)[0]
         maps = {str(i): torch.from_numpy(m) for i, m in enumerate((*(c.map for c in cases), shown.map))}
         limits = dict(threshold=detector.threshold, pixels=torch.tensor(detector.pixel_threshold))
-        return digest(dict(maps, **limits)) + json.dumps(measure(cases, job.category, config), sort_keys=True)
+        return digest(dict(maps, **limits)) + json.dumps(measure(cases, category, config), sort_keys=True)
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-2b2edd
-def _named_weights(name: str) -> None:
-    "Raise unless the default backbone has weights of that name."
-    from torchvision import models
-    from mudenet.config import Config
-
-    backbone = Config().backbone.name
-    known = [w.name for w in models.get_model_weights(backbone)]
-    if name not in (*known, "random"):
-        raise WeightsError(
-            f"backbone.weights={name!r}: {backbone} has no weights of that name. {did_you_mean(name, known)}"
-        )
-
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f70
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-cc1912
 def _stood_in(e: Assumption, value: Any) -> bool:
-    """Whether the trial puts the same in place of a value and of the choice: three steps for epochs and
-    patience, random weights.
-    """
+    "Whether the trial puts the same in place of a value and of the choice."
     other = [f for f, v in e.settings(value).items() if not _same(v, e.settings()[f])]
     return all(f.endswith((".epochs", ".patience")) or f == "backbone.weights" for f in other)
 
@@ -1063,7 +1067,20 @@ def tried(
         "that show no difference (3 steps for epochs and patience, random weights for a name)"
     )
 
-# %% ../nbs/12_assumptions.ipynb #12-assumptions-6053f7
+# %% ../nbs/12_assumptions.ipynb #b90d7b2f
+def _trial_faults(e: Assumption, trial: _Trial) -> Iterable[str]:
+    "Values of an entry that do not run, or that change nothing."
+    said: dict[Any, str] = {}
+    for v in (e.chosen, *e.alternatives):
+        try:
+            said[v] = trial.outcome(e.settings(v))
+        except Exception as problem:  # whatever goes wrong is a fault of the entry
+            yield f"{_say(v)} does not run: {type(problem).__name__}: {problem}"
+    for v in e.alternatives:
+        if v in said and said[v] == said.get(e.chosen) and not _stood_in(e, v):
+            yield f"{_say(v)} runs, but nothing comes out differently."
+
+# %% ../nbs/12_assumptions.ipynb #dd85bbd5
 def try_alternatives(
     entries: Iterable[Assumption],  # Those with a switch are tried
 ) -> list[str]:  # Empty where every value runs, and each makes a difference
@@ -1072,19 +1089,7 @@ def try_alternatives(
     with tempfile.TemporaryDirectory() as folder:
         trial = _Trial(Path(folder))
         for e in (x for x in entries if x.field):
-            said: dict[Any, str] = {}
-            for v in (e.chosen, *e.alternatives):
-                try:
-                    said[v] = trial.outcome(e.settings(v))
-                except Exception as problem:  # whatever goes wrong is a fault of the entry
-                    faults.append(
-                        f"{e.path}: alternatives: {_say(v)} does not run: {type(problem).__name__}: {problem}"
-                    )
-            for v in (v for v in e.alternatives if v in said and e.chosen in said):
-                if said[v] == said[e.chosen] and not _stood_in(e, v):
-                    faults.append(
-                        f"{e.path}: alternatives: {_say(v)} runs, but nothing comes out differently."
-                    )
+            faults += [f"{e.path}: alternatives: {fault}" for fault in _trial_faults(e, trial)]
     return faults
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-f49d8d0
@@ -1098,7 +1103,7 @@ def _citation_faults(entries: Iterable[Assumption], root: Path) -> Iterable[str]
             yield f"{', '.join(names)}: cites {i}, which does not exist."
     own = [f for f in notebooks if f.name not in ("01_config.ipynb", "12_assumptions.ipynb")]
     for i in sorted(set(known) - set(citations(own, prose=True))):
-        yield f"{known[i].path}: is discussed in no notebook; say what {i} is where its code is."
+        yield f"{known[i].path}: is discussed in no notebook. Say what {i} is where its code is."
 
 
 def _table_faults(folder: Path, entries: Iterable[Assumption]) -> Iterable[str]:
@@ -1107,21 +1112,8 @@ def _table_faults(folder: Path, entries: Iterable[Assumption]) -> Iterable[str]:
         yield f"{folder / 'README.md'}: its table is not that of the entries: python tools/update_pages.py"
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-f49d8d
-def check(
-    folder: str | Path | None = None,  # The register's folder; found by itself if not given
-    root: str | Path | None = None,  # The checkout; the folder above the register if not given
-    run: bool = True,  # Also train under every alternative
-) -> list[str]:  # Every fault, naming the entry; empty where all is well
-    "Everything that the register promises. Raises `DataError` where there is no checkout to check."
-    from mudenet.config import Config
-
-    folder = Path(folder) if folder is not None else find_register()
-    root = Path(root) if root is not None else folder.parent
-    if not any(root.glob("nbs/[0-9]*.ipynb")):
-        raise DataError(
-            f"{root} holds no notebooks. The check reads them and the records of evidence: run it in a "
-            "checkout."
-        )
+def _read_all(folder: Path) -> tuple[list[Assumption], list[str]]:
+    "The entries of a register, and what is wrong with those that cannot be read."
     entries: list[Assumption] = []
     faults: list[str] = []
     for f in sorted(folder.glob("A-*.md")):
@@ -1129,18 +1121,31 @@ def check(
             entries.append(read_entry(f))
         except DataError as problem:
             faults.append(str(problem))
-    if faults:
-        return faults  # what holds between entries cannot be said without all of them
-    faults = [
-        *register_faults(entries, root),
-        *disagreements(entries, Config()),
-        *_citation_faults(entries, root),
-    ]
-    if not faults:
-        faults = [
-            *refused_alternatives(entries),
-            *forgotten_alternatives(entries, Config()),
-            *number_faults(entries, root),
-            *_table_faults(folder, entries),
-        ]
+    return entries, faults
+
+# %% ../nbs/12_assumptions.ipynb #6478afa5
+def _all_faults(entries: Sequence[Assumption], folder: Path, root: Path) -> list[str]:
+    "What is wrong with entries that can be read, as far as one sees without training."
+    from mudenet.config import Config
+
+    sound = [*register_faults(entries, root), *disagreements(entries, Config())]
+    if faults := [*sound, *_citation_faults(entries, root)]:
+        return faults  # the rest rests on these
+    lost = [*refused_alternatives(entries), *forgotten_alternatives(entries, Config())]
+    return [*lost, *number_faults(entries, root), *_table_faults(folder, entries)]
+
+# %% ../nbs/12_assumptions.ipynb #12-assumptions-930706
+def check(
+    folder: str | Path | None = None,  # The register's folder, by default that of this code
+    root: str | Path | None = None,  # The checkout, by default the folder above the register
+    run: bool = True,  # Also train under every alternative
+) -> list[str]:  # Every fault, naming the entry
+    "Everything that the register promises. Raises `DataError` where there is no checkout to check."
+    folder = Path(folder) if folder is not None else find_register()
+    root = Path(root) if root is not None else folder.parent
+    if not any(root.glob("nbs/[0-9]*.ipynb")):
+        why = "The check reads them and the records of evidence: run it in a checkout."
+        raise DataError(f"{root} holds no notebooks. {why}")
+    entries, unreadable = _read_all(folder)
+    faults = unreadable or _all_faults(entries, folder, root)
     return faults or (try_alternatives(entries) if run else [])

@@ -27,7 +27,7 @@ from .core import ConfigError, did_you_mean, file_digest, write_text
 __all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES', 'decides',
            'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig',
            'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser',
-           'to_dict', 'from_dict', 'merge', 'from_saved', 'nest', 'override', 'shipped', 'read_yaml', 'read_config',
+           'to_dict', 'from_dict', 'merge', 'nest', 'override', 'from_saved', 'shipped', 'read_yaml', 'read_config',
            'load_config', 'save_config', 'portable', 'absolute', 'stage1_augmentation', 'deciding', 'image_treatment',
            'identity', 'short_key', 'run_key', 'run_folder', 'differences']
 
@@ -40,20 +40,31 @@ def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]} … {text[-9:]}"
 
+# %% ../nbs/01_config.ipynb #44b8c3a4
+def _section(part: Any) -> str:
+    "What stands before a field's name in a section, e.g. `train.`."
+    name = type(part).__name__.removesuffix("Config").lower()
+    return f"{name}." if name else ""
 
-def _require(ok: bool, name: str, value: Any, rule: str) -> None:
+
+def _require(part: Any, name: str, ok: bool, rule: str) -> None:
+    "Raise `ConfigError` with a field's name and value and the rule that it breaks."
     if not ok:
-        raise ConfigError(f"{name}={_brief(value)} {rule}")
+        raise ConfigError(f"{_section(part)}{name}={_brief(getattr(part, name))} {rule}")
 
 
-def _positive(prefix: str, obj: Any, *names: str, most: float = 1e9) -> None:
-    """Every named number must be above zero, and no slip of the keyboard that asks for a machine's whole
-    memory.
-    """
+def _positive(part: Any, *names: str, most: float = 1e9) -> None:
+    "No number of 0 or less, and no slip of the keyboard that asks for a machine's whole memory."
     for n in names:
-        v = getattr(obj, n)
-        _require(v is None or v > 0, f"{prefix}.{n}", v, "must be above 0.")
-        _require(v is None or v <= most, f"{prefix}.{n}", v, f"must be at most {most:,.0f}.")
+        v = getattr(part, n)
+        _require(part, n, v is None or v > 0, "must be above 0.")
+        _require(part, n, v is None or v <= most, f"must be at most {most:,.0f}.")
+
+
+def _unchanged(part: Any, *names: str, rule: str) -> None:
+    "Fields that would have no effect must be as they are by default."
+    for n in names:
+        _require(part, n, getattr(part, n) == type(part).__dataclass_fields__[n].default, rule)
 
 # %% ../nbs/01_config.ipynb #e9245401
 Level = Literal["images", "teacher", "detector", "scores", "measures", "rounding"]
@@ -61,19 +72,16 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 def decides(
-    # The first thing that is not the same where the field has another value
-    what: Level | Literal["stage", "nothing"],
+    what: Level | Literal["stage", "nothing"],  # What first differs where the value of the field does
     default: Any = MISSING,
     *,
     factory: Any = MISSING,  # Makes the default
-    # Names a place: this machine's own business, or only its last part matters
-    place: Literal["", "here", "name"] = "",
-    newer: bool = False,  # Than records on file: at its default no part of what a run is compared by
+    place: Literal["", "here", "name"] = "",  # Names a place: of this machine, or only its last part counts
+    newer: bool = False,  # Than records on file, so at its default no part of what runs are compared by
 ) -> Any:
     "A field of the configuration."
-    return field(
-        default=default, default_factory=factory, metadata=dict(decides=what, place=place, newer=newer)
-    )
+    how = dict(decides=what, place=place, newer=newer)
+    return field(default=default, default_factory=factory, metadata=how)
 
 # %% ../nbs/01_config.ipynb #01-config-080
 Augmentation = Literal["hflip", "vflip", "rotate", "jitter"]
@@ -89,17 +97,17 @@ class DataConfig:
     image_size: int = decides("images", 256)
     "Side of the square that images are resized to, in pixels: a multiple of 32, at least 64."
     holdout: float = decides("images", 0.1)
-    "Share of the nominal training images kept for statistics where the publisher has no validation split; in (0, 1)."
+    "Share of nominal training images kept for statistics where there is no validation split, in (0, 1)."
     holdout_seed: int = decides("images", 0)
-    "Which images these are: not drawn by the run's own `seed`, so that they are the same for every seed and stage (A-034)."
+    "Which images these are: not drawn by the run's `seed`, so the same for every seed and stage (A-034)."
     augment: tuple[Augmentation, ...] = decides("images", ())
-    "Augmentations of a category that `augment_by_category` does not name: any of hflip, vflip, rotate, jitter."
+    "Augmentations of a category that the next field does not name: any of hflip, vflip, rotate, jitter."
     augment_by_category: dict[str, tuple[Augmentation, ...]] = decides("images", factory=dict)
     "Augmentations of each category (the paper's tables A.16 to A.18)."
     augment_set: Literal["table", "none", "flips", "all"] = decides("images", "table")
     "The two fields above, or for every category alike: no augmentation, both flips, all four (A-035)."
     interpolation: Literal["bilinear", "bicubic", "box", "nearest"] = decides("images", "bilinear")
-    "How images are resized; all but nearest count every pixel (A-031)."
+    "How images are resized. All but nearest count every pixel (A-031)."
     white: int | None = decides("images", None, newer=True)
     "White of images of more than 8 bits; none given: what their training images need, of 8 to 16 bits."
     rotate_degrees: float = decides("images", 90.0)
@@ -107,50 +115,27 @@ class DataConfig:
     rotate_angles: Literal["uniform", "quarter"] = decides("images", "uniform")
     "Any angle in that range, or quarter turns only (A-021)."
     rotate_fill: Literal["reflection", "border", "black", "mean"] = decides("images", "reflection")
-    "What a turned image shows where it was empty: its mirror image, its border, black, ImageNet's mean colour (A-021)."
+    "What a turned image shows where it was empty: its mirror image, border, black, ImageNet's mean (A-021)."
     jitter_strength: float = decides("images", 0.1)
-    "`jitter` scales each property by a factor within 1 ± this; hue is shifted by up to this share of a turn (A-022)."
+    "`jitter` scales by factors within 1 ± this, and shifts hue by up to this share of a turn (A-022)."
     jitter_properties: Literal["no_hue", "brightness", "all"] = decides("images", "no_hue")
-    "What `jitter` changes: brightness, contrast and saturation; brightness alone; these three and hue (A-022)."
+    "What `jitter` changes: brightness, contrast and saturation, only the first, or these and hue (A-022)."
 
     def __post_init__(self):
-        s = self.image_size
-        _require(
-            s >= 64 and s % 32 == 0, "data.image_size", s, "must be a multiple of 32, at least 64 (A-028)."
-        )
-        _positive("data", self, "image_size", most=8192)
-        _require(
-            self.white is None or 0 < self.white <= 65535, "data.white", self.white, "must lie in 1 to 65535."
-        )
-        _require(0 < self.holdout < 1, "data.holdout", self.holdout, "must lie between 0 and 1.")
-        _require(
-            0 <= self.rotate_degrees <= 180,
-            "data.rotate_degrees",
-            self.rotate_degrees,
-            "must lie in 0 to 180.",
-        )
-        _require(
-            0 <= self.jitter_strength < 1, "data.jitter_strength", self.jitter_strength, "must lie in [0, 1)."
-        )
-        _require(
-            self.jitter_properties != "all" or self.jitter_strength <= 0.5,
-            "data.jitter_strength",
-            self.jitter_strength,
-            "must be at most 0.5 where hue is shifted: half a turn of the colour circle.",
-        )
+        size, angle, strength = self.image_size, self.rotate_degrees, self.jitter_strength
+        multiple = size >= 64 and size % 32 == 0
+        _require(self, "image_size", multiple, "must be a multiple of 32, at least 64 (A-028).")
+        _positive(self, "image_size", most=8192)
+        known = self.white is None or 0 < self.white <= 65535
+        _require(self, "white", known, "must lie in 1 to 65535.")
+        _require(self, "holdout", 0 < self.holdout < 1, "must lie between 0 and 1.")
+        _require(self, "rotate_degrees", 0 <= angle <= 180, "must lie in 0 to 180.")
+        _require(self, "jitter_strength", 0 <= strength < 1, "must lie in [0, 1).")
+        half = "must be at most 0.5 where hue is shifted: half a turn of the colour circle."
+        _require(self, "jitter_strength", self.jitter_properties != "all" or strength <= 0.5, half)
         if self.rotate_angles == "quarter":
-            _require(
-                self.rotate_degrees >= 90,
-                "data.rotate_degrees",
-                self.rotate_degrees,
-                "leaves no quarter turn but none.",
-            )
-            _require(
-                self.rotate_fill == "reflection",
-                "data.rotate_fill",
-                self.rotate_fill,
-                "has nothing to fill after quarter turns.",
-            )
+            _require(self, "rotate_degrees", angle >= 90, "leaves no quarter turn but none.")
+            _unchanged(self, "rotate_fill", rule="has nothing to fill after quarter turns.")
 
     def augmentation(self, category: str | None) -> tuple[Augmentation, ...]:
         "The augmentations of one category."
@@ -166,11 +151,11 @@ class BackboneConfig:
     name: str = decides("teacher", "wide_resnet50_2")
     "Any torchvision ResNet: wide_resnet50_2 (the paper's), resnet18, resnet50, …"
     weights: str = decides("teacher", "IMAGENET1K_V1", place="name")
-    "A torchvision weights name, a local .pth or .safetensors file, or 'random' for fixed random weights (A-025)."
+    "A torchvision weights name, a .pth or .safetensors file, or 'random' for fixed random weights (A-025)."
     channel_seed: int = decides("teacher", 0)
     "Seed of the draw of C channels from the backbone's features, equation 15 (A-026)."
     zscore: Literal["sample", "dataset", "none"] = decides("teacher", "sample")
-    "Statistics that standardise each channel of the target: each sample's own, the training set's, none (A-011)."
+    "What standardises each channel of the target: statistics of the sample, of the data set, none (A-011)."
 
 # %% ../nbs/01_config.ipynb #01-config-11
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +169,7 @@ class ModelConfig:
     width: int = decides("teacher", 64)
     "Channels of the descriptor network's trunk."
     depths: tuple[int, ...] = decides("teacher", (1, 2, 2))
-    "Residual blocks of each level; their number is L."
+    "Residual blocks of each of the L levels."
     kernels: tuple[int, ...] = decides("teacher", (3, 3, 5))
     "Kernel size of each level's blocks, odd."
     encoder_widths: tuple[int, int] = decides("detector", (32, 64))
@@ -204,51 +189,28 @@ class ModelConfig:
     autoencoder_norm: Literal["none", "batch"] = decides("detector", "none")
     "BatchNorm between the convolutions of A (A-033)."
     autoencoder_size: Literal["image", "figure"] = decides("detector", "image")
-    "A adapts to the image size, or stays figure 3's network for 256 pixels and its input and maps are resized (A-028)."
+    "A adapts to the image size, or is figure 3's for 256 pixels, its input and maps resized (A-028)."
     decoder_last_relu: bool = decides("detector", False)
     "Whether the decoders end in a ReLU (A-012)."
     centre: Literal["none", "place"] = decides("detector", "none")
-    "What S1, A and S2 add their maps to: nothing, or T's mean map over the nominal images, place by place (A-048)."
+    "What S1, A and S2 add their maps to: nothing, or T's mean map of nominal images, by place (A-048)."
 
     def __post_init__(self):
-        _positive("model", self, "channels", "latent", "width", most=2**16)
-        _require(
-            len(self.depths) > 0 and all(0 < d <= 100 for d in self.depths),
-            "model.depths",
-            self.depths,
-            "must be from 1 to 100.",
-        )
-        _require(
-            len(self.kernels) == len(self.depths),
-            "model.kernels",
-            self.kernels,
-            f"must have as many numbers as model.depths={self.depths}.",
-        )
-        _require(
-            all(0 < k < 100 and k % 2 for k in self.kernels),
-            "model.kernels",
-            self.kernels,
-            "must be odd (A-001), from 1 to 99.",
-        )
-        _require(
-            all(0 < w <= 2**16 for w in self.encoder_widths),
-            "model.encoder_widths",
-            self.encoder_widths,
-            f"must be from 1 to {2**16}.",
-        )
+        depths, kernels, widest = self.depths, self.kernels, 2**16
+        _positive(self, "channels", "latent", "width", most=widest)
+        deep = len(depths) > 0 and all(0 < d <= 100 for d in depths)
+        _require(self, "depths", deep, "must be from 1 to 100.")
+        as_many = f"must have as many numbers as model.depths={depths}."
+        _require(self, "kernels", len(kernels) == len(depths), as_many)
+        odd = all(0 < k < 100 and k % 2 for k in kernels)
+        _require(self, "kernels", odd, "must be odd (A-001), from 1 to 99.")
+        wide = all(0 < w <= widest for w in self.encoder_widths)
+        _require(self, "encoder_widths", wide, f"must be from 1 to {widest}.")
         if self.centre == "place":
-            _require(
-                self.projection == "bare",
-                "model.projection",
-                self.projection,
-                "cannot begin at 0, as model.centre='place' needs; leave it bare.",
-            )
-            _require(
-                not self.decoder_last_relu,
-                "model.decoder_last_relu",
-                self.decoder_last_relu,
-                "would never leave the 0 at which model.centre='place' begins.",
-            )
+            at_zero = "cannot begin at 0, as model.centre='place' needs. Leave it bare."
+            _unchanged(self, "projection", rule=at_zero)
+            stuck = "would never leave the 0 at which model.centre='place' begins."
+            _unchanged(self, "decoder_last_relu", rule=stuck)
 
 # %% ../nbs/01_config.ipynb #01-config-13
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +222,7 @@ class StageConfig:
     steps: int | None = decides("stage", None)
     "End after this many steps, whatever `epochs` says."
     batch_size: int = decides("stage", 8)
-    "Images a step; the last batch of an epoch may be smaller, but never a single image (in stage 1: A-013)."
+    "Images a step. An epoch's last batch may be smaller, but never a single image (in stage 1: A-013)."
     lr: float = decides("stage", 1e-3)
     "Adam's learning rate (in stage 1: A-013)."
     schedule: Literal["constant", "cosine"] = decides("stage", "constant")
@@ -268,37 +230,23 @@ class StageConfig:
     weight_decay: float = decides("stage", 0.0)
     "Adam's L2 penalty on the weights (A-037)."
     loss_reduction: Literal["sum", "mean", "norm"] = decides("stage", "sum")
-    "Over channels: sum, or mean; norm: sum over channels and positions, the squared norm as it is written (A-017)."
+    "Sum or mean over channels, or norm: the sum over positions too, as the squared norm is written (A-017)."
     save_minutes: float = decides("nothing", 10.0)
     "Minutes between two saves of the state that an interrupted run resumes from."
 
     def __post_init__(self):
-        p = self._prefix()
-        _positive(p, self, "epochs", "lr", "save_minutes")
-        _require(self.steps is None or self.steps >= 0, f"{p}.steps", self.steps, "must not be negative.")
-        _require(
-            self.batch_size >= 2,
-            f"{p}.batch_size",
-            self.batch_size,
-            "must be at least 2: BatchNorm needs company.",
-        )
-        _positive(p, self, "batch_size", most=2**16)
-        _require(
-            0 <= self.weight_decay < math.inf,
-            f"{p}.weight_decay",
-            self.weight_decay,
-            "must not be negative or infinite.",
-        )
+        _positive(self, "epochs", "lr", "save_minutes")
+        _require(self, "steps", self.steps is None or self.steps >= 0, "must not be negative.")
+        _require(self, "batch_size", self.batch_size >= 2, "must be at least 2: BatchNorm needs company.")
+        _positive(self, "batch_size", most=2**16)
+        finite = 0 <= self.weight_decay < math.inf
+        _require(self, "weight_decay", finite, "must not be negative or infinite.")
 
-    def _prefix(self) -> str:
-        return type(self).__name__.removesuffix("Config").lower()
-
-# %% ../nbs/01_config.ipynb #01-config-140
+# %% ../nbs/01_config.ipynb #02e6a869
 FOLDER_AUGMENT: dict[str, tuple[Augmentation, ...]] = dict(
     none=(), light=("hflip", "jitter"), all=AUGMENT_SETS["all"]
 )
-# of `distill`, without effect on other images
-FOLDER_FIELDS = ("folder_crop", "folder_augment", "folder_holdout")
+FOLDER_FIELDS = ("folder_crop", "folder_augment", "folder_holdout")  # of `distill`, for such photographs only
 
 # %% ../nbs/01_config.ipynb #01-config-141
 @dataclass(frozen=True, kw_only=True)
@@ -306,17 +254,17 @@ class DistillConfig(StageConfig):
     "Stage 1: the teacher T learns to imitate the backbone (A-013 for its schedule)."
 
     images: Literal["category", "dataset", "folder"] = decides("teacher", "category")
-    "Nominal training images that T learns on: the category's, those of all categories of the data set, `folder` (A-023)."
+    "What T learns on: nominal images of the category, of all the data set's categories, `folder` (A-023)."
     folder: Path | None = decides("teacher", None, place="name")
-    "Where `images` is folder: any images, searched recursively, e.g. ImageNet; they are read while T learns."
+    "Where `images` is folder: any images, e.g. ImageNet, searched recursively and read while T learns."
     folder_crop: float = decides("teacher", 0.1)
-    "Least share of a photograph's area that a random crop of it shows; the most is 1; 1: the whole photograph (A-046)."
+    "Least share of a photograph's area that a random crop shows. With 1 it is the whole photograph (A-046)."
     folder_augment: Literal["light", "none", "all"] = decides("teacher", "light")
     "Augmentation of these crops: horizontal flips and jitter, none, or flips, rotation and jitter (A-047)."
     folder_holdout: int = decides("teacher", 50)
-    "Photographs that T never learns from, and on which it is measured; at most a tenth of the folder."
+    "Photographs that T never learns from, and on which it is measured, at most a tenth of the folder."
     batchnorm: Literal["running", "category", "fixed"] = decides("teacher", "running")
-    "T's BatchNorm: running statistics of stage 1; measured anew on the category's images; fixed, mean 0 variance 1 (A-027)."
+    "T's BatchNorm: statistics of stage 1, of the category's images, or fixed at mean 0, variance 1 (A-027)."
     augment: bool = decides("teacher", True)
     "Whether the category's augmentation applies in this stage too (A-024)."
     match: Literal["upsample", "pool"] = decides("teacher", "upsample")
@@ -326,32 +274,15 @@ class DistillConfig(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _require(
-            (self.images == "folder") == (self.folder is not None),
-            "distill.images",
-            self.images,
-            f"goes with distill.folder={self.folder}: give a folder where `images` is folder, and only "
-            "there.",
-        )
-        _require(
-            self.match == "upsample" or self.interpolation == "bilinear",
-            "distill.interpolation",
-            self.interpolation,
-            "has nothing to bring up where distill.match='pool'.",
-        )
-        _require(0 < self.folder_crop <= 1, "distill.folder_crop", self.folder_crop, "must lie in (0, 1].")
-        _require(
-            self.folder_holdout >= 0, "distill.folder_holdout", self.folder_holdout, "must not be negative."
-        )
+        both = (self.images == "folder") == (self.folder is not None)
+        where = "give a folder where `images` is folder, and only there."
+        _require(self, "images", both, f"goes with distill.folder={self.folder}: {where}")
+        if self.match == "pool":
+            _unchanged(self, "interpolation", rule="has nothing to bring up where distill.match='pool'.")
+        _require(self, "folder_crop", 0 < self.folder_crop <= 1, "must lie in (0, 1].")
+        _require(self, "folder_holdout", self.folder_holdout >= 0, "must not be negative.")
         if self.images != "folder":
-            for name in FOLDER_FIELDS:
-                default = type(self).__dataclass_fields__[name].default
-                _require(
-                    (v := getattr(self, name)) == default,
-                    f"distill.{name}",
-                    v,
-                    "is for distill.images='folder'.",
-                )
+            _unchanged(self, *FOLDER_FIELDS, rule="is for distill.images='folder'.")
 
 # %% ../nbs/01_config.ipynb #01-config-14
 @dataclass(frozen=True, kw_only=True)
@@ -363,24 +294,16 @@ class TrainConfig(StageConfig):
     loss_weights: tuple[float, float, float] = decides("detector", (1.0, 1.0, 1.0))
     "Weights of L1, LA and L2 in equation 8 (A-032)."
     whiten: bool = decides("detector", False)
-    "Whether T's maps are whitened over the nominal images, so that equations 3 to 10 measure Mahalanobis distances (A-049)."
+    "Whether T's maps are whitened, so that equations 3 to 10 measure Mahalanobis distances (A-049)."
     patience: int | None = decides("detector", None, newer=True)
-    "End after so many epochs without a lower loss on the held-out images; none given: never before `epochs` or `steps` (A-052)."
+    "End after so many epochs without a lower loss on held-out images. None given: never early (A-052)."
 
     def __post_init__(self):
         super().__post_init__()
-        _require(
-            all(math.isfinite(w) and w > 0 for w in self.loss_weights),
-            "train.loss_weights",
-            self.loss_weights,
-            "must be above 0: with none, a network learns nothing.",
-        )
-        _require(
-            self.patience is None or self.patience >= 1,
-            "train.patience",
-            self.patience,
-            "must be at least 1; null: never.",
-        )
+        weighted = all(math.isfinite(w) and w > 0 for w in self.loss_weights)
+        _require(self, "loss_weights", weighted, "must be above 0: with none, a network learns nothing.")
+        patient = self.patience is None or self.patience >= 1
+        _require(self, "patience", patient, "must be at least 1, or null for never.")
 
 # %% ../nbs/01_config.ipynb #01-config-160
 @dataclass(frozen=True, kw_only=True)
@@ -390,17 +313,17 @@ class InferenceConfig:
     normalization: Literal["minmax", "zscore", "robust", "none"] = decides("scores", "minmax")
     "Statistics of nominal images that bring the score maps to one scale, equation 11 (A-018)."
     statistics_images: Literal["validation", "train"] = decides("scores", "validation")
-    "Which nominal images give them; the threshold always comes from the validation images (A-034)."
+    "Which nominal images give them. The threshold always comes from the validation images (A-034)."
     statistics_per: Literal["level", "branch"] = decides("scores", "level")
     "One set of statistics for each branch and level, or for each branch (A-038)."
     clamp: Literal["none", "zero_one", "zero"] = decides("scores", "none")
     "Limit the normalised scores before they are added: not at all, to 0..1, or from below to 0 (A-019)."
     part_weights: Literal["equal", "learned"] = decides("scores", "equal", newer=True)
-    "What the six score maps count for in equation 11: all the same, or the logical ones as far as A and S2 have learned (A-050)."
+    "How score maps count in equation 11: equally, or logical ones as far as A and S2 have learned (A-050)."
     upsampling: Literal["bilinear", "bicubic", "nearest"] = decides("scores", "bilinear")
     "How the fused map is brought to the input's size (A-039)."
     smoothing: float = decides("scores", 4.0)
-    "Standard deviation of the Gaussian over the fused map, in pixels of the network's input; 0 is off (A-016)."
+    "Deviation of the Gaussian over the fused map, in pixels of the network's input, or 0 for none (A-016)."
     image_score: Literal["max", "top_mean"] = decides("scores", "max")
     "An image's score: the maximum of its map, or the mean of its highest pixels (A-020)."
     top_fraction: float = decides("scores", 0.001)
@@ -410,69 +333,37 @@ class InferenceConfig:
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float | None = decides("scores", None)
-    "Share of good parts that may be called anomalous, promised from held-out images; none given: the quantile above (A-029)."
+    "Share of good parts that are called anomalous at most, a promise, or none for that quantile (A-029)."
     min_area: int = decides("scores", 1, newer=True)
-    "Least area of a marked region, in pixels of the network's input; decides the pixel threshold too; 1: any pixel (A-051)."
+    "Least area of a marked region, in the input's pixels. It decides the pixel threshold too (A-051)."
     batch_size: int = decides("nothing", 8)
     "Images at a time."
 
     @property
     def statistics_apart(self) -> bool:
-        """Whether other images give the statistics than those that give the threshold, whose promise holds
-        only then.
+        """Whether other images give the statistics than those that give the threshold.
+
+        Its promise holds only then.
         """
         return self.normalization == "none" or self.statistics_images == "train"
 
     def __post_init__(self):
-        _require(
-            self.smoothing >= 0,
-            "inference.smoothing",
-            self.smoothing,
-            "must not be negative; 0 turns it off.",
-        )
-        _require(
-            self.smoothing <= 1000, "inference.smoothing", self.smoothing, "must be at most 1,000 pixels."
-        )
-        _require(
-            0 < self.top_fraction <= 1, "inference.top_fraction", self.top_fraction, "must lie in (0, 1]."
-        )
-        _require(
-            0 < self.threshold_quantile <= 1,
-            "inference.threshold_quantile",
-            self.threshold_quantile,
-            "must lie in (0, 1].",
-        )
-        if self.false_alarms is not None:
-            _require(
-                0 < self.false_alarms < 1,
-                "inference.false_alarms",
-                self.false_alarms,
-                "must lie between 0 and 1: 0.05 is one in twenty.",
-            )
-            _require(
-                self.statistics_apart,
-                "inference.false_alarms",
-                self.false_alarms,
-                "holds where the held-out images give the threshold only: set "
-                "inference.statistics_images=train.",
-            )
-        _positive("inference", self, "batch_size", "min_area", most=2**16)
-        _require(
-            self.background == "none" or self.normalization in ("minmax", "none"),
-            "inference.background",
-            self.background,
-            "wants maps that are not negative: inference.normalization minmax or none.",
-        )
+        _require(self, "smoothing", self.smoothing >= 0, "must not be negative; 0 turns it off.")
+        _require(self, "smoothing", self.smoothing <= 1000, "must be at most 1,000 pixels.")
+        _require(self, "top_fraction", 0 < self.top_fraction <= 1, "must lie in (0, 1].")
+        _require(self, "threshold_quantile", 0 < self.threshold_quantile <= 1, "must lie in (0, 1].")
+        if (share := self.false_alarms) is not None:
+            _require(self, "false_alarms", 0 < share < 1, "must lie between 0 and 1: 0.05 is one in twenty.")
+            only = "holds where the held-out images give the threshold only"
+            set_so = f"{only}: set inference.statistics_images=train."
+            _require(self, "false_alarms", self.statistics_apart, set_so)
+        _positive(self, "batch_size", "min_area", most=2**16)
+        above_0 = self.background == "none" or self.normalization in ("minmax", "none")
+        wants = "wants maps that are not negative: inference.normalization minmax or none."
+        _require(self, "background", above_0, wants)
         if self.normalization == "none":
-            for name, default in dict(
-                clamp="none", statistics_images="validation", statistics_per="level"
-            ).items():
-                _require(
-                    (v := getattr(self, name)) == default,
-                    f"inference.{name}",
-                    v,
-                    "is for inference.normalization other than 'none'.",
-                )
+            idle, normalised = ("clamp", "statistics_images", "statistics_per"), "other than 'none'."
+            _unchanged(self, *idle, rule=f"is for inference.normalization {normalised}")
 
 # %% ../nbs/01_config.ipynb #01-config-16
 @dataclass(frozen=True, kw_only=True)
@@ -484,57 +375,43 @@ class EvaluationConfig:
     pro_limit: float = decides("measures", 0.3)
     "AU-PRO integrates the PRO curve up to this false positive rate (A-044)."
     pictures: int | None = decides("nothing", None)
-    "Draw so many test images of each defect type; none given: all of them; 0: no picture."
+    "How many test images of each defect type are drawn. None given: all of them."
 
     def __post_init__(self):
-        _require(0 < self.pro_limit <= 1, "evaluation.pro_limit", self.pro_limit, "must lie in (0, 1].")
-        _require(
-            self.pictures is None or self.pictures >= 0,
-            "evaluation.pictures",
-            self.pictures,
-            "must not be negative.",
-        )
+        _require(self, "pro_limit", 0 < self.pro_limit <= 1, "must lie in (0, 1].")
+        _require(self, "pictures", self.pictures is None or self.pictures >= 0, "must not be negative.")
 
 # %% ../nbs/01_config.ipynb #01-config-34adcd
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    "How the arithmetic is done; what is computed stays the same up to rounding."
+    "How the arithmetic is done. What is computed stays the same up to rounding."
 
     precision: Literal["auto", "float32", "bfloat16"] = decides("rounding", "auto")
-    "Arithmetic of the networks; auto takes bfloat16 on a GPU that has it. Losses, statistics and weights stay float32."
+    "Arithmetic of the networks. With auto it is bfloat16 on a GPU that has it, but float32 for losses."
     channels_last: bool = decides("rounding", True)
-    "Keep the channels of a pixel side by side in memory; off: PyTorch's default layout."
+    "Keep the channels of a pixel side by side in memory, unlike PyTorch's default layout."
     fold: bool = decides("rounding", True)
-    "Merge the BatchNorm of frozen networks (backbone, T in stage 2, all four at inference) into their convolutions."
+    "Merge BatchNorm of frozen networks (backbone, T in stage 2, all at inference) into convolutions."
     fused_distance: bool = decides("rounding", True)
-    "Without effect: a loss and its gradient always come from one difference map. Kept for configurations on file."
+    "Without effect, kept for configurations on file: a loss and its gradient share one difference map."
     fused_adam: bool = decides("rounding", True)
-    "PyTorch's fused Adam; a loss that is not finite then skips the step on the device itself."
+    "PyTorch's fused Adam. A loss that is not finite then skips the step on the device itself."
     keep_memory: bool = decides("rounding", True)
     "On a CPU with glibc: reuse freed tensors' memory instead of asking the system for new pages each time."
     compile: Literal["no", "default", "reduce-overhead"] = decides("rounding", "no")
-    "torch.compile for the losses; reduce-overhead also records CUDA graphs."
+    "torch.compile for the losses, which records CUDA graphs too with reduce-overhead."
     cache: Literal["auto", "device", "host"] = decides("rounding", "auto")
-    "Where a category's uint8 images wait: on the device, on the host, or there if a quarter of its free memory does."
+    "Where uint8 images wait. With auto it is the device where a quarter of its free memory holds them."
     workers: int | None = decides("nothing", None, place="here")
-    "Processes that read photographs ahead in stage 1 from a folder; none given: a core less than there are, at most 8; 0: none."
+    "Processes that read a folder's photographs ahead in stage 1. None given: one less than cores, at most 8."
     cache_mb: int = decides("nothing", 512, place="here")
     "Megabytes of decoded photographs that these processes keep together."
 
     def __post_init__(self):
-        _require(
-            self.workers is None or self.workers >= 0,
-            "compute.workers",
-            self.workers,
-            "must not be negative.",
-        )
-        _require(
-            self.workers is None or self.workers <= 1000,
-            "compute.workers",
-            self.workers,
-            "must be at most 1,000.",
-        )
-        _require(self.cache_mb >= 0, "compute.cache_mb", self.cache_mb, "must not be negative; 0 keeps none.")
+        workers = 0 if self.workers is None else self.workers
+        _require(self, "workers", workers >= 0, "must not be negative.")
+        _require(self, "workers", workers <= 1000, "must be at most 1,000.")
+        _require(self, "cache_mb", self.cache_mb >= 0, "must not be negative. 0 keeps none.")
 
 # %% ../nbs/01_config.ipynb #01-config-18
 Dataset = Literal["auto", "mvtec_ad", "mvtec_loco", "visa", "folder", "synthetic"]
@@ -545,21 +422,21 @@ class Config:
     "One run: which images, which networks, how they learn, how they are judged."
 
     dataset: Dataset = decides("measures", "auto")
-    "Which benchmark the images belong to; auto recognises it from the folder."
+    "Which benchmark the images belong to. With auto the folder says so."
     root: Path | None = decides("images", None, place="here")
     "Folder of the data set, or of one category of it."
     category: str | None = decides("measures", None)
-    "Category, e.g. cable; may be left out where `root` is one category's folder."
+    "Category, e.g. cable. It may be left out where `root` is one category's folder."
     out: Path = decides("nothing", Path("runs"), place="here")
     "Where runs are written: OUT/DATASET/CATEGORY/KEY-sSEED/."
     seed: int = decides("teacher", 0)
-    "Decides every random choice but the channel draw: weights, order of images, augmentation, held-out images."
+    "Decides every random choice but the channels and the held-out images: weights, order, augmentation."
     device: str = decides("nothing", "auto", place="here")
     "auto, cpu, cuda, cuda:1, mps."
     teacher: str | None = decides("teacher", None, place="here")
-    "Used instead of stage 1: general, small, another name of `mudenet teachers list`, auto (one that fits), a file; none: distil."
+    "Instead of stage 1: general, small, another of `mudenet teachers list`, auto (one that fits), a file."
     track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = decides("nothing", (), place="here")
-    "Programs that are told how the training goes, beside the CSV files; offline unless their own settings say otherwise."
+    "Programs that are told how training goes, beside CSV files, offline unless set otherwise there."
     preset: Literal["paper", "fast"] = decides("nothing", "paper")
     "What the fields below begin with: the paper's setting, or one that trains within minutes on a CPU."
     data: DataConfig = field(default_factory=DataConfig)
@@ -580,39 +457,20 @@ class Config:
     "How the arithmetic is done."
 
     def __post_init__(self):
-        m = self.model
-        bare = m.block == "no_bn" and m.stem != "bn_relu" and m.projection == "bare"
-        _require(
-            not bare or self.distill.batchnorm == "running",
-            "distill.batchnorm",
-            self.distill.batchnorm,
-            "is for a teacher with BatchNorm; model.block='no_bn' leaves none.",
-        )
-        _require(
-            self.distill.steps != 0,
-            "distill.steps",
-            0,
-            "teaches nothing; with --teacher there is no stage 1.",
-        )
-        _require(
-            self.train.patience is None or self.inference.false_alarms is None,
-            "train.patience",
-            self.train.patience,
-            "lets the held-out images say when to stop; inference.false_alarms promises only where they "
-            "had no say.",
-        )
-        _require(
-            self.train.steps != 0 or m.centre == "place",
-            "train.steps",
-            0,
-            "leaves students that know nothing, but for model.centre='place'.",
-        )
-        _require(
-            self.inference.min_area <= self.data.image_size**2,
-            "inference.min_area",
-            self.inference.min_area,
-            f"is more than the {self.data.image_size**2} pixels of the network's input.",
-        )
+        m, distill, train, inference = self.model, self.distill, self.train, self.inference
+        if m.block == "no_bn" and m.stem != "bn_relu" and m.projection == "bare":
+            no_norm = "is for a teacher with BatchNorm, but model.block='no_bn' leaves none."
+            _unchanged(distill, "batchnorm", rule=no_norm)
+        no_stage = "teaches nothing. With --teacher there is no stage 1."
+        _require(distill, "steps", distill.steps != 0, no_stage)
+        no_say = "inference.false_alarms promises only where they had no say."
+        lets = f"lets the held-out images say when to stop, but {no_say}"
+        _require(train, "patience", train.patience is None or inference.false_alarms is None, lets)
+        empty = "leaves students that know nothing, but for model.centre='place'."
+        _require(train, "steps", train.steps != 0 or m.centre == "place", empty)
+        area = self.data.image_size**2
+        too_large = f"is more than the {area} pixels of the network's input."
+        _require(inference, "min_area", inference.min_area <= area, too_large)
 
 # %% ../nbs/01_config.ipynb #611de7fc0
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
@@ -644,6 +502,51 @@ def _declared(cls: type) -> dict[str, str]:
 DECIDES = _declared(Config)  # Dotted name → a level, or "nothing"
 
 # %% ../nbs/01_config.ipynb #01-config-230
+def _one_of(found: re.Match) -> str:
+    names = [n.rpartition(".")[2] for n in re.findall(r"'([\w.]+)'", found[1])]
+    return f"needs type {' or '.join(n for n in names if n != 'NoneType')}, or nothing. Got value: "
+
+
+_PLAINLY: tuple[tuple[str, Any], ...] = (  # what jsonargparse says, and what we say
+    (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, e.g. [\1]"),
+    (r"Expected a <class '(\w+)'>", r"needs type \1"),
+    ("Not of type PositiveInt: .*", "must be a whole number above 0."),
+    (
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ",
+        _one_of,
+    ),
+    ("Expected a typing.Literal", "Expected one of "),
+    (r" \(choose from .*\)", "."),
+)
+
+
+def _plainly(message: str) -> str:
+    "One of jsonargparse's messages in words that do not need Python."
+    if message.startswith("the following arguments are required:"):
+        return re.sub(r"\b\w+\.(?=\w)", "", message)
+    for theirs, ours in _PLAINLY:
+        message = re.sub(theirs, ours, message)
+    return message
+
+# %% ../nbs/01_config.ipynb #01-config-23
+def _near(name: str, known: Iterable[str]) -> str:
+    text = did_you_mean(name, known)
+    return f" {text}" if len(text) < 200 else " --help lists what there is."
+
+
+def _neighbours(message: str, known: Sequence[str]) -> str:
+    "What to say about the unknown names in one of jsonargparse's messages."
+    if m := re.search(r"[Uu]nrecognized arguments: (.*)", message):
+        return "".join(_near(a.lstrip("-").split("=")[0], known) for a in m[1].split() if a.startswith("--"))
+    if m := re.search(r"Group '(.+?)' does not accept option '(.+?)'", message):
+        return _near(f"{m[1]}.{m[2]}", [k for k in known if k.startswith(m[1] + ".")])
+    if m := re.search(r"[Oo]ption '(.+?)' is not accepted|Key '?\"?([\w.]+)'?\"? is not expected", message):
+        return _near(m[1] or m[2], known)
+    if m := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
+        return _near(m[1], re.findall(r"[\w-]+", m[2]))
+    return ""
+
+# %% ../nbs/01_config.ipynb #41691f48
 def field_names(
     cls: type = Config,  # A configuration class
     prefix: str = "",  # Put in front
@@ -651,7 +554,14 @@ def field_names(
     "Dotted names of all fields below a class."
     return [name for name, _ in _leaves(cls, prefix)]
 
+# %% ../nbs/01_config.ipynb #6e64cf83
+def _option_names(parser: ArgumentParser) -> list[str]:
+    "Names of a parser's options and of those of its commands, without dashes."
+    names = [s[2:] for a in parser._actions for s in a.option_strings if s.startswith("--")]
+    commands = [a.choices.values() for a in parser._actions if isinstance(a, _SubParsersAction)]
+    return names + [n for parsers in commands for p in parsers for n in _option_names(p)]
 
+# %% ../nbs/01_config.ipynb #56ca1175
 class Parser(ArgumentParser):
     "An argument parser whose errors are `ConfigError`s that name the field and its neighbours."
 
@@ -664,53 +574,7 @@ class Parser(ArgumentParser):
             said = f"{said[:350]} … {said[-20:]}"
         raise ConfigError(f"{said}{_neighbours(text, _option_names(self))}") from None
 
-# %% ../nbs/01_config.ipynb #01-config-231
-def _option_names(parser: ArgumentParser) -> list[str]:
-    "Names of a parser's options and of those of its commands, without dashes."
-    names = [s[2:] for a in parser._actions for s in a.option_strings if s.startswith("--")]
-    commands = [a.choices.values() for a in parser._actions if isinstance(a, _SubParsersAction)]
-    return names + [n for parsers in commands for p in parsers for n in _option_names(p)]
-
-
-def _plainly(message: str) -> str:
-    "One of jsonargparse's messages in words that do not need Python."
-    if message.startswith("the following arguments are required:"):
-        return re.sub(r"\b\w+\.(?=\w)", "", message)
-    message = re.sub(r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, e.g. [\1]", message)
-    message = re.sub(r"Expected a <class '(\w+)'>", r"needs type \1", message)
-    message = re.sub(r"Not of type PositiveInt: .*", "must be a whole number above 0.", message)
-    union = (
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: "
-    )
-    message = re.sub(union, _one_of, message)
-    return re.sub(
-        r" \(choose from .*\)", ".", message.replace("Expected a typing.Literal", "Expected one of ")
-    )
-
-# %% ../nbs/01_config.ipynb #01-config-23
-def _one_of(found: re.Match) -> str:
-    names = [n.rpartition(".")[2] for n in re.findall(r"'([\w.]+)'", found[1])]
-    return f"needs type {' or '.join(n for n in names if n != 'NoneType')}, or nothing. Got value: "
-
-
-def _neighbours(message: str, known: Sequence[str]) -> str:
-    "What to say about the unknown names in one of jsonargparse's messages."
-
-    def near(name: str, known: Iterable[str]) -> str:
-        text = did_you_mean(name, known)
-        return f" {text}" if len(text) < 200 else " --help lists what there is."
-
-    if m := re.search(r"[Uu]nrecognized arguments: (.*)", message):
-        return "".join(near(a.lstrip("-").split("=")[0], known) for a in m[1].split() if a.startswith("--"))
-    if m := re.search(r"Group '(.+?)' does not accept option '(.+?)'", message):
-        return near(f"{m[1]}.{m[2]}", [k for k in known if k.startswith(m[1] + ".")])
-    if m := re.search(r"[Oo]ption '(.+?)' is not accepted|Key '?\"?([\w.]+)'?\"? is not expected", message):
-        return near(m[1] or m[2], known)
-    if m := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
-        return near(m[1], re.findall(r"[\w-]+", m[2]))
-    return ""
-
-# %% ../nbs/01_config.ipynb #01-config-24
+# %% ../nbs/01_config.ipynb #802886a1
 def config_parser(
     **kwargs: Any,  # For `ArgumentParser`
 ) -> Parser:
@@ -737,14 +601,10 @@ def to_dict(
     return _plain(dataclasses.asdict(config))
 
 # %% ../nbs/01_config.ipynb #01-config-261
-@functools.cache
-def _tree_parser() -> Parser:
-    return config_parser()  # takes a tenth of a second to build, and parsing leaves it as it is
-
-
 def _refuse_impossible(name: str, value: Any) -> None:
-    """Raise `ConfigError` for what no field can be, alone or in a list: a number of a hundred digits, a name
-    with a NUL in it.
+    """Raise `ConfigError` for what no field can be, alone or in a list.
+
+    Such are a number of a hundred digits and a name with a NUL in it.
     """
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
@@ -758,46 +618,44 @@ def _refuse_impossible(name: str, value: Any) -> None:
     if isinstance(value, str) and len(value) > 4096:
         raise ConfigError(f"{name}={_brief(value)} is longer than any name can be.")
 
-# %% ../nbs/01_config.ipynb #01-config-262
+# %% ../nbs/01_config.ipynb #01-config-26
 def _refuse_empty(tree: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a field that is there without a value; null is one where it is the field's
-    default.
-    """
+    "Raise `ConfigError` for a field without a value. Null is one where it is the field's default."
     for name, f in _leaves(Config):
         section, _, leaf = name.rpartition(".")
         for part, key in [(tree, name), (tree.get(section, {}), leaf)][: 2 if section else 1]:
             value = part.get(key, f)
             if value is None and f.default is not None or isinstance(value, str) and not value.strip():
-                default = (
+                other = (
                     "null for none, or leave it out"
                     if f.default is None
                     else "or leave it out for the default"
                 )
-                raise ConfigError(f"{name} is empty; give it a value, {default}.")
+                raise ConfigError(f"{name} is empty; give it a value, {other}.")
             _refuse_impossible(name, value)
 
-# %% ../nbs/01_config.ipynb #01-config-26
+# %% ../nbs/01_config.ipynb #01-config-27
+@functools.cache
+def _tree_parser() -> Parser:
+    return config_parser()  # takes a tenth of a second to build, and parsing leaves it as it is
+
+
 def from_dict(
-    tree: Mapping[str, Any],  # Nested plain values; what is absent keeps its default
+    tree: Mapping[str, Any],  # Nested plain values, with defaults where one is absent
 ) -> Config:
     "The tree from plain values. Raises `ConfigError` for a name or value that does not exist."
-    parser = _tree_parser()
     for name, default in vars(Config()).items():
         if dataclasses.is_dataclass(default) and not isinstance(tree.get(name, {}), Mapping):
-            raise ConfigError(
-                f"{name}={_brief(tree[name])} must hold names and values, e.g. "
-                f"{name}.{field_names(type(default))[0]}."
-            )
+            example = f"{name}.{field_names(type(default))[0]}"
+            raise ConfigError(f"{name}={_brief(tree[name])} must hold names and values, e.g. {example}.")
     _refuse_empty(tree)
-    # a copy: parsing puts tuples into what it is given
-    made = parser.instantiate(parser.parse_object(_plain(tree)))
+    parser, copied = _tree_parser(), _plain(tree)  # parsing puts tuples into what it is given
+    made = parser.instantiate(parser.parse_object(copied))
     return Config(**{f.name: made[f.name] for f in dataclasses.fields(Config)})
 
-# %% ../nbs/01_config.ipynb #01-config-270
+# %% ../nbs/01_config.ipynb #01-config-290
 def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries on top of one another: later values win; a category table is merged, a list
-    replaced.
-    """
+    "Nested dictionaries on top of one another."
     out: dict[str, Any] = {}
     for tree in trees:
         for k, v in tree.items():
@@ -806,19 +664,6 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def from_saved(
-    tree: Mapping[str, Any],  # A whole tree, as a checkpoint, a record or a run's folder keeps it
-) -> Config:
-    """The configuration of a finished run.
-
-    One of before `data.holdout_seed` held out the images that its own seed drew.
-    """
-    data = tree.get("data", {})
-    if isinstance(data, Mapping):
-        data = {"holdout_seed": tree.get("seed", 0), **data}
-    return from_dict({**tree, "data": data})
-
-# %% ../nbs/01_config.ipynb #01-config-27
 def nest(
     dotted: Mapping[str, Any],  # {"train.epochs": 20}
 ) -> dict[str, Any]:  # {"train": {"epochs": 20}}
@@ -830,13 +675,23 @@ def nest(
         out = merge(out, value)
     return out
 
-
+# %% ../nbs/01_config.ipynb #f6f66181
 def override(
     config: Config,  # A configuration
     dotted: Mapping[str, Any],  # New values by dotted name
 ) -> Config:
     "A copy with some fields changed."
     return from_dict(merge(to_dict(config), nest(dotted)))
+
+# %% ../nbs/01_config.ipynb #ac98ebaa
+def from_saved(
+    tree: Mapping[str, Any],  # A whole tree, as a checkpoint, a record or a run's folder keeps it
+) -> Config:
+    "The configuration of a finished run."
+    data = tree.get("data", {})
+    if isinstance(data, Mapping):
+        data = {"holdout_seed": tree.get("seed", 0), **data}
+    return from_dict({**tree, "data": data})
 
 # %% ../nbs/01_config.ipynb #01-config-31
 def _configs() -> Path:
@@ -853,6 +708,10 @@ def shipped() -> list[str]:  # Names for `load_config`
 _DEEP, _LONG = 20, 10**6  # levels of a file and its bytes, far beyond any configuration
 
 
+def _at(where: Any, what: str) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=f"it holds {what}", problem_mark=where.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
     "YAML as far as a configuration needs it. Every complaint has a line."
 
@@ -862,7 +721,7 @@ class _Loader(yaml.SafeLoader):
         "As the library does, but no deeper than `_DEEP`, and without aliases."
         event, self.depth = self.peek_event(), self.depth + 1
         if isinstance(event, yaml.AliasEvent):
-            raise _at(event, f"the alias *{event.anchor}; write out what it stands for")
+            raise _at(event, f"the alias *{event.anchor}. Write out what it stands for")
         if self.depth > _DEEP:
             raise _at(event, f"more than {_DEEP} levels")
         node = super().compose_node(parent, index)
@@ -887,22 +746,13 @@ class _Loader(yaml.SafeLoader):
             raise _at(node, f"{twice[0]} twice")
         return super().construct_mapping(node, deep)
 
-
-def _at(where: Any, what: str) -> yaml.YAMLError:
-    return yaml.MarkedYAMLError(problem=f"it holds {what}", problem_mark=where.start_mark)
-
-# %% ../nbs/01_config.ipynb #b7a1c0d30
-def read_yaml(
-    path: str | Path,  # A YAML file
-) -> dict[str, Any]:  # Its tree
-    "Read one configuration file. Raises `ConfigError` naming the file, and the line where there is one."
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"--config {path}: there is no such file.")
+# %% ../nbs/01_config.ipynb #aa9fcacc
+def _parse(path: Path) -> Any:
+    "What a YAML file holds. Raises `ConfigError` naming the line, where there is one."
     try:
         if path.stat().st_size > _LONG:
             raise ConfigError(f"{path} is longer than a megabyte: no configuration.")
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
     except OSError as e:
         raise ConfigError(f"--config {path} cannot be read: {e.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -910,6 +760,16 @@ def read_yaml(
         line = f", line {mark.line + 1}" if mark else ""
         why = " ".join(str(getattr(e, "problem", None) or e).split())
         raise ConfigError(f"{path}{line} cannot be read as YAML: {why}.") from None
+
+# %% ../nbs/01_config.ipynb #97b1e984
+def read_yaml(
+    path: str | Path,  # A YAML file
+) -> dict[str, Any]:  # Its tree
+    "Read one configuration file. Raises `ConfigError` naming the file, and the line where there is one."
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: there is no such file.")
+    tree = _parse(path)
     if not isinstance(tree, (dict, type(None))) or not all(isinstance(k, str) for k in tree or ()):
         raise ConfigError(f"{path} must hold names and values, e.g. `train:`.")
     return tree or {}
@@ -920,8 +780,8 @@ def read_config(
 ) -> dict[str, Any]:  # Its tree, which may be laid on others
     "Read one configuration file whose values are possible. Raises `ConfigError` naming the file."
     tree, wrong = read_yaml(path), list[ConfigError]()
-    # what it may be laid on
-    for below in ({}, *(read_yaml(_configs() / f"{name}.yaml") for name in shipped())):
+    may_be_laid_on = [{}, *(read_yaml(_configs() / f"{name}.yaml") for name in shipped())]
+    for below in may_be_laid_on:
         try:
             from_dict(merge(below, tree))
         except ConfigError as e:
@@ -954,7 +814,7 @@ def save_config(
     path: str | Path,  # File to write
     config: Config,  # What to write
 ) -> Path:
-    "Write the whole tree as YAML, atomically; `load_config(files=[path])` reads it back."
+    "Write the whole tree as YAML, atomically, for `load_config(files=[path])` to read back."
     return write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=110))
 
 # %% ../nbs/01_config.ipynb #01-config-39
@@ -973,51 +833,50 @@ def portable(
     return tree
 
 # %% ../nbs/01_config.ipynb #01-config-ab501e
+def _whole(path: Path | None) -> Path | None:
+    return path and Path(os.path.abspath(path.expanduser()))
+
+
+def _whole_file(name: str) -> str:
+    "The whole path where there is such a file, else what it is: a name."
+    return os.path.abspath(name) if os.path.isfile(name) else name
+
+# %% ../nbs/01_config.ipynb #16b3a311
 def absolute(
     config: Config,  # A configuration
 ) -> Config:  # The same files for a process that was started elsewhere
     "The configuration with no path that depends on the working directory."
-
-    def whole(p: Path | None) -> Path | None:
-        return p and Path(os.path.abspath(p.expanduser()))
-
-    c, weights = config, config.backbone.weights
-    local = weights != "random" and os.path.isfile(weights)
-    backbone = dataclasses.replace(c.backbone, weights=os.path.abspath(weights) if local else weights)
-    distill = dataclasses.replace(c.distill, folder=whole(c.distill.folder))
-    teacher = os.path.abspath(c.teacher) if c.teacher and os.path.isfile(c.teacher) else c.teacher
+    weights = config.backbone.weights
     return dataclasses.replace(
-        c,
-        root=whole(c.root),
-        out=Path(os.path.abspath(c.out)),
-        teacher=teacher,
-        backbone=backbone,
-        distill=distill,
+        config,
+        root=_whole(config.root),
+        out=Path(os.path.abspath(config.out)),
+        teacher=config.teacher and _whole_file(config.teacher),
+        backbone=dataclasses.replace(
+            config.backbone, weights=weights if weights == "random" else _whole_file(weights)
+        ),
+        distill=dataclasses.replace(config.distill, folder=_whole(config.distill.folder)),
     )
 
 # %% ../nbs/01_config.ipynb #01-config-420
 def stage1_augmentation(
     config: Config,  # A-023, A-024
-    category: str | None = None,  # Default: the configuration's
+    category: str | None = None,  # By default the configuration's
 ) -> tuple[Augmentation, ...]:
     "What is applied in stage 1: the category's augmentation to its own images, the common one to others."
     if not config.distill.augment:
         return ()
-    return config.data.augmentation(
-        (category or config.category) if config.distill.images == "category" else None
-    )
+    own = config.distill.images == "category"
+    return config.data.augmentation((category or config.category) if own else None)
 
-# %% ../nbs/01_config.ipynb #01-config-421
+# %% ../nbs/01_config.ipynb #01-config-42
 def deciding(
     part: Any,  # One part of a configuration, e.g. `config.train`
     cls: type | None = None,  # Only the fields of this class of its bases
 ) -> dict[str, Any]:
     "The fields of a part that decide something, if only rounding."
-    return {
-        f.name: getattr(part, f.name)
-        for f in dataclasses.fields(cls or part)
-        if f.metadata["decides"] != "nothing"
-    }
+    named = [f.name for f in dataclasses.fields(cls or part) if f.metadata["decides"] != "nothing"]
+    return {name: getattr(part, name) for name in named}
 
 
 def image_treatment(
@@ -1033,44 +892,43 @@ def image_treatment(
     }
     return {**_plain(tree), "augment": list(augmentation)}
 
-# %% ../nbs/01_config.ipynb #01-config-42
+# %% ../nbs/01_config.ipynb #77ee8af9
+def _compared(config: Config, upto: Level) -> Iterator[tuple[str, Field]]:
+    "The fields that may tell two runs apart, as far as `upto`."
+    levels = LEVELS[: LEVELS.index(upto) + 1]
+    idle = () if config.distill.images == "folder" else tuple(f"distill.{k}" for k in FOLDER_FIELDS)
+    for name, f in _leaves(Config):
+        if DECIDES[name] in levels and f.metadata["place"] != "here" and name not in idle:
+            yield name, f
+
+# %% ../nbs/01_config.ipynb #cbb0341f
 def identity(
     config: Config,  # A configuration
     upto: Level,  # What is compared, e.g. "teacher"
-    category: str | None = None,  # Whose augmentation applies; default: the configuration's
+    category: str | None = None,  # Whose augmentation applies, by default the configuration's
 ) -> dict[str, Any]:  # Plain values, nested
     """The fields that decide something.
 
     What lies in a place, such as images or a given teacher, a fingerprint must tell.
     """
-    levels = LEVELS[: LEVELS.index(upto) + 1]
-    idle = () if config.distill.images == "folder" else tuple(f"distill.{k}" for k in FOLDER_FIELDS)
-    tree: dict[str, Any] = portable(config)
-    kept: dict[str, Any] = {}
-    for name, f in _leaves(Config):
-        if DECIDES[name] not in levels or f.metadata["place"] == "here" or name in idle:
-            continue
+    tree, kept = portable(config), dict[str, Any]()
+    for name, f in _compared(config, upto):
         section, _, leaf = name.rpartition(".")
-        if f.metadata["newer"] and (tree[section][leaf] if section else tree[leaf]) == _plain(f.default):
+        value = (tree[section] if section else tree)[leaf]
+        if f.metadata["newer"] and value == _plain(f.default):
             continue
-        if section:
-            kept.setdefault(section, {})[leaf] = tree[section][leaf]
-        else:
-            kept[leaf] = tree[leaf]
-    if upto == "teacher":
-        used = stage1_augmentation(config, category)
-    else:
-        used = config.data.augmentation(category or config.category)
+        (kept.setdefault(section, {}) if section else kept)[leaf] = value
+    own = config.data.augmentation(category or config.category)
+    used = stage1_augmentation(config, category) if upto == "teacher" else own
     return dict(kept, data=image_treatment(config.data, used))
 
-# %% ../nbs/01_config.ipynb #03db9a9f
+# %% ../nbs/01_config.ipynb #77b14345
 def short_key(
     *values: Any,  # Plain values
 ) -> str:  # 8 hex digits
     "A short stable name of them."
-    return hashlib.sha256(
-        json.dumps(values[0] if len(values) == 1 else values, sort_keys=True).encode()
-    ).hexdigest()[:8]
+    text = json.dumps(values[0] if len(values) == 1 else values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def run_key(
@@ -1079,7 +937,7 @@ def run_key(
     "A short stable name of everything that decides the trained networks, apart from the images and the seed."
     return short_key({k: v for k, v in identity(config, "detector").items() if k != "seed"})
 
-
+# %% ../nbs/01_config.ipynb #14ff07e8
 def run_folder(
     config: Config,  # A configuration
     category: str,  # Name of the category

@@ -18,13 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 # %% auto #0
 __all__ = ['SCHEMA', 'PACKAGES', 'ENDS', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError',
@@ -34,6 +27,15 @@ __all__ = ['SCHEMA', 'PACKAGES', 'ENDS', 'MudenetError', 'ConfigError', 'DataErr
            'load_tensors', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress',
            'shown', 'Shown', 'start_logging', 'Ended', 'end', 'heeding', 'run_command']
 
+# %% ../nbs/00_core.ipynb #46c5e35a
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 # %% ../nbs/00_core.ipynb #00-core-06
 class MudenetError(Exception):
-    "An error with a message for people; the command line prints it and ends with `exit_code`."
+    "An error with a message for people, which the command line prints before it ends with `exit_code`."
 
     exit_code = 2
 
@@ -67,11 +69,11 @@ class DeviceError(MudenetError, RuntimeError):
 
 
 class StorageError(MudenetError, OSError):
-    "A file could not be written; nothing half-written is left."
+    "A file could not be written, and nothing half-written is left."
 
 
 class TrainingError(MudenetError, RuntimeError):
-    "Training went wrong by itself; what had been saved is kept."
+    "Training went wrong by itself. What had been saved is kept."
 
     exit_code = 1
 
@@ -96,7 +98,7 @@ def seed_for(
     text = json.dumps([int(seed), *purpose])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
-
+# %% ../nbs/00_core.ipynb #00-core-14
 def generator(
     seed: int,  # The run's seed
     *purpose: str | int,  # What the numbers are for
@@ -115,6 +117,17 @@ def rng(
     return np.random.Generator(np.random.PCG64(seed_for(seed, *purpose)))
 
 # %% ../nbs/00_core.ipynb #00-core-160
+def _how_many(
+    kind: str,  # Of devices, e.g. "cuda"
+) -> int:
+    "How many devices of a kind this machine has."
+    import torch
+
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return torch.cuda.device_count() if kind == "cuda" else int(kind == "cpu")
+
+# %% ../nbs/00_core.ipynb #edb36de7
 def pick_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> torch.device:
@@ -127,14 +140,11 @@ def pick_device(
         device = torch.device(name)
     except RuntimeError:
         raise DeviceError(f"--device {name!r} is no device name; use auto, cpu, cuda or cuda:N.") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
-        device.type, 0
-    )
+    there = _how_many(device.type)
     if (device.index or 0) >= there:
-        raise DeviceError(
-            f"--device {name!r} was asked for, but this machine has "
-            f"{'no' if not there else f'only {there}'} {device.type} device; use --device auto or cpu."
-        )
+        has = f"only {there}" if there else "no"
+        what = f"was asked for, but this machine has {has} {device.type} device"
+        raise DeviceError(f"--device {name!r} {what}; use --device auto or cpu.")
     return device
 
 # %% ../nbs/00_core.ipynb #00-core-16
@@ -166,10 +176,16 @@ def storage_error(
         what = f"{e.strerror or e}. Name another place (--out)"
     return StorageError(f"cannot write {path}: {what}; nothing half-written was left.")
 
-
+# %% ../nbs/00_core.ipynb #fcb0a005
 def _beginning(name: str) -> str:
     "As much of a name as leaves room for more: a system allows 255 bytes."
     return os.fsencode(name)[:200].decode(errors="ignore")
+
+
+def _flush(file: Path) -> None:
+    "Wait until a file is on the disk."
+    with open(file, "rb+") as f:
+        os.fsync(f.fileno())
 
 # %% ../nbs/00_core.ipynb #00-core-19
 @contextlib.contextmanager
@@ -182,12 +198,11 @@ def atomic(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, "rb+") as f:
-            os.fsync(f.fileno())
+        _flush(part)
         os.replace(part, path)
+    except MudenetError:
+        raise
     except OSError as e:
-        if isinstance(e, MudenetError):
-            raise
         raise storage_error(path, e) from e
     finally:
         with contextlib.suppress(OSError):
@@ -198,7 +213,7 @@ def write_text(
     path: str | Path,  # File to write
     text: str,  # Its content, written as UTF-8
 ) -> Path:
-    "Write a text file, atomically. Of a file name that is not UTF-8 the odd bytes are written out."
+    "Write a text file, atomically. Bytes of a file name that are not UTF-8 are written out."
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return Path(path)
@@ -206,7 +221,7 @@ def write_text(
 
 def write_json(
     path: str | Path,  # File to write
-    value: Any,  # What `json` can say; NaN and infinity are refused, since they are not JSON
+    value: Any,  # What `json` can say, so neither NaN nor infinity
 ) -> Path:
     "Write a JSON file, atomically and with a stable layout."
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -218,7 +233,7 @@ _PART = re.compile(r"\.(.+)\.[0-9]+\.part", re.DOTALL)  # what `atomic` writes t
 def remove_parts(
     files: Iterable[Path],  # That are about to be written, by somebody who holds their folder
 ) -> None:
-    "Remove what killed writes of these files left beside them; nothing else, and no folder."
+    "Remove what killed writes of these files left beside them, no other file and no folder."
     names: dict[Path, set[str]] = {}
     for f in files:
         names.setdefault(f.parent, set()).add(_beginning(f.name))
@@ -229,7 +244,7 @@ def remove_parts(
                 if left and left[1] in ours and e.is_file(follow_symlinks=False):
                     os.unlink(e.path)
 
-# %% ../nbs/00_core.ipynb #d41c07aa
+# %% ../nbs/00_core.ipynb #a6983d51
 def refuse_foreign(
     path: Path,  # A file that is about to be written
     sign: str,  # What the beginning of every such file of this program holds
@@ -243,10 +258,8 @@ def refuse_foreign(
     except OSError as e:
         raise storage_error(path, e) from None
     if head and sign.encode() not in head:
-        raise StorageError(
-            f"{path} is there and was not written by this program. Move it away, or name another place "
-            "(--out)."
-        )
+        theirs = f"{path} is there and was not written by this program"
+        raise StorageError(f"{theirs}. Move it away, or name another place (--out).")
 
 # %% ../nbs/00_core.ipynb #d41c07ab0
 _held: dict[Path, int] = {}  # folders of this process
@@ -272,6 +285,15 @@ def _take(file: int) -> None:
                 raise  # others: a file system without locks
 
 # %% ../nbs/00_core.ipynb #d41c07ab1
+def _holder(file: int) -> str:
+    "Who holds a lock file, as far as it says so."
+    if sys.platform == "win32":  # which lets nobody else read a locked file
+        return ""
+    with contextlib.suppress(OSError):
+        os.lseek(file, 0, os.SEEK_SET)
+    return os.read(file, 100).decode(errors="replace").strip()
+
+# %% ../nbs/00_core.ipynb #909fb97d
 def _locked_file(path: Path) -> int:
     "The open lock file of a folder. Raises `ConfigError` where another process has it."
     while True:
@@ -279,35 +301,17 @@ def _locked_file(path: Path) -> int:
         try:
             _take(file)
         except OSError:
-            with contextlib.suppress(OSError):
-                os.lseek(file, 0, os.SEEK_SET)
-            who = os.read(file, 100).decode(errors="replace").strip() if sys.platform != "win32" else ""
+            used = f"another run uses {path.parent} ({_holder(file) or 'it has just begun'})"
             os.close(file)
-            raise ConfigError(
-                f"another run uses {path.parent} ({who or 'it has just begun'}). Wait for it or end it, or "
-                "name another place (--out)."
-            ) from None
+            raise ConfigError(f"{used}. Wait for it or end it, or name another place (--out).") from None
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
         os.close(file)  # its owner has removed it in between
 
 # %% ../nbs/00_core.ipynb #d41c07ab
-@contextlib.contextmanager
-def locked(
-    folder: str | Path,  # Made where it is not there
-    nested: bool = True,  # Nothing is to be done where this process has it already; else that is an error too
-) -> Iterator[None]:
-    """Keep other processes out of a folder that is written to.
-
-    Raises `ConfigError` where one is at work in it, `StorageError`.
-    """
-    folder = Path(folder).resolve()
-    if folder in _held and not nested:
-        raise ConfigError(f"another run of this process uses {folder}. Name another place (--out).")
-    if folder in _held:
-        yield
-        return
+def _hold(folder: Path) -> Path:
+    "Lock a folder for this process. Returns the file in it that says so."
     path = folder / ".mudenet.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -315,6 +319,22 @@ def locked(
         os.write(file, f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
     except OSError as e:
         raise storage_error(path, e) from e
+    return path
+
+# %% ../nbs/00_core.ipynb #ba091680
+@contextlib.contextmanager
+def locked(
+    folder: str | Path,  # Made where it is not there
+    nested: bool = True,  # Whether this process may hold it already
+) -> Iterator[None]:
+    "Keep other processes out of a folder. Raises `ConfigError` where one is at work in it, `StorageError`."
+    folder = Path(folder).resolve()
+    if folder in _held and not nested:
+        raise ConfigError(f"another run of this process uses {folder}. Name another place (--out).")
+    if folder in _held:
+        yield
+        return
+    path = _hold(folder)
     try:
         yield
     finally:
@@ -336,7 +356,7 @@ def digest(
         h.update(v.reshape(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b"")
     return h.hexdigest()
 
-
+# %% ../nbs/00_core.ipynb #00-core-30
 def file_digest(
     path: Path,  # A file of any size
 ) -> str:  # 64 hex digits
@@ -347,7 +367,7 @@ def file_digest(
             h.update(chunk)
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #00-core-29
+# %% ../nbs/00_core.ipynb #10973634
 def fingerprint(
     files: Iterable[Path],  # Files to name
     root: Path,  # The names that count are those relative to this folder
@@ -362,30 +382,12 @@ def fingerprint(
         try:
             h.update(hashlib.sha256(f.read_bytes()).digest())
         except OSError as e:
-            raise DataError(
-                f"{f} cannot be read: {e.strerror}. It was listed a moment ago: is its disk still there?"
-            ) from None
+            gone = f"{f} cannot be read: {e.strerror}"
+            raise DataError(f"{gone}. It was listed a moment ago: is its disk still there?") from None
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-240
-SCHEMA = 1  # of checkpoints and records; raised when their meaning changes
-_NEEDS: dict[str, dict[str, type]] = dict(
-    teacher=dict(config=dict),
-    detector=dict(config=dict, about=dict),
-    # in a header of that kind
-    state=dict(step=int, log=dict, identity=dict),
-)
-
-# %% ../nbs/00_core.ipynb #00-core-241
-_MAPS = (
-    "about.teacher",
-    "about.versions",
-    "about.identity",
-    "about.corpus",
-    "about.explained",
-    "identity",
-    "memory",
-)
+SCHEMA = 1  # of checkpoints and records, raised when their meaning changes
 
 
 def _content(
@@ -396,67 +398,71 @@ def _content(
     text = json.dumps({k: v for k, v in meta.items() if k != "sha256"}, sort_keys=True)
     return hashlib.sha256(f"{digest(tensors)}{text}".encode()).hexdigest()
 
-# %% ../nbs/00_core.ipynb #00-core-24
+# %% ../nbs/00_core.ipynb #00-core-241
 def save_tensors(
     path: str | Path,  # File to write
-    tensors: Mapping[str, torch.Tensor],  # What to keep; moved to the CPU
+    tensors: Mapping[str, torch.Tensor],  # What to keep, on any device
     kind: str,  # What the file is: "teacher", "detector", "state"
-    meta: Mapping[str, Any],  # JSON metadata; the same content always gives the same bytes
+    meta: Mapping[str, Any],  # JSON metadata, in any order
 ) -> Path:
-    "Write tensors and metadata as one safetensors file, atomically."
+    "Write tensors and metadata as one safetensors file, atomically. The same content gives the same bytes."
     from safetensors.torch import save
 
     flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    # as it will be read
-    whole = json.loads(json.dumps({**meta, "kind": kind, "schema": SCHEMA}, allow_nan=False))
-    header = json.dumps({**whole, "sha256": _content(flat, whole)}, sort_keys=True)
+    as_read = json.loads(json.dumps({**meta, "kind": kind, "schema": SCHEMA}, allow_nan=False))
+    header = json.dumps({**as_read, "sha256": _content(flat, as_read)}, sort_keys=True)
     with atomic(path) as part:
         part.write_bytes(save(flat, {"mudenet": header}))
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #00-core-250
-def read_meta(
-    path: str | Path,  # A file that `save_tensors` wrote
-    kind: str,  # What it should be
-) -> dict[str, Any]:  # Its metadata
-    "The metadata of a checkpoint, without its tensors. Raises `CheckpointError` if it is not one of ours."
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
+def _check_readable(path: Path, kind: str) -> None:
+    "Raise `CheckpointError` where a file is not there, or may not be read."
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; a {kind} checkpoint was expected there.")
     try:
         with open(path, "rb"):
-            pass  # the library would say of one that it may not read that there is none
+            pass
     except OSError as e:
         raise CheckpointError(f"{path} cannot be read: {e.strerror}.") from None
+
+# %% ../nbs/00_core.ipynb #8c7bc7ad
+def _read_header(
+    path: Path,
+    kind: str,  # For the message
+) -> str:  # JSON, if nobody has damaged it
+    "Our entry in the header of a safetensors file. Raises `CheckpointError` where there is none."
+    from safetensors import SafetensorError, safe_open
+
+    _check_readable(path, kind)  # of a file that may not be read, `safe_open` would say that there is none
     try:
         with safe_open(path, framework="pt") as f:
             header = (f.metadata() or {}).get("mudenet")
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(
-            f"{path} is not a checkpoint: {e}. Checkpoints are safetensors files that "
-            "`mudenet train` or `mudenet distill` wrote."
-        ) from None
+        theirs = "Checkpoints are safetensors files that `mudenet train` or `mudenet distill` wrote."
+        raise CheckpointError(f"{path} is not a checkpoint: {e}. {theirs}") from None
     if header is None:
         raise CheckpointError(f"{path} is a safetensors file but not one that mudenet wrote.")
-    try:
-        meta = json.loads(header)
-    except (ValueError, RecursionError):
-        meta = None
-    if not isinstance(meta, dict):
-        raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
-    if meta.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a {meta.get('kind')!r}; here a {kind!r} is needed.")
-    if meta.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {meta.get('schema')}, this version reads {SCHEMA}; "
-            "use the mudenet version that wrote it, or train again."
-        )
+    return header
+
+# %% ../nbs/00_core.ipynb #00-core-25
+# What a header of each kind must have
+_NEEDS: dict[str, dict[str, type]] = dict(
+    teacher=dict(config=dict),
+    detector=dict(config=dict, about=dict),
+    state=dict(step=int, log=dict, identity=dict),
+)
+# What is a dict where it is there, below `about` and outside
+_MAPS = "about.teacher about.versions about.identity about.corpus about.explained identity memory".split()
+
+# %% ../nbs/00_core.ipynb #2b5dbb98
+def _check_parts(path: Path, meta: Mapping[str, Any], kind: str) -> None:
+    "Raise `CheckpointError` where metadata lacks a part, or has one of another type."
     again = "copy or make the file again."
-    if lacks := [k for k in _NEEDS.get(kind, {}) if k not in meta]:
+    needs = _NEEDS.get(kind, {})
+    if lacks := [k for k in needs if k not in meta]:
         raise CheckpointError(f"{path}: its header lacks {', '.join(lacks)}; {again}")
-    for k, needed in _NEEDS.get(kind, {}).items():
+    for k, needed in needs.items():
         if not isinstance(meta[k], needed):
             raise CheckpointError(f"{path}: {k} in its header is no {needed.__name__}; {again}")
     for name in _MAPS:
@@ -464,12 +470,38 @@ def read_meta(
         found = (meta.get(section, {}) if section else meta).get(k)
         if not isinstance(found, (dict, type(None))):
             raise CheckpointError(f"{path}: {name} in its header is no dict; {again}")
+
+# %% ../nbs/00_core.ipynb #00-core-26
+def _parsed(path: Path, header: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(header)
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: its header is no JSON object; copy or make the file again.")
     return meta
 
-# %% ../nbs/00_core.ipynb #00-core-251
+# %% ../nbs/00_core.ipynb #0b256f16
+def read_meta(
+    path: str | Path,  # A file that `save_tensors` wrote
+    kind: str,  # What it should be
+) -> dict[str, Any]:  # Its metadata
+    "The metadata of a checkpoint, without its tensors. Raises `CheckpointError` if it is not one of ours."
+    path = Path(path)
+    meta = _parsed(path, _read_header(path, kind))
+    if meta.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a {meta.get('kind')!r}; here a {kind!r} is needed.")
+    if meta.get("schema") != SCHEMA:
+        schemas = f"has schema {meta.get('schema')}, this version reads {SCHEMA}"
+        raise CheckpointError(f"{path} {schemas}; use the mudenet version that wrote it, or train again.")
+    _check_parts(path, meta, kind)
+    return meta
+
+# %% ../nbs/00_core.ipynb #e6c4bb57
 def _check_content(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` where a file holds something else than was written, or numbers that cannot be
-    computed with.
+    """Raise `CheckpointError` where a file holds something else than was written.
+
+    It does so, too, for numbers that cannot be computed with.
     """
     again = "; copy the file again from where it was made, or make it again."
     if "sha256" in meta and _content(tensors, meta) != meta["sha256"]:
@@ -483,7 +515,7 @@ def _check_content(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mappin
         if name.endswith("running_var") and bool((v < 0).any()):
             raise CheckpointError(f"{path}: {name} holds negative variances{again}")
 
-# %% ../nbs/00_core.ipynb #00-core-25
+# %% ../nbs/00_core.ipynb #b6b5dcc3
 def load_tensors(
     path: str | Path,  # A file that `save_tensors` wrote
     kind: str,  # What it should be
@@ -496,40 +528,36 @@ def load_tensors(
     return tensors, meta
 
 # %% ../nbs/00_core.ipynb #00-core-320
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "safetensors")
-
-
 def _git_commit() -> str | None:
     "The commit of the checkout that this file lies in, if it is one and git is there."
     here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        out = subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return out.stdout.strip() or None
 
-# %% ../nbs/00_core.ipynb #00-core-32
+# %% ../nbs/00_core.ipynb #01b7b9e6
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "Pillow", "safetensors")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:  # JSON-ready
     "Versions, commit and hardware: what one needs to know to repeat a run."
     from mudenet import __version__
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
 
     return dict(
         mudenet=__version__,
         commit=_git_commit(),
         python=platform.python_version(),
-        packages={p: version(p) for p in PACKAGES},
+        packages={p: _version(p) for p in PACKAGES},
         machine=platform.machine(),
         system=platform.system(),
         cpus=os.cpu_count(),
@@ -570,7 +598,7 @@ def read_records(
 def markdown_table(
     head: Sequence[str],  # Titles of the columns
     rows: Iterable[Sequence[Any]],  # Cells, as many in each row as there are columns
-    align: str | None = None,  # A letter for each column, l or r; default: the first left, the others right
+    align: str | None = None,  # A letter for each column, l or r, by default lrrr…
 ) -> str:
     "A table in Markdown."
     align = align or "l" + "r" * (len(head) - 1)
@@ -599,34 +627,20 @@ def progress(
     )
 
 # %% ../nbs/00_core.ipynb #d41c07ac0
-_PLAIN = str.maketrans(
-    {
-        "–": "-",
-        "±": "+/-",
-        "×": "x",
-        "→": "->",
-        "…": "...",
-        "≤": "<=",
-        "≥": ">=",
-        "−": "-",
-        "’": "'",
-        "·": "*",
-    }
-)
+# what ASCII has for the signs that messages use
+_PLAIN = {ord(c): text for c, text in zip("–±×→…≤≥−’·", "- +/- x -> ... <= >= - ' *".split(), strict=True)}
 
-# %% ../nbs/00_core.ipynb #d41c07ac1
+
 def _written_out(c: str) -> str:
     "A character that is none: a byte of a file name, a control character."
     return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
 
-
+# %% ../nbs/00_core.ipynb #5f000fe2
 def shown(
     text: str,  # With names in it, which may hold anything
-    encoding: str | None = None,  # Of where it is shown, e.g. "cp437"; default: any character can be shown
+    encoding: str | None = None,  # Of where it is shown, e.g. "cp437", by default any character
 ) -> str:
-    """A text that does nothing to a terminal: escape sequences are written out, and so is what its code page
-    lacks.
-    """
+    "A text that does nothing to a terminal: escape sequences are written out, and so is what it cannot show."
     if not text.isprintable():
         text = "".join(c if c.isprintable() or c in "\n\t" else _written_out(c) for c in text)
     try:
@@ -651,7 +665,7 @@ class Shown:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-# %% ../nbs/00_core.ipynb #d41c07ac
+# %% ../nbs/00_core.ipynb #8bfbc4b6
 class _Line(logging.Formatter):
     "The message, as `shown` gives it."
 
@@ -682,17 +696,20 @@ class Ended(KeyboardInterrupt):
         super().__init__()
         self.signum = signum
 
-# %% ../nbs/00_core.ipynb #d41c07ad1
+
 def end(signum: int, frame: Any) -> None:
     "A signal's handler: as Ctrl-C, so that what is half-written is removed."
     raise Ended(signum)
 
-
+# %% ../nbs/00_core.ipynb #d41c07ad1
 @contextlib.contextmanager
 def heeding(
     handler: Callable[[int, Any], None] = end,  # Gets every signal that asks for an end
 ) -> Iterator[None]:
-    "Within, that handler; what is ignored stays ignored (nohup). Does nothing outside the main thread."
+    """Within, that handler. What is ignored stays ignored (nohup).
+
+    Does nothing outside the main thread.
+    """
     here = threading.current_thread() is threading.main_thread()
     old = {s: h for s in ENDS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)} if here else {}
     for s in old:
@@ -704,65 +721,65 @@ def heeding(
             signal.signal(s, h)
 
 # %% ../nbs/00_core.ipynb #d41c07ad2
-def _no_memory(e: BaseException) -> bool:
-    return (
-        isinstance(e, MemoryError)
-        or isinstance(e, RuntimeError)
-        and bool(re.search("out of memory|allocate memory", str(e)))
-    )
-
-
 def _check_words(argv: Sequence[str]) -> None:
-    """Raise `ConfigError` for an argument that is empty, which most often was to be a variable of the shell,
-    or no name at all.
-    """
+    "Raise `ConfigError` for an argument that is empty, or that no file can be called."
     for before, a in zip(["", *argv], argv):
         if not a.strip() or a.startswith("--") and a.endswith("="):
-            raise ConfigError(
-                f"{a.rstrip('=') or before or 'the first argument'} is empty; give it a value, or leave it "
-                "out."
-            )
+            which = a.rstrip("=").strip() or before or "the first argument"
+            raise ConfigError(f"{which} is empty; give it a value, or leave it out.")
         if "\0" in a:
             raise ConfigError(f"{a!r} holds a NUL character, which no name can.")
 
-# %% ../nbs/00_core.ipynb #d41c07ad
+# %% ../nbs/00_core.ipynb #a3a81fad
+def _no_memory(e: BaseException) -> bool:
+    words = "out of memory|allocate memory"
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and bool(re.search(words, str(e)))
+
+# %% ../nbs/00_core.ipynb #d362b70e
+def _said(
+    e: BaseException,
+    kept: str,  # What is left after an interruption
+) -> tuple[str, int] | None:  # Message and exit code
+    "What to say of an exception, or none for a fault of ours."
+    if isinstance(e, MudenetError):
+        return f"error: {e}", e.exit_code
+    if isinstance(e, OSError) and e.filename is not None:
+        return f"error: {e.filename} cannot be used: {e.strerror}.", 2
+    if isinstance(e, KeyboardInterrupt):
+        return f"interrupted{kept}", 128 + getattr(e, "signum", signal.SIGINT)
+    if _no_memory(e):
+        advice = "Take fewer or smaller images, or a smaller batch_size."
+        return f"error: there is not enough memory ({e}). {advice}", 1
+    return None
+
+# %% ../nbs/00_core.ipynb #99d7d1ed
+def _run(argv: Sequence[str], work: Callable[[], None]) -> None:
+    with heeding(), contextlib.redirect_stdout(Shown(sys.stdout)):
+        _check_words(argv)
+        work()
+        sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be there to hear it
+        print(shown(f"mudenet: {text}", sys.stderr.encoding), file=sys.stderr)
+
+# %% ../nbs/00_core.ipynb #842d1a76
 def run_command(
     argv: Sequence[str],  # Its arguments
     work: Callable[[], None],  # What it does
     kept: str = "",  # What to say of what is left after an interruption
 ) -> int:  # Exit code
-    """Run a command as a shell expects it: a message instead of a traceback, 128 + N after signal N, no
-    complaint at a closed pipe.
-    """
-
-    def say(text: str) -> None:
-        with contextlib.suppress(OSError):
-            print(shown(f"mudenet: {text}", sys.stderr.encoding), file=sys.stderr)
-
+    "Run a command as a shell expects it: a message instead of a traceback, 128 + N after signal N."
     try:
-        with heeding(), contextlib.redirect_stdout(Shown(sys.stdout)):
-            _check_words(argv)
-            work()
-            sys.stdout.flush()
+        _run(argv, work)
     except BrokenPipeError:  # whoever read has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except MudenetError as e:
-        say(f"error: {e}")
-        return e.exit_code
-    except OSError as e:
-        if e.filename is None:
+    except BaseException as e:
+        said = _said(e, kept)
+        if said is None:
             raise
-        say(f"error: {e.filename} cannot be used: {e.strerror}.")
-        return 2
-    except KeyboardInterrupt as e:
-        say(f"interrupted{kept}")
-        return 128 + getattr(e, "signum", signal.SIGINT)
-    except (MemoryError, RuntimeError) as e:
-        if not _no_memory(e):
-            raise
-        say(
-            f"error: there is not enough memory ({e}). Take fewer or smaller images, or a smaller batch_size."
-        )
-        return 1
+        _complain(said[0])
+        return said[1]
     return 0

@@ -54,7 +54,7 @@ class Item:
     image: Path  # The image file
     label: int  # 0 nominal, 1 anomalous
     defect: str  # "good", or the kind of defect
-    masks: tuple[Path, ...] = ()  # Mask files; a pixel is defective where any of them is not black
+    masks: tuple[Path, ...] = ()  # Mask files. A pixel is defective where any of them is not black
 
 # %% ../nbs/02_data.ipynb #02-data-07
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Category:
     root: Path  # All files lie below it
     train: tuple[Item, ...]  # Nominal, to train on
     validation: tuple[Item, ...]  # Nominal, not trained on
-    test: tuple[Item, ...]  # Nominal and anomalous; may be empty
+    test: tuple[Item, ...]  # Nominal and anomalous, or none
     defects_config: tuple[dict[str, Any], ...] = ()  # MVTec LOCO's defects_config.json
 
     @property
@@ -126,9 +126,8 @@ def _defective(
     "The defective images of one folder, with their masks."
     images = images_in(folder, "test")
     masks = [()] * len(images) if truth is None else masks_for(images, truth / folder.name)
-    return tuple(
-        Item(image=f, label=1, defect=folder.name, masks=m) for f, m in zip(images, masks, strict=True)
-    )
+    pairs = zip(images, masks, strict=True)
+    return tuple(Item(image=f, label=1, defect=folder.name, masks=m) for f, m in pairs)
 
 
 def _good(folder: Path, split: str) -> tuple[Item, ...]:
@@ -157,13 +156,11 @@ def _visa_root(folder: Path) -> Path | None:
 
 
 def _missing(folder: Path, layout: str) -> list[str]:
-    "What a folder lacks to be of a layout; nothing if it is."
+    "What a folder lacks to be of a layout, or nothing if it is."
     if layout in OTHERS:
         return missing_of(folder, OTHERS[layout])
     if layout == "visa":
-        if _visa_root(folder):
-            return []
-        return [f"{_VISA_CSV.as_posix()} (beside the categories)"]
+        return [] if _visa_root(folder) else [f"{_VISA_CSV.as_posix()} (beside the categories)"]
     lacks = [n for n in _NEEDS[layout] if not (folder / n).exists()]
     if layout == "mvtec_ad" and not lacks:
         lacks = [f"{v} would have to go, MVTec AD has none" for v in _VALIDATION if (folder / v).exists()]
@@ -171,9 +168,7 @@ def _missing(folder: Path, layout: str) -> list[str]:
 
 # %% ../nbs/02_data.ipynb #02-data-23
 def _layout_of(folder: Path, accepted: Sequence[str]) -> str | None:
-    """The first layout that a folder fits; MVTec LOCO too where only its rules are lost, which is said when
-    it is opened.
-    """
+    "The first layout that a folder fits."
     found = next((a for a in accepted if not _missing(folder, a)), None)
     if found == "folder" and "mvtec_loco" in accepted and _missing(folder, "mvtec_loco") == [_LOCO_CONFIG]:
         kinds = [folder / "ground_truth" / f"{k}_anomalies" for k in ("logical", "structural")]
@@ -181,7 +176,7 @@ def _layout_of(folder: Path, accepted: Sequence[str]) -> str | None:
             return "mvtec_loco"
     return found
 
-# %% ../nbs/02_data.ipynb #02-data-250
+
 def _accepted(layout: str) -> tuple[str, ...]:
     "The layouts that a request admits. Raises `ConfigError` for one that does not exist."
     if layout == "auto":
@@ -190,7 +185,7 @@ def _accepted(layout: str) -> tuple[str, ...]:
         raise ConfigError(f"layout={layout!r} is unknown. {did_you_mean(layout, ('auto', *LAYOUTS))}")
     return ("visa", "mvtec_ad") if layout == "visa" else (layout,)
 
-# %% ../nbs/02_data.ipynb #02-data-251
+# %% ../nbs/02_data.ipynb #02-data-250
 def _categories(folder: Path, accepted: Sequence[str]) -> dict[str, Path]:
     "Name → folder of the categories below a folder."
     if "visa" in accepted and (folder / _VISA_CSV).is_file():
@@ -201,35 +196,36 @@ def _categories(folder: Path, accepted: Sequence[str]) -> dict[str, Path]:
 
 
 def _to_rename(folder: Path) -> str:
-    "What to rename so that a folder becomes one of nominal images; empty where nothing is called like it."
+    "What to rename so that a folder becomes one of nominal images. Empty where nothing is called like it."
     for p in (folder, *_subfolders(folder)):
         for train in (t for t in _subfolders(p) if t.name.casefold() == "train"):
             for good in (g for g in _subfolders(train) if g.name.casefold() in _MEANS_GOOD):
-                if (train.name, good.name) == ("train", "good"):
-                    continue
-                return f"{good}: rename it to train/good, if its images are nominal."
+                if (train.name, good.name) != ("train", "good"):
+                    return f"{good}: rename it to train/good, if its images are nominal."
     return ""
 
 # %% ../nbs/02_data.ipynb #02-data-25
-def _no_layout(folder: Path, accepted: Sequence[str]) -> DataError:
-    "What to say of a folder that fits no layout, or not the one that was asked for."
-    lines = [f"  {a}: missing {', '.join(_missing(folder, a)) or 'folders of categories'}" for a in accepted]
+def _hint(folder: Path, accepted: Sequence[str]) -> str:
+    "What to do about a folder that does not fit."
     below = _subfolders(folder)
     deeper = [p.name for p in below if _layout_of(p, accepted) or _categories(p, accepted)]
     others = sorted({a for p in (folder, *below) if (a := _layout_of(p, LAYOUTS))})
     if renamed := _to_rename(folder):
-        hint = renamed
-    elif deeper:
-        hint = f"{' and '.join(deeper[:3])} below it looks like a data set: give that folder."
-    elif others:
-        hint = f"What is there has the layout {' and '.join(others)}."
-    else:
-        hint = (
-            "For images of your own, put nominal ones in train/good, and those to test on in test/good "
-            "and test/<defect>."
-        )
+        return renamed
+    if deeper:
+        return f"{' and '.join(deeper[:3])} below it looks like a data set: give that folder."
+    if others:
+        return f"What is there has the layout {' and '.join(others)}."
+    own = "For images of your own, put nominal ones in train/good"
+    return f"{own}, and those to test on in test/good and test/<defect>."
+
+
+def _no_layout(folder: Path, accepted: Sequence[str]) -> DataError:
+    "What to say of a folder that fits no layout, or not the one that was asked for."
+    lines = [f"  {a}: missing {', '.join(_missing(folder, a)) or 'folders of categories'}" for a in accepted]
     what = "of no known layout" if tuple(accepted) == LAYOUTS else f"not of layout {' or '.join(accepted)}"
-    return DataError("\n".join([f"{folder} is {what}, nor is any folder in it. Tried:", *lines, hint]))
+    first = f"{folder} is {what}, nor is any folder in it. Tried:"
+    return DataError("\n".join([first, *lines, _hint(folder, accepted)]))
 
 # %% ../nbs/02_data.ipynb #02-data-260
 def _folder(root: str | Path) -> Path:
@@ -237,12 +233,30 @@ def _folder(root: str | Path) -> Path:
     root = Path(root).expanduser()
     if root.is_dir():
         return root
-    raise DataError(
-        f"{root} is {'a file, not a folder' if root.exists() else 'not there'}; "
-        "give the folder of a data set or of one of its categories."
-    )
+    wrong = f"{root} is {'a file, not a folder' if root.exists() else 'not there'}"
+    raise DataError(f"{wrong}; give the folder of a data set or of one of its categories.")
 
 
+def _name(folder: Path) -> str:
+    return os.path.basename(os.path.abspath(folder))
+
+# %% ../nbs/02_data.ipynb #8961694c
+_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+
+
+def _visa_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    "The lines of VisA's split file: line number and columns."
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            reader = csv.DictReader(f)
+            if lacks := [c for c in _VISA_COLUMNS if c not in (reader.fieldnames or ())]:
+                must = f"It must name {','.join(_VISA_COLUMNS)}."
+                raise DataError(f"{path}: the first line lacks {', '.join(lacks)}. {must}")
+            return [(reader.line_num, {c: (row[c] or "").strip() for c in _VISA_COLUMNS}) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"{path} cannot be read as a csv file: {e}. Unpack the data set again.") from None
+
+# %% ../nbs/02_data.ipynb #cfa7bc40
 def list_categories(
     root: str | Path,  # A data set's folder, or one category's
     layout: str = "auto",  # "auto", or the one layout to admit
@@ -255,14 +269,10 @@ def list_categories(
         return names
     raise _no_layout(root, accepted)
 
-# %% ../nbs/02_data.ipynb #02-data-26
-def _name(folder: Path) -> str:
-    return os.path.basename(os.path.abspath(folder))
-
-
+# %% ../nbs/02_data.ipynb #50bcc93b
 def recognise(
     root: str | Path,  # A data set's folder, or one category's
-) -> str:  # One of `LAYOUTS`; "folder" where the categories below differ
+) -> str:  # One of `LAYOUTS`, and "folder" where the categories below differ
     "The layout of a folder. Raises `DataError` naming what each layout lacks."
     root = _folder(root)
     if own := _layout_of(root, LAYOUTS):
@@ -273,28 +283,28 @@ def recognise(
     return str(below.pop()) if len(below) == 1 else "folder"
 
 # %% ../nbs/02_data.ipynb #02-data-280
-def _test_items(folder: Path, masks: bool) -> tuple[Item, ...]:
-    "All test images below test/, the nominal ones first."
-    test = folder / "test"
+def _kinds(test: Path) -> list[Path]:
+    "The folders below test/, the nominal one first. Raises `DataError` for images that nobody labelled."
     if loose := image_files(test):
-        raise DataError(
-            f"{test} holds {len(loose)} images outside any folder ({loose[0].name} …): move nominal ones to "
-            "test/good and the others to test/<defect>."
-        )
+        outside = f"{test} holds {len(loose)} images outside any folder ({loose[0].name} …)"
+        raise DataError(f"{outside}: move nominal ones to test/good and the others to test/<defect>.")
     kinds = sorted(_subfolders(test), key=lambda p: p.name != "good")
     if not kinds:
-        raise DataError(
-            f"{test} is empty: add test/good and test/<defect>, or remove the folder to train only."
-        )
+        add = "add test/good and test/<defect>, or remove the folder to train only"
+        raise DataError(f"{test} is empty: {add}.")
     for k in kinds:
         if k.name != "good" and k.name.casefold() in _MEANS_GOOD:
-            raise DataError(
-                f"{k} would be counted as a kind of defect; rename it to good if its images are nominal."
-            )
-    truth = folder / "ground_truth" if masks else None
+            rename = "Rename it to good if its images are nominal."
+            raise DataError(f"{k} would be counted as a kind of defect. {rename}")
+    return kinds
+
+
+def _test_items(folder: Path, masks: bool) -> tuple[Item, ...]:
+    "All test images below test/, the nominal ones first."
+    truth, kinds = folder / "ground_truth" if masks else None, _kinds(folder / "test")
     return sum((_good(k, "test") if k.name == "good" else _defective(k, truth) for k in kinds), ())
 
-# %% ../nbs/02_data.ipynb #02-data-28
+# %% ../nbs/02_data.ipynb #2aacad2b
 def _index_mvtec_ad(folder: Path) -> dict[str, Any]:
     return dict(train=_good(folder / "train/good", "train"), test=_test_items(folder, masks=True))
 
@@ -302,11 +312,11 @@ def _index_mvtec_ad(folder: Path) -> dict[str, Any]:
 def _index_folder(folder: Path) -> dict[str, Any]:
     own = [folder / v for v in _VALIDATION if (folder / v).exists()]
     if len(own) > 1:
-        raise DataError(f"{folder} has both {' and '.join(_VALIDATION)}; keep one of them.")
-    test = _test_items(folder, masks=(folder / "ground_truth").exists()) if (folder / "test").exists() else ()
+        raise DataError(f"{folder} has both {' and '.join(_VALIDATION)}. Keep one of them.")
+    masks = (folder / "ground_truth").exists()
     return dict(
         train=_good(folder / "train/good", "train"),
-        test=test,
+        test=_test_items(folder, masks) if (folder / "test").exists() else (),
         validation=_good(own[0], "validation") if own else (),
     )
 
@@ -315,7 +325,7 @@ _LOCO_KEYS = {"defect_name", "pixel_value", "saturation_threshold", "relative_sa
 
 
 def _wrong_rule(e: dict[str, Any]) -> str:
-    "What is wrong with one of LOCO's rules; nothing if it can be used."
+    "What is wrong with one of LOCO's rules, or nothing if it can be used."
     if lacks := sorted(_LOCO_KEYS - set(e)):
         return f"lacks {', '.join(lacks)}"
     value, limit, relative = e["pixel_value"], e["saturation_threshold"], e["relative_saturation"]
@@ -343,16 +353,14 @@ def read_defects_config(
         if wrong := _wrong_rule(e):
             raise DataError(f"{path}: the entry {e.get('defect_name', '?')!r} {wrong}.")
     if twice := [v for v, n in Counter(e["pixel_value"] for e in entries).items() if n > 1]:
-        raise DataError(f"{path}: several entries have the pixel_value {twice[0]}; each needs its own.")
+        raise DataError(f"{path}: several entries have the pixel_value {twice[0]}. Each needs its own.")
     return tuple(entries)
 
 # %% ../nbs/02_data.ipynb #02-data-30
 def _index_mvtec_loco(folder: Path) -> dict[str, Any]:
     if not (folder / _LOCO_CONFIG).is_file():
-        raise DataError(
-            f"{folder} looks like a category of MVTec LOCO but lacks {_LOCO_CONFIG}, without which there is "
-            "no AU-sPRO. Unpack the data set again."
-        )
+        looks = f"{folder} looks like a category of MVTec LOCO but lacks {_LOCO_CONFIG}"
+        raise DataError(f"{looks}, without which there is no AU-sPRO. Unpack the data set again.")
     return dict(
         train=_good(folder / "train/good", "train"),
         validation=_good(folder / "validation/good", "validation"),
@@ -360,69 +368,48 @@ def _index_mvtec_loco(folder: Path) -> dict[str, Any]:
         defects_config=read_defects_config(folder / _LOCO_CONFIG),
     )
 
-# %% ../nbs/02_data.ipynb #02-data-320
-_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
-
-
-def _visa_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    "The lines of VisA's split file: line number and columns."
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            if lacks := [c for c in _VISA_COLUMNS if c not in (reader.fieldnames or ())]:
-                raise DataError(
-                    f"{path}: the first line lacks {', '.join(lacks)}; it must name "
-                    f"{','.join(_VISA_COLUMNS)}."
-                )
-            return [(reader.line_num, {c: (row[c] or "").strip() for c in _VISA_COLUMNS}) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path} cannot be read as a csv file: {e}. Unpack the data set again.") from None
-
 # %% ../nbs/02_data.ipynb #02-data-32
+def _visa_file(root: Path, where: str, row: dict[str, str], column: str) -> Path:
+    "The file that one column of a line names. Raises `DataError` naming the line."
+    name = Path(row[column].replace("\\", "/"))
+    if name.parts[:1] != (row["object"],) or ".." in name.parts:
+        raise DataError(
+            f"{where}: {column}={row[column]!r} must be a path that begins with {row['object']}/."
+        )
+    if not (root / name).is_file():
+        missing = f"the {column} {row[column]} is not there"
+        raise DataError(f"{where}: {missing}. Unpack the data set again, or remove the line.")
+    return root / name
+
+# %% ../nbs/02_data.ipynb #56acc899
 def _visa_item(root: Path, line: int, row: dict[str, str]) -> Item:
     "The item of one line. Raises `DataError` naming the line."
     where = f"{root / _VISA_CSV}, line {line}"
     if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
-        raise DataError(
-            f"{where}: split={row['split']!r}, label={row['label']!r}; known are train, test and normal, "
-            "anomaly."
-        )
+        got = f"split={row['split']!r}, label={row['label']!r}"
+        raise DataError(f"{where}: {got}. Known are train, test and normal, anomaly.")
     bad = row["label"] == "anomaly"
     if bad and row["split"] == "train":
-        raise DataError(f"{where}: an anomaly in the train split; only nominal images are trained on.")
+        raise DataError(f"{where}: an anomaly in the train split. Only nominal images are trained on.")
+    masks = (_visa_file(root, where, row, "mask"),) if bad else ()
+    image = _visa_file(root, where, row, "image")
+    return Item(image=image, label=int(bad), defect="anomaly" if bad else "good", masks=masks)
 
-    def file(column: str) -> Path:
-        name = Path(row[column].replace("\\", "/"))
-        if name.parts[:1] != (row["object"],) or ".." in name.parts:
-            raise DataError(
-                f"{where}: {column}={row[column]!r} must be a path that begins with {row['object']}/."
-            )
-        if not (root / name).is_file():
-            raise DataError(
-                f"{where}: the {column} {row[column]} is not there. Unpack the data set again, or remove "
-                "the line."
-            )
-        return root / name
-
-    return Item(
-        image=file("image"),
-        label=int(bad),
-        defect="anomaly" if bad else "good",
-        masks=(file("mask"),) if bad else (),
-    )
-
-# %% ../nbs/02_data.ipynb #02-data-330
-def _index_visa(folder: Path) -> dict[str, Any]:
-    "VisA as published; the csv calls a category by the name of its folder."
-    root, category = _visa_root(folder) or folder, _name(folder)
-    rows = [(line, row) for line, row in _visa_rows(root / _VISA_CSV) if row["object"] == category]
+# %% ../nbs/02_data.ipynb #02-data-33
+def _check_once(path: Path, rows: Sequence[tuple[int, dict[str, str]]]) -> None:
+    "Raise `DataError` for an image that two lines name."
     lines: dict[str, int] = {}
     for line, row in rows:
         if (first := lines.setdefault(row["image"], line)) != line:
-            raise DataError(
-                f"{root / _VISA_CSV}, line {line}: the image {row['image']} is in line {first} already; "
-                "remove one."
-            )
+            twice = f"the image {row['image']} is in line {first} already"
+            raise DataError(f"{path}, line {line}: {twice}. Remove one.")
+
+
+def _index_visa(folder: Path) -> dict[str, Any]:
+    "VisA as published, whose csv calls a category by the name of its folder."
+    root, category = _visa_root(folder) or folder, _name(folder)
+    rows = [(line, row) for line, row in _visa_rows(root / _VISA_CSV) if row["object"] == category]
+    _check_once(root / _VISA_CSV, rows)
     rows.sort(key=lambda r: (r[1]["label"] == "anomaly", natural_key(r[1]["image"])))
     items = [(_visa_item(root, line, row), row["split"]) for line, row in rows]
     splits = {name: tuple(i for i, s in items if s == name) for name in ("train", "test")}
@@ -431,17 +418,15 @@ def _index_visa(folder: Path) -> dict[str, Any]:
             raise DataError(f"{root / _VISA_CSV} names no image of {category}: the {split} split is empty.")
     return dict(splits, root=root / category)
 
-# %% ../nbs/02_data.ipynb #02-data-33
+# %% ../nbs/02_data.ipynb #4a422fe5
 def _index_other(name: str, folder: Path) -> dict[str, Any]:
     "A category as a row of `OTHERS` reads it."
 
     def item(image: Path, kind: str, masks: tuple[Path, ...]) -> Item:
         return Item(image=image, label=int(kind != "good"), defect=kind, masks=masks)
 
-    return {
-        split: tuple(item(*x) for x in found)
-        for split, found in OTHERS[name].read(folder, OTHERS[name]).items()
-    }
+    splits = OTHERS[name].read(folder, OTHERS[name])
+    return {split: tuple(item(*x) for x in found) for split, found in splits.items()}
 
 
 _INDEXERS: dict[str, Callable[[Path], dict[str, Any]]] = dict(
@@ -457,37 +442,37 @@ def hold_out(
     items: Sequence[Item],  # Nominal training images, in a fixed order
     fraction: float = 0.1,  # Share to hold out, between 0 and 1
     seed: int = 0,  # Which ones: `data.holdout_seed`
-) -> tuple[tuple[Item, ...], tuple[Item, ...]]:  # What is left to train on; what was held out
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:  # What is left to train on, and what was held out
     "Split nominal images at random, both parts in the order they came in and neither empty."
     if not 0 < fraction < 1:
         raise ConfigError(f"holdout={fraction} must lie between 0 and 1, for example 0.1.")
     if len(items) < 3:
         where = items[0].image.parent if items else "the train split"
-        raise DataError(
-            f"{where} holds {len(items)} image{'s' * (len(items) != 1)}; at least three are needed, two to "
-            "train on and one held out. Add nominal images, or to two of them a validation/good folder."
-        )
+        holds = f"{where} holds {len(items)} image{'s' * (len(items) != 1)}, but at least three are needed"
+        add = "Add nominal images, or to two of them a validation/good folder."
+        raise DataError(f"{holds}, two to train on and one held out. {add}")
     n = min(max(1, math.floor(fraction * len(items) + 0.5)), len(items) - 2)
-    held = set(rng(seed, "holdout").permutation(len(items))[:n].tolist())
-    return (
-        tuple(x for i, x in enumerate(items) if i not in held),
-        tuple(x for i, x in enumerate(items) if i in held),
-    )
+    chosen = set(rng(seed, "holdout").permutation(len(items))[:n].tolist())
+    held = tuple(x for i, x in enumerate(items) if i in chosen)
+    return tuple(x for i, x in enumerate(items) if i not in chosen), held
 
 # %% ../nbs/02_data.ipynb #02-data-400
+def _own_name(root: Path, category: str | None) -> str:
+    "What a category is called whose own folder was named. Raises `DataError` for the name of another one."
+    name = _name(root)
+    if category is None or category == name:
+        return name
+    if category and name.endswith(("_" + category, "-" + category, " " + category)):
+        return category
+    wrong = f"{root} is the folder of one category, {name!r}, not {category!r}"
+    raise DataError(f"{wrong}; leave the category out, or give the folder that holds both.")
+
+# %% ../nbs/02_data.ipynb #6b9f3a00
 def _locate(root: Path, category: str | None, accepted: Sequence[str]) -> tuple[Path, str, str]:
     "Folder, name and layout of the category that was asked for."
     own = None if (root / _VISA_CSV).is_file() else _layout_of(root, accepted)
     if own:
-        name = _name(root)
-        if category is None or category == name:
-            return root, name, own
-        if category and name.endswith(("_" + category, "-" + category, " " + category)):
-            return root, category, own
-        raise DataError(
-            f"{root} is the folder of one category, {name!r}, not {category!r}; leave the category out, or "
-            "give the folder that holds both."
-        )
+        return root, _own_name(root, category), own
     found = _categories(root, accepted)
     if category is None and len(found) == 1:
         category = next(iter(found))
@@ -498,16 +483,15 @@ def _locate(root: Path, category: str | None, accepted: Sequence[str]) -> tuple[
     if not found:
         raise _no_layout(root, accepted)
     if category is None:
-        raise DataError(f"{root} holds {len(found)} categories; name one of them: {', '.join(found)}.")
+        raise DataError(f"{root} holds {len(found)} categories. Name one of them: {', '.join(found)}.")
     raise DataError(f"{root} has no category {category!r}. {did_you_mean(category, found)}")
 
-# %% ../nbs/02_data.ipynb #02-data-40
+# %% ../nbs/02_data.ipynb #d1b9fce0
 def open_category(
     root: str | Path,  # A data set's folder, or one category's
-    category: str | None = None,  # Its name; not needed where there is only one
+    category: str | None = None,  # Its name, where there are several
     layout: str = "auto",  # "auto", or the one of `LAYOUTS` to admit
-    # Share of nominal training images held out where the publisher gives no validation split
-    holdout: float = 0.1,
+    holdout: float = 0.1,  # Share of training images held out where there is no validation split
     seed: int = 0,  # Which ones are held out: `data.holdout_seed`
 ) -> Category:
     "Index one category of any layout. Raises `DataError` for whatever is wrong with its folder."
@@ -518,7 +502,7 @@ def open_category(
     if not parts["validation"]:
         parts["train"], parts["validation"] = hold_out(parts["train"], holdout, seed)
     elif len(parts["train"]) < 2:
-        raise DataError(f"{folder} holds one image to train on; at least two are needed.")
+        raise DataError(f"{folder} holds one image to train on, but at least two are needed.")
     return Category(layout=found, name=name, **parts)
 
 # %% ../nbs/02_data.ipynb #02-data-42
@@ -541,7 +525,7 @@ def _mask_values(path: Path) -> np.ndarray:
     with _reading(path):
         image = _decode(path)
         if image.mode == "F":
-            raise DataError(f"{path} is a mask of floating-point values; save it with 8 bits.")
+            raise DataError(f"{path} is a mask of floating-point values. Save it with 8 bits.")
         if image.mode.startswith("I"):
             return np.asarray(image).astype(np.int32)
         if image.mode in ("1", "L"):
@@ -552,15 +536,14 @@ def _mask_values(path: Path) -> np.ndarray:
 def read_mask_channels(
     item: Item,  # An image with its masks
     shape: tuple[int, int],  # H, W that the image has
-) -> list[np.ndarray]:  # One (H, W) array for each mask file, uint8 or int32; none for a nominal image
+) -> list[np.ndarray]:  # One (H, W) array for each mask file, uint8 or int32
     "The masks of an image, each with its raw values. Raises `DataError` where the size is not the image's."
     channels = [_mask_values(m) for m in item.masks]
     for m, v in zip(item.masks, channels, strict=True):
         if v.shape != tuple(shape):
-            raise DataError(
-                f"{m} is {v.shape[1]}×{v.shape[0]} pixels (width×height), but its image {item.image} is "
-                f"{shape[1]}×{shape[0]}; mask and image must have one size."
-            )
+            size = f"{m} is {v.shape[1]}×{v.shape[0]} pixels (width×height)"
+            its = f"its image {item.image} is {shape[1]}×{shape[0]}"
+            raise DataError(f"{size}, but {its}. Mask and image must have one size.")
     return channels
 
 # %% ../nbs/02_data.ipynb #02-data-70
@@ -568,9 +551,9 @@ def read_mask(
     item: Item,  # An image with its masks
     shape: tuple[int, int],  # H, W that the image has
 ) -> np.ndarray:  # bool (H, W)
-    "Where an image is defective, by any of its masks; nowhere if it is nominal."
+    "Where an image is defective, by any of its masks. A nominal one is so nowhere."
     if item.label and not item.masks:
-        raise DataError(f"{item.image} is anomalous and has no mask; check `has_masks` first.")
+        raise DataError(f"{item.image} is anomalous and has no mask. Check `has_masks` first.")
     mask = np.zeros(shape, bool)
     for v in read_mask_channels(item, shape):
         mask |= v != 0
@@ -582,14 +565,14 @@ _R = TypeVar("_R")
 
 
 def _each(work: Callable[[_T], _R], items: Sequence[_T], text: str) -> list[_R]:
-    "Run `work` on all items in threads, results in order; the first error, in that order, ends it."
+    "Run `work` on all items in threads, results in order. The first error, in that order, ends it."
     pool = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 1))
     try:
         return list(progress(pool.map(work, items), text, total=len(items), unit="image"))
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/02_data.ipynb #02-data-75
+# %% ../nbs/02_data.ipynb #5be5375c
 def load_images(
     items: Sequence[Item | Path],  # Items, or image files
     size: int,  # S, pixels
@@ -602,9 +585,8 @@ def load_images(
 
     def work(i: int) -> None:
         item = items[i]
-        out[i] = resize_image(
-            read_image(item.image if isinstance(item, Item) else item, white), size, interpolation
-        ).transpose(2, 0, 1)
+        image = read_image(item.image if isinstance(item, Item) else item, white)
+        out[i] = resize_image(image, size, interpolation).transpose(2, 0, 1)
 
     _each(work, range(len(items)), text)
     return torch.from_numpy(out)
@@ -621,7 +603,7 @@ def resize_mask(
 
 def load_masks(
     items: Sequence[Item],  # Images with their masks
-    size: int | None = None,  # S, pixels; None keeps each mask at its image's size
+    size: int | None = None,  # S, pixels, where None keeps each mask at its image's size
     text: str = "reading masks",  # What the progress bar says
 ) -> list[np.ndarray]:  # bool (H, W) each
     "The united masks of many images, all False for nominal ones."
@@ -641,26 +623,30 @@ def _problem(item: Item, category: Category) -> str | None:
         channels = read_mask_channels(item, read_image(item.image).shape[:2])
     except DataError as e:
         return str(e)
-    known = {0, *(d["pixel_value"] for d in category.defects_config)}
-    strange = [
-        (m, sorted(set(np.unique(v).tolist()) - known)) for m, v in zip(item.masks, channels, strict=True)
-    ]
     if not category.defects_config:
         return None
-    return next(
-        (f"{m} holds the values {s}, which {_LOCO_CONFIG} does not name." for m, s in strange if s), None
-    )
+    known = {0, *(d["pixel_value"] for d in category.defects_config)}
+    for mask, values in zip(item.masks, channels, strict=True):
+        if strange := sorted(set(np.unique(values).tolist()) - known):
+            return f"{mask} holds the values {strange}, which {_LOCO_CONFIG} does not name."
+    return None
 
-# %% ../nbs/02_data.ipynb #02-data-821
+# %% ../nbs/02_data.ipynb #b9edbd31
 def find_problems(
     category: Category,
     text: str = "checking",  # What the progress bar says
-) -> list[str]:  # One message for each bad file; empty if all is well
+) -> list[str]:  # One message for each bad file
     "Read every image and mask of a category and say what is wrong with them."
     items = (*category.train, *category.validation, *category.test)
     return [p for p in _each(lambda i: _problem(i, category), items, text) if p]
 
 # %% ../nbs/02_data.ipynb #02-data-822
+def _has_alpha(mask: Path) -> bool:
+    "Whether a file has an alpha channel in which something is drawn."
+    with open_image(mask) as f:
+        return "A" in f.getbands() and f.getchannel("A").getextrema()[0] < 255
+
+# %% ../nbs/02_data.ipynb #6cefe094
 def _odd(mask: Path) -> str | None:
     "What to say of a mask that marks nothing, or most of its image."
     try:
@@ -669,18 +655,13 @@ def _odd(mask: Path) -> str | None:
         return None  # a problem, not a note
     if 0 < share <= 0.5:
         return None
-    with open_image(mask) as f:
-        alpha = f.getchannel("A").getextrema()[0] < 255 if "A" in f.getbands() else False
+    alpha = _has_alpha(mask)
     if share == 0:
-        return (
-            f"{mask} marks no defect: it is all "
-            f"black{', and its alpha channel does not count' if alpha else ''}."
-        )
-    why = (
-        "its shape seems to be in its alpha channel, which does not count"
-        if alpha
-        else "is it inverted? Defects are not black"
-    )
+        ignored = ", and its alpha channel does not count" if alpha else ""
+        return f"{mask} marks no defect: it is all black{ignored}."
+    why = "is it inverted? Defects are not black"
+    if alpha:
+        why = "its shape seems to be in its alpha channel, which does not count"
     return f"{mask} marks {'all' if share == 1 else f'{100 * share:.0f} %'} of its image: {why}."
 
 # %% ../nbs/02_data.ipynb #02-data-82
@@ -691,7 +672,7 @@ def find_odd_masks(
     "Masks that mark nothing, or more than half of their image: allowed, but mostly a slip."
     return [p for p in _each(_odd, [m for i in category.test for m in i.masks], text) if p]
 
-# %% ../nbs/02_data.ipynb #e8d3a5110
+# %% ../nbs/02_data.ipynb #e8d3a5111
 def find_passed_by(
     category: Category,
     *splits: str,  # Of "train", "validation", "test"
@@ -701,20 +682,22 @@ def find_passed_by(
     used, said = {i.image for i in (*category.train, *category.validation, *category.test)}, []
     for folder in dict.fromkeys(i.image.parent for i in items):
         left: Counter[str] = Counter()
-        found = [name for name, _ in walk_images(folder, left=left)]
-        left["images in folders below it"] = sum("/" in name for name in found)
-        left["images that no list names"] = sum(
-            "/" not in name and folder / name not in used for name in found
-        )
+        names = [name for name, _ in walk_images(folder, left=left)]
+        here = [name for name in names if "/" not in name]
+        left["images in folders below it"] = len(names) - len(here)
+        left["images that no list names"] = sum(folder / name not in used for name in here)
         if passed_by(left):
             said.append(f"{folder}: {passed_by(left)}")
     return said
 
-# %% ../nbs/02_data.ipynb #e8d3a5112
+# %% ../nbs/02_data.ipynb #4adc47da
 def find_white(
     category: Category,
-) -> str:  # Empty where training images have 8 bits, or use all of 16
-    "Which value is white in training images of more than 8 bits, as 12-bit cameras write them."
+) -> str:
+    """Which value is white in training images of more than 8 bits, as 12-bit cameras write them.
+
+    Empty where they have 8 bits, or use all of 16.
+    """
     white = white_level([i.image for i in category.train])
     if white in (None, WHITE):
         return ""
@@ -723,20 +706,17 @@ def find_white(
         "--data.white says otherwise."
     )
 
-# %% ../nbs/02_data.ipynb #e8d3a511
+# %% ../nbs/02_data.ipynb #02-data-83
 def threshold_worth(
     category: Category,
 ) -> str:  # Empty where there are enough
-    """What a threshold from so few held-out images is worth: the highest of n scores is exceeded by one in n
-    + 1.
-    """
+    "What a threshold from so few held-out images is worth."
     n = len(category.validation)
     if n >= 20:
         return ""
-    return (
-        f"{n} held-out image{'s give' if n > 1 else ' gives'} the threshold: expect {100 / (n + 1):.0f} % "
-        "of good parts above it; with more nominal images it is less."
-    )
+    gives = f"{n} held-out image{'s give' if n > 1 else ' gives'} the threshold"
+    share = f"expect {100 / (n + 1):.0f} % of good parts above it"
+    return f"{gives}: {share}; with more nominal images it is less."
 
 # %% ../nbs/02_data.ipynb #02-data-85
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values in 0..1
@@ -779,13 +759,10 @@ def rotate(
     cos, sin, zero = a.cos(), a.sin(), torch.zeros_like(a)
     rows = (torch.stack([cos, -sin * h / w, zero], 1), torch.stack([sin * w / h, cos, zero], 1))
     grid = F.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
-    # outside is 0: shift it to the colour
-    colour = _constant(MEAN if fill == "mean" else (0.0,), images.device).to(images)
     outside = fill if fill in ("reflection", "border") else "zeros"
-    return (
-        F.grid_sample(images - colour, grid, mode="bilinear", padding_mode=outside, align_corners=False)
-        + colour
-    )
+    colour = _constant(MEAN if fill == "mean" else (0.0,), images.device).to(images)  # which 0 stands for
+    turned = F.grid_sample(images - colour, grid, padding_mode=outside, align_corners=False)
+    return turned + colour
 
 # %% ../nbs/02_data.ipynb #02-data-90
 _GREY = (0.2989, 0.587, 0.114)  # weights of R, G and B in the grey value (ITU-R BT.601)
@@ -813,32 +790,23 @@ def shift_hue(
     images: torch.Tensor,  # (B, 3, H, W), floats in 0..1
     turn: torch.Tensor,  # (B,), share of the colour circle, 0 changes nothing
 ) -> torch.Tensor:  # Same shape, in 0..1
-    "Turn the hue of each pixel; its value (greatest of R, G, B) and saturation (HSV) stay."
+    "Turn the hue of each pixel. Its value (greatest of R, G, B) and saturation (HSV) stay."
     r, g, b = images.unbind(1)
     value = images.amax(1)
     chroma = value - images.amin(1)
     c = chroma.clamp_min(1e-12)
-    # hue, six to the circle
-    sixth = torch.where(value == r, (g - b) / c, torch.where(value == g, (b - r) / c + 2, (r - g) / c + 4))
-    sixth = sixth + 6 * turn.to(images).view(-1, 1, 1)
-    k = (_constant((5.0, 3.0, 1.0), images.device).to(images) + sixth[:, None]) % 6
+    green_or_blue = torch.where(value == g, (b - r) / c + 2, (r - g) / c + 4)
+    hue = torch.where(value == r, (g - b) / c, green_or_blue)  # six to the circle
+    hue = hue + 6 * turn.to(images).view(-1, 1, 1)
+    k = (_constant((5.0, 3.0, 1.0), images.device).to(images) + hue[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 # %% ../nbs/02_data.ipynb #02-data-95
 AUGMENTATIONS = ("hflip", "vflip", "rotate", "jitter")
 
 
-def augment(
-    images: torch.Tensor,  # (B, 3, H, W), floats in 0..1
-    names: Iterable[str],  # Which of `AUGMENTATIONS`; they are applied in that order
-    generator: torch.Generator,  # On the CPU; draws six numbers for each image, a seventh for hue
-    degrees: float = 90.0,  # Angles are uniform in ± this
-    strength: float = 0.1,  # Jitter factors are uniform in 1 ± this (A-022)
-    angles: str = "uniform",  # "uniform", or "quarter": multiples of 90° in that range (A-021)
-    fill: str = "reflection",  # What the corners show after a turn (A-021)
-    properties: str = "no_hue",  # "no_hue", "brightness", "all": what jitter changes (A-022)
-) -> torch.Tensor:  # Same shape, in 0..1
-    "Change each image of a batch by its own draw; nothing happens without names."
+def _asked(images: torch.Tensor, names: Iterable[str], degrees: float, strength: float) -> set[str]:
+    "The names of what is asked for. Raises `ConfigError` for what cannot be, `ValueError` for whole numbers."
     names = {names} if isinstance(names, str) else set(names)
     for n in sorted(names - set(AUGMENTATIONS)):
         raise ConfigError(f"augmentation {n!r} is unknown. {did_you_mean(n, AUGMENTATIONS)}")
@@ -847,31 +815,50 @@ def augment(
     if not 0 <= strength < 1:
         raise ConfigError(f"strength={strength} must be at least 0 and below 1.")
     if not images.is_floating_point():
-        raise ValueError(f"need floats in 0..1, got {images.dtype}; divide by 255 first.")
-    if not names:
-        return images
+        raise ValueError(f"need floats in 0..1, got {images.dtype}: divide by 255 first.")
+    return names
+
+# %% ../nbs/02_data.ipynb #d2d4c41a
+def _draws(images: torch.Tensor, hue: bool, generator: torch.Generator) -> torch.Tensor:
+    "Six numbers for each image, a seventh for hue, brought to the images in one copy."
     u = torch.rand(len(images), 6, generator=generator)
-    if "jitter" in names and properties == "all":
+    if hue:
         u = torch.cat([u, torch.rand(len(images), 1, generator=generator)], 1)
-    # all draws in one copy
-    u = u.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else u.to(images.device)
-    if "hflip" in names:
-        images = flip(images, u[:, 0] < 0.5, -1)
-    if "vflip" in names:
-        images = flip(images, u[:, 1] < 0.5, -2)
+    return u.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else u.to(images.device)
+
+# %% ../nbs/02_data.ipynb #ee0066f4
+def _angles(u: torch.Tensor, degrees: float, how: str) -> torch.Tensor:
+    "Degrees from numbers in 0..1 (A-021)."
+    if how == "uniform":
+        return (2 * u - 1) * degrees
     turns = int(degrees // 90)
-    angle = (
-        (2 * u[:, 2] - 1) * degrees
-        if angles == "uniform"
-        else 90 * ((2 * turns + 1) * u[:, 2]).floor().clamp(max=2 * turns) - 90 * turns
-    )
+    return 90 * ((2 * turns + 1) * u).floor().clamp(max=2 * turns) - 90 * turns
+
+
+def _coloured(images: torch.Tensor, u: torch.Tensor, strength: float, properties: str) -> torch.Tensor:
+    "Jitter by numbers in 0..1 (A-022)."
     factors = 1 + (2 * u[:, 3:6] - 1) * strength
     if properties == "brightness":
         factors[:, 1:] = 1
-    if "rotate" in names:
-        images = rotate(images, angle, fill)
-    if "jitter" in names:
-        images = jitter(images, *factors.unbind(1))
-    if "jitter" in names and properties == "all":
-        images = shift_hue(images, (2 * u[:, 6] - 1) * strength)
-    return images
+    images = jitter(images, *factors.unbind(1))
+    return shift_hue(images, (2 * u[:, 6] - 1) * strength) if properties == "all" else images
+
+# %% ../nbs/02_data.ipynb #ed03c989
+def augment(
+    images: torch.Tensor,  # (B, 3, H, W), floats in 0..1
+    names: Iterable[str],  # Which of `AUGMENTATIONS`, applied in their order
+    generator: torch.Generator,  # On the CPU, gives six numbers for each image, a seventh for hue
+    degrees: float = 90.0,  # Angles are uniform in ± this
+    strength: float = 0.1,  # Jitter factors are uniform in 1 ± this (A-022)
+    angles: str = "uniform",  # "uniform", or "quarter": multiples of 90° in that range (A-021)
+    fill: str = "reflection",  # What the corners show after a turn (A-021)
+    properties: str = "no_hue",  # "no_hue", "brightness", "all": what jitter changes (A-022)
+) -> torch.Tensor:  # Same shape, in 0..1
+    "Change each image of a batch by its own draw. Without names nothing happens."
+    if not (names := _asked(images, names, degrees, strength)):
+        return images
+    u = _draws(images, "jitter" in names and properties == "all", generator)
+    images = flip(images, u[:, 0] < 0.5, -1) if "hflip" in names else images
+    images = flip(images, u[:, 1] < 0.5, -2) if "vflip" in names else images
+    images = rotate(images, _angles(u[:, 2], degrees, angles), fill) if "rotate" in names else images
+    return _coloured(images, u, strength, properties) if "jitter" in names else images

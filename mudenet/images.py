@@ -23,21 +23,20 @@ from .core import DataError
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'BRANCHES', 'ANSWER', 'TABLE', 'HEAD', 'WHITE', 'WHITES', 'Inputs', 'natural_key', 'ignored',
-           'image_files', 'walk_images', 'passed_by', 'find_images', 'open_image', 'read_image', 'to_rgb', 'image_size',
+           'image_files', 'passed_by', 'walk_images', 'find_images', 'open_image', 'read_image', 'to_rgb', 'image_size',
            'image_mode', 'read_top', 'white_level', 'resize_image', 'named_images', 'strongest', 'answer_cells',
            'Prediction']
 
 # %% ../nbs/01a_images.ipynb #02-data-120
-# what a file may hold: no format that starts another program
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # what a file may hold: nothing that starts another program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _IGNORED = {"thumbs", "thumbnails", "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin"}
 
 
 def natural_key(
     name: str,  # A file or folder name
-) -> tuple:  # To sort by
-    "Sort key in which numbers count as numbers; equal for no two names."
+) -> tuple:  # To sort by, equal for no two names
+    "Sort key in which numbers count as numbers."
     parts = re.split(r"([0-9]+)", name.casefold())
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
@@ -48,15 +47,14 @@ def ignored(
     "Whether it is hidden, or holds previews or a program's own files."
     return name.startswith(".") or name.casefold() in _IGNORED
 
-# %% ../nbs/01a_images.ipynb #02-data-12
+# %% ../nbs/01a_images.ipynb #98156b26
 def _entries(folder: Path) -> list[Path]:
     "What lies in a folder, in natural order, without hidden entries and previews."
     try:
         names = os.listdir(folder)
     except OSError as e:
-        raise DataError(
-            f"{folder} cannot be read as a folder ({e.strerror}); give a folder that is there."
-        ) from None
+        why = f"({e.strerror}); give a folder that is there."
+        raise DataError(f"{folder} cannot be read as a folder {why}") from None
     return [folder / n for n in sorted(names, key=natural_key) if not ignored(n)]
 
 
@@ -65,7 +63,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def image_files(
-    folder: str | Path,  # Where to look; folders below it are not read
+    folder: str | Path,  # Where to look, without the folders below it
 ) -> tuple[Path, ...]:  # In natural order
     "The image files that lie directly in a folder."
     return tuple(p for p in _entries(Path(folder)) if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -89,60 +87,92 @@ def _results(folder: str, names: set[str]) -> set[str]:
         return set()
     return {"maps", "pictures", "masks"} if ours else set()
 
-# %% ../nbs/01a_images.ipynb #c5e10b011
+# %% ../nbs/01a_images.ipynb #c5e10b012
+def _kind(e: os.DirEntry, ours: set[str]) -> tuple[str, os.stat_result | None]:
+    "Why an entry is passed by, or nothing, and its status where that can be had."
+    suffix = os.path.splitext(e.name)[1].lower()
+    try:
+        status = e.stat()
+    except OSError:
+        why = "broken links" if e.is_symlink() else "files that cannot be looked at"
+        return (why if suffix in SUFFIXES else "other"), None
+    is_folder = stat.S_ISDIR(status.st_mode)
+    if e.name in ours and is_folder:
+        return "folders of results", status
+    if ignored(e.name):
+        return ("hidden or previews" if is_folder or suffix in SUFFIXES else "other"), status
+    if is_folder or suffix in SUFFIXES:
+        return "", status
+    return f"of another type ({suffix or 'no suffix'})", status
+
+# %% ../nbs/01a_images.ipynb #c5e10b013
 def _scan(folder: str, left: Counter[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """Name and status of what lies in a folder, in natural order; without what is hidden, previews, or
-    results of this program.
-    """
+    "Name and status of the images and folders in a folder, in natural order."
     with os.scandir(folder) as listing:
         entries = sorted(listing, key=lambda e: natural_key(e.name))
     ours = _results(folder, {e.name for e in entries})
     for e in entries:
-        kind = os.path.splitext(e.name)[1].lower()
-        try:
-            status = e.stat()
-        except OSError:
-            left["broken links" if e.is_symlink() else "files that cannot be looked at"] += kind in SUFFIXES
-        else:
-            folder_ = stat.S_ISDIR(status.st_mode)
-            if e.name in ours and folder_:
-                left["folders of results"] += 1
-            elif ignored(e.name):
-                left["hidden or previews"] += folder_ or kind in SUFFIXES
-            elif folder_ or kind in SUFFIXES:
-                yield e.name, status
-            else:
-                left[f"of another type ({kind or 'no suffix'})"] += 1
+        why, status = _kind(e, ours)
+        if not why and status is not None:
+            yield e.name, status
+        elif why != "other":
+            left[why] += 1
 
-# %% ../nbs/01a_images.ipynb #c5e10b012
+# %% ../nbs/01a_images.ipynb #d4ececb6
+def _place(path: str | Path) -> tuple[int, int]:
+    "What two names of one folder have in common."
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _no_folder(folder: str | Path, e: OSError) -> DataError:
+    "What to say of a folder that cannot be read."
+    if not os.path.lexists(folder):
+        return DataError(f"{folder}: there is no such folder.")
+    return DataError(f"{folder} cannot be read as a folder ({e.strerror}); give one that is there.")
+
+# %% ../nbs/01a_images.ipynb #d87756a2
+def _listing(
+    folder: str | Path,
+    name: str,  # Of a folder below it, with / at its end
+    seen: set[tuple[int, int]],  # Gets it
+    left: Counter[str],
+) -> list[tuple[str, os.stat_result]]:
+    "What `_scan` finds in a folder that was not yet seen."
+    here = os.path.join(folder, name)
+    try:
+        place = _place(here)
+        found = list(_scan(here, left)) if place not in seen else []
+    except OSError as e:
+        if name:
+            left["folders that cannot be read"] += 1
+            return []
+        raise _no_folder(folder, e) from None
+    seen.add(place)
+    return found
+
+# %% ../nbs/01a_images.ipynb #05c6a5dd0
+def passed_by(
+    left: Counter[str],  # Of `walk_images`
+) -> str:  # e.g. "left out: 20 of another type (.jfif), 1 hidden or previews"
+    "What was left out, for people. Empty where there is none."
+    said = ", ".join(f"{n} {what}" for what, n in sorted(left.items()) if n)
+    return f"left out: {said}" if said else ""
+
+# %% ../nbs/01a_images.ipynb #02-data-15
 def walk_images(
-    folder: str | Path,  # Where to look, at any depth; linked folders are followed
-    without: Iterable[str | Path] = (),  # Folders that are left out; they need not exist
+    folder: str | Path,  # Where to look, at any depth and through linked folders
+    without: Iterable[str | Path] = (),  # Folders that are left out, if they are there
     left: Counter[str] | None = None,  # Gets what was passed by: how many of which kind
 ) -> Iterator[tuple[str, os.stat_result]]:  # Name below the folder with /, and the file's status
-    """Every image file below a folder, each real folder once.
-
-    Raises `DataError` where the folder cannot be read.
-    """
-    left, seen, below = Counter() if left is None else left, set[tuple[int, int]](), [""]
+    "Every image file below a folder, each real folder once. Raises `DataError` where it cannot be read."
+    left = Counter() if left is None else left
+    seen, below = set[tuple[int, int]](), [""]
     for w in without:
         with contextlib.suppress(OSError):
-            seen.add(((s := os.stat(w)).st_dev, s.st_ino))
+            seen.add(_place(w))
     while below:
-        here = os.path.join(folder, name := below.pop())
-        try:
-            place = ((s := os.stat(here)).st_dev, s.st_ino)
-            found = list(_scan(here, left)) if place not in seen else []
-        except OSError as e:
-            if not name and not os.path.lexists(folder):
-                raise DataError(f"{folder}: there is no such folder.") from None
-            if not name:
-                raise DataError(
-                    f"{folder} cannot be read as a folder ({e.strerror}); give one that is there."
-                ) from None
-            left["folders that cannot be read"] += 1
-            continue
-        seen.add(place)
+        found = _listing(folder, name := below.pop(), seen, left)
         for entry, status in found:
             if stat.S_ISREG(status.st_mode):
                 yield f"{name}{entry}", status
@@ -150,27 +180,16 @@ def walk_images(
                 left["no regular files"] += 1
         below += [f"{name}{entry}/" for entry, status in reversed(found) if stat.S_ISDIR(status.st_mode)]
 
-# %% ../nbs/01a_images.ipynb #c5e10b013
-def passed_by(
-    left: Counter[str],  # Of `walk_images`
-) -> str:  # e.g. "left out: 20 of another type (.jfif), 1 hidden or previews"; empty where there is none
-    "What was left out, for people."
-    said = ", ".join(f"{n} {what}" for what, n in sorted(left.items()) if n)
-    return f"left out: {said}" if said else ""
-
-# %% ../nbs/01a_images.ipynb #c5e10b01
+# %% ../nbs/01a_images.ipynb #f0bd1642
 def find_images(
     folder: str | Path,  # Where to look, at any depth
-    without: str
-    | Path
-    | None = None,  # A folder that is left out, such as one for results; it need not exist
+    without: str | Path | None = None,  # A folder that is left out, if it is there
     left: Counter[str] | None = None,  # As for `walk_images`
 ) -> tuple[Path, ...]:  # In natural order of their paths
     "All image files below a folder. Raises `DataError` where there is none."
     left = Counter() if left is None else left
-    inside = [
-        Path(folder, name) for name, _ in walk_images(folder, () if without is None else (without,), left)
-    ]
+    apart = () if without is None else (without,)
+    inside = [Path(folder, name) for name, _ in walk_images(folder, apart, left)]
     if not inside:
         outside = "" if without is None else f" outside of {without}"
         said = f"; {passed_by(left)}" if passed_by(left) else ""
@@ -178,6 +197,22 @@ def find_images(
     return tuple(sorted(inside, key=lambda f: natural_key(f.as_posix())))
 
 # %% ../nbs/01a_images.ipynb #02-data-590
+def _unread(path: str | Path, e: Exception) -> DataError:
+    "What to say of an image that cannot be read, and what helps."
+    if isinstance(e, FileNotFoundError):
+        return DataError(f"{path}: there is no such file.")
+    if isinstance(e, Image.DecompressionBombError):
+        helps = "To read it all the same, set MUDENET_MEGAPIXELS to what is allowed."
+        return DataError(f"{path}: {str(e).rstrip('.')}. {helps}")
+    if isinstance(e, OSError) and e.errno:
+        return DataError(f"{path} cannot be read: {e.strerror}.")
+    why = "no known image format" if isinstance(e, UnidentifiedImageError) else str(e)
+    return DataError(
+        f"{path} cannot be read as an image ({why}). It may be truncated or of another type than its "
+        "name says: copy or save it again, or take it out of the data set."
+    )
+
+# %% ../nbs/01a_images.ipynb #714e2d87
 @contextlib.contextmanager
 def _reading(path: str | Path) -> Iterator[None]:
     "Turn whatever goes wrong with reading an image into a `DataError` that names it."
@@ -185,23 +220,10 @@ def _reading(path: str | Path) -> Iterator[None]:
         yield
     except (DataError, MemoryError):
         raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file.") from None
-    except Image.DecompressionBombError as e:
-        why = str(e).rstrip(".")
-        raise DataError(
-            f"{path}: {why}. To read it all the same, set MUDENET_MEGAPIXELS to what is allowed."
-        ) from None
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error …
-        if isinstance(e, OSError) and e.errno:
-            raise DataError(f"{path} cannot be read: {e.strerror}.") from None
-        why = "no known image format" if isinstance(e, UnidentifiedImageError) else str(e)
-        raise DataError(
-            f"{path} cannot be read as an image ({why}). It may be truncated or of another type than its "
-            "name says: copy or save it again, or take it out of the data set."
-        ) from None
+        raise _unread(path, e) from None
 
-# %% ../nbs/01a_images.ipynb #02-data-591
+# %% ../nbs/01a_images.ipynb #02-data-592
 def open_image(
     source: str | Path | BinaryIO,  # A file, open or not
 ) -> Image.Image:  # Not decoded yet
@@ -209,9 +231,8 @@ def open_image(
 
     Raises `DataError`, and whatever Pillow does.
     """
-    # refuses twice as many
     if allowed := os.environ.get("MUDENET_MEGAPIXELS"):
-        Image.MAX_IMAGE_PIXELS = int(float(allowed) * 1e6 / 2)
+        Image.MAX_IMAGE_PIXELS = int(float(allowed) * 1e6 / 2)  # Pillow refuses twice as many
     if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):
         raise DataError(
             f"{source} is no regular file: a pipe, a device or a folder cannot be read as an image."
@@ -225,7 +246,7 @@ def _decode(source: str | Path | BinaryIO) -> Image.Image:
         f.load()
         return ImageOps.exif_transpose(f)
 
-# %% ../nbs/01a_images.ipynb #02-data-592
+# %% ../nbs/01a_images.ipynb #4190d9fe
 WHITE = 65535  # The largest value of 16 bits
 
 
@@ -233,7 +254,7 @@ def _rgb_values(image: Image.Image, path: str | Path, white: int | None = None) 
     "8-bit RGB (H, W, 3) by fixed rules."
     if image.mode == "F":
         raise DataError(
-            f"{path} holds floating-point values without a known white; save it with 8 or 16 bits."
+            f"{path} holds floating-point values without a known white. Save it with 8 or 16 bits."
         )
     if not image.mode.startswith("I"):
         if image.mode in ("P", "PA"):
@@ -241,9 +262,8 @@ def _rgb_values(image: Image.Image, path: str | Path, white: int | None = None) 
         return np.array(image.convert("RGB"))
     wide = np.asarray(image).astype(np.int64)
     if wide.min() < 0 or wide.max() > WHITE:
-        raise DataError(
-            f"{path} holds values from {wide.min()} to {wide.max()}; integers must fit 16 bits, 0 to {WHITE}."
-        )
+        values = f"values from {wide.min()} to {wide.max()}"
+        raise DataError(f"{path} holds {values}. Integers must fit 16 bits, 0 to {WHITE}.")
     white = white or WHITE
     nearest = (2 * 255 * wide.clip(max=white) + white) // (2 * white)
     return np.repeat(nearest.astype(np.uint8)[..., None], 3, axis=2)
@@ -313,7 +333,7 @@ def resize_image(
     size: int,  # S, pixels
     interpolation: str = "bilinear",  # "bilinear", "bicubic", "box", "nearest" (A-031)
 ) -> np.ndarray:  # uint8 (S, S, 3)
-    "An image squeezed to a square; every filter but nearest widens as the image shrinks (antialiasing)."
+    "An image squeezed to a square. Every filter but nearest widens as the image shrinks (antialiasing)."
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling[interpolation.upper()]))
 
 # %% ../nbs/01a_images.ipynb #cd4ba6340
@@ -323,43 +343,55 @@ Inputs = str | Path | bytes | bytearray | memoryview | BinaryIO | np.ndarray | I
 def _array(image: np.ndarray, name: str) -> np.ndarray:
     "An array that can be looked at. Raises `DataError`."
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(
-            f"{name}: an array must be uint8 (H, W, 3), RGB, with at least one pixel; got {image.dtype} "
-            f"{image.shape}."
-        )
+        needed = "an array must be uint8 (H, W, 3), RGB, with at least one pixel"
+        raise DataError(f"{name}: {needed}, not {image.dtype} {image.shape}.")
     return image
 
-# %% ../nbs/01a_images.ipynb #cd4ba634
+
+def _pixels(one: Any, name: str, white: int | None = None) -> np.ndarray | None:
+    "An image that is in memory or in an open file, or none where it is no such thing."
+    if isinstance(one, Image.Image):
+        return to_rgb(one, name, white)
+    if isinstance(one, np.ndarray):
+        return _array(one, name)
+    if isinstance(one, (bytes, bytearray, memoryview)):
+        one = io.BytesIO(one)
+    if not hasattr(one, "read"):
+        return None
+    with _reading(name):
+        return _rgb_values(_decode(one), name, white)
+
+# %% ../nbs/01a_images.ipynb #35f755180
+def _below(
+    path: Path, without: str | Path | None, white: int | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    "The image of a file, or those below a folder."
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder.")
+    if not path.is_dir():
+        yield path.name, read_image(path, white)
+        return
+    for f in find_images(path, without):
+        yield f.relative_to(path).as_posix(), read_image(f, white)
+
+# %% ../nbs/01a_images.ipynb #2b87ad99
 def named_images(
     inputs: Inputs,  # Folder, file, bytes of a file, image, uint8 array (H, W, 3) in RGB, or a list of them
     without: str | Path | None = None,  # A folder to leave out where `inputs` is one
     name: str = "0",  # What an input without a name of its own is called
     white: int | None = None,  # As for `read_image`
 ) -> Iterator[tuple[str, np.ndarray]]:  # Name and uint8 pixels (H, W, 3), RGB
-    """Every input in its order, read when it is asked for.
-
-    Raises `DataError` naming an input that cannot be used.
-    """
+    "Every input in its order, read when it is asked for. Raises `DataError` naming one that cannot be used."
     if isinstance(inputs, (str, Path)):
-        path = Path(inputs)
-        if not path.exists():
-            raise DataError(f"{path}: there is no such file or folder.")
-        for f in find_images(path, without) if path.is_dir() else [path]:
-            yield (f.relative_to(path).as_posix() if path.is_dir() else f.name), read_image(f, white)
-    elif isinstance(inputs, Image.Image):
-        yield name, to_rgb(inputs, f"input {name}", white)
-    elif isinstance(inputs, np.ndarray):
-        yield name, _array(inputs, f"input {name}")
-    elif isinstance(inputs, (bytes, bytearray, memoryview)) or hasattr(inputs, "read"):
-        with _reading(f"input {name}"):
-            source: Any = inputs if hasattr(inputs, "read") else io.BytesIO(inputs)
-            yield name, _rgb_values(_decode(source), f"input {name}", white)
+        yield from _below(Path(inputs), without, white)
+    elif (pixels := _pixels(inputs, f"input {name}", white)) is not None:
+        yield name, pixels
     elif isinstance(inputs, Iterable) and not hasattr(inputs, "dtype"):
         for i, one in enumerate(inputs):
             yield from named_images(one, without, str(i), white)
     else:
         raise DataError(
-            f"input {name} is of type {type(inputs).__name__}; give a file, a folder, the bytes of a file, "
+            f"input {name} is of type {type(inputs).__name__}. Give a file, a folder, the bytes of a file, "
             "a Pillow image, a uint8 array (H, W, 3) in RGB, or a list of them. Normalised tensors are for "
             "the detector itself."
         )
@@ -395,10 +427,8 @@ class Prediction:
     threshold: float  # The detector's (A-029)
     map: np.ndarray  # (H, W) float32 at the image's own size
     parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
-    # Of the score among those of held-out good parts; None where a file does not have them
-    p_value: float | None = None
-    # (S, S) float32: the map at the network's input, for `find_regions`; not of an exported file
-    grid: np.ndarray | None = None
+    p_value: float | None = None  # Of the score among held-out good parts, where these are known
+    grid: np.ndarray | None = None  # (S, S) float32: the map at the network's input, for `find_regions`
 
     def strongest(self) -> tuple[str, int]:
         "Branch and level (from 1) with the highest part: which one spoke."

@@ -39,58 +39,53 @@ def _mask_index(folder: Path) -> dict[str, list[tuple[Path, ...]]]:
             found[sub.name].append(files)
     return found
 
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-06
+# %% ../nbs/01b_layouts.ipynb #01b-layouts-070
+def _hint(image: Path, index: dict[str, list[tuple[Path, ...]]]) -> str:
+    "What helps an image without a mask: perhaps a file with a similar name is meant."
+    stem = image.stem
+    near = [
+        mask.name for s, claims in index.items() if stem in s and s.strip("_") != stem for mask in claims[0]
+    ]
+    return f"There is {near[0]}: rename it to {stem}_mask.png" if near else "Add the mask"
+
+# %% ../nbs/01b_layouts.ipynb #5e45ac02
 def _masks_of(image: Path, index: dict[str, list[tuple[Path, ...]]], folder: Path) -> tuple[Path, ...]:
     "The masks of one defective image. Raises `DataError` unless exactly one way of naming them is used."
-    claims = index.get(image.stem, [])
+    claims, stem = index.get(image.stem, []), image.stem
     if not claims:
-        near = [
-            m.name for s, c in index.items() if s.strip("_") != image.stem and image.stem in s for m in c[0]
-        ]
-        hint = f"There is {near[0]}: rename it to {image.stem}_mask.png" if near else "Add the mask"
-        raise DataError(
-            f"{image} has no mask: looked for {image.stem}_mask.png, {image.stem}.png and a folder "
-            f"{image.stem} in {folder}. {hint}."
-        )
+        looked = f"looked for {stem}_mask.png, {stem}.png and a folder {stem} in {folder}"
+        raise DataError(f"{image} has no mask: {looked}. {_hint(image, index)}.")
     if len(claims) > 1:
         names = ", ".join(c[0].name for c in claims)
-        raise DataError(f"{image} has masks under {len(claims)} names ({names}) in {folder}; keep one.")
+        raise DataError(f"{image} has masks under {len(claims)} names ({names}) in {folder}. Keep one.")
     if lossy := [m for m in claims[0] if m.suffix.lower() in _LOSSY]:
-        raise DataError(
-            f"{lossy[0]} is a mask in a lossy format, which leaves no pixel exactly black; save it as PNG."
-        )
+        why = "which leaves no pixel exactly black. Save it as PNG"
+        raise DataError(f"{lossy[0]} is a mask in a lossy format, {why}.")
     return claims[0]
 
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-070
+# %% ../nbs/01b_layouts.ipynb #01b-layouts-07
 def masks_for(
     images: Sequence[Path],  # Defective images of one folder
     truth: Path,  # Where their masks lie
 ) -> list[tuple[Path, ...]]:  # For each image its mask files
-    """The masks of several images.
-
-    Raises `DataError` for an image without, or with more than one way of naming them.
-    """
+    "The masks of several images. Raises `DataError` for an image without, or with more than one name."
     if twice := [s for s, n in Counter(f.stem for f in images).items() if n > 1]:
-        raise DataError(
-            f"{images[0].parent} has several images named {twice[0]}: they would share one mask; "
-            "rename them and their masks."
-        )
+        why = f"has several images named {twice[0]}, which would share one mask"
+        raise DataError(f"{images[0].parent} {why}: rename them and their masks.")
     index = _mask_index(truth)
     return [_masks_of(f, index, truth) for f in images]
 
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-07
+# %% ../nbs/01b_layouts.ipynb #980dfe1c
 def images_in(
-    folder: Path,  # Folders below it are not read
+    folder: Path,  # Without the folders below it
     split: str,  # What an error calls it: "train", "validation", "test"
 ) -> tuple[Path, ...]:  # In natural order
     "The images of a folder that must not be empty. Raises `DataError`."
     files = image_files(folder) if folder.is_dir() else ()
     if files:
         return files
-    raise DataError(
-        f"{folder} holds no image: the {split} split is empty. Put images there ({' '.join(SUFFIXES)}); "
-        "folders below it are not read."
-    )
+    there = f"Put images there ({' '.join(SUFFIXES)}); folders below it are not read."
+    raise DataError(f"{folder} holds no image: the {split} split is empty. {there}")
 
 # %% ../nbs/01b_layouts.ipynb #01b-layouts-090
 Found = tuple[Path, str, tuple[Path, ...]]  # An image, "good" or its kind of defect, its masks
@@ -103,13 +98,13 @@ class Layout:
 
     title: str  # The data set
     read: Callable[[Path, Layout], Splits]  # One of the four readers below
-    needs: tuple[str, ...]  # What the folder must hold; with a star, one such file will do
-    beside: tuple[str, ...] = ()  # One of these must be there too; {name} is the folder's name
+    needs: tuple[str, ...]  # What the folder must hold, where a star stands for any name
+    beside: tuple[str, ...] = ()  # One of these must be there too, where {name} is the folder's
     train: str = "train"  # Folder of the nominal training images
     validation: str = ""  # Folder of the nominal validation images, where there is one
     test: str = "test"  # Folder of the test images, or of their kinds
     good: str = "good"  # Folder of the nominal ones among the kinds
-    truth: str = "ground_truth"  # Folder of the masks; of a reader by masks: below each split
+    truth: str = "ground_truth"  # Folder of the masks, for a reader by masks below each split
     suffix: str = ""  # What a mask's stem has beyond its image's, where the mask tells
     every: bool = False  # Whether nominal images have a mask too, all black
 
@@ -129,11 +124,7 @@ def missing_of(
     row: Layout,
 ) -> list[str]:  # Nothing if the folder is of this layout
     "What a folder lacks to be of a layout."
-
-    def there(need: str) -> bool:
-        return any(True for _ in folder.glob(need)) if "*" in need else (folder / need).exists()
-
-    lacks = [n for n in row.needs if not there(n)]
+    lacks = [n for n in row.needs if not (any(folder.glob(n)) if "*" in n else (folder / n).exists())]
     if row.beside and list_of(folder, row) is None:
         lacks.append(row.beside[0].format(name=os.path.basename(os.path.abspath(folder))))
     return lacks
@@ -147,165 +138,19 @@ def _by_folder(folder: Path, row: Layout) -> Splits:
     "A folder for each kind of defect, masks in folders of the same names."
     test, truth = folder / row.test, folder / row.truth
     if loose := image_files(test):
-        raise DataError(
-            f"{test} holds {len(loose)} images outside any folder ({loose[0].name} …): nobody says what "
-            "they are."
-        )
+        outside = f"holds {len(loose)} images outside any folder ({loose[0].name} …)"
+        raise DataError(f"{test} {outside}: nobody says what they are.")
     found = [*_nominal(test / row.good, "test")]
     for kind in _subfolders(test):
-        if kind.name == row.good or kind == truth:
-            continue
-        images = images_in(kind, "test")
-        found += [
-            (f, kind.name, m) for f, m in zip(images, masks_for(images, truth / kind.name), strict=True)
-        ]
+        if kind.name != row.good and kind != truth:
+            images = images_in(kind, "test")
+            masks = masks_for(images, truth / kind.name)
+            found += [(f, kind.name, m) for f, m in zip(images, masks, strict=True)]
     validation = _nominal(folder / row.validation, "validation") if row.validation else ()
     return dict(train=_nominal(folder / row.train, "train"), validation=validation, test=tuple(found))
 
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-130
-def _marks(mask: Path) -> bool:
-    "Whether a mask has a pixel that is not black."
-    with _reading(mask):
-        return bool(_decode(mask).convert("L").getbbox())
-
-
-def _split_by_mask(folder: Path, truth: Path, row: Layout, split: str) -> list[Found]:
-    "The images of one folder, nominal ones first."
-    masks = {m.stem: m for m in image_files(truth)}
-    images = [f for f in images_in(folder, split) if not f.stem.endswith(row.suffix)]
-    found: list[Found] = []
-    for f in images:
-        mask = masks.get(f.stem + row.suffix)
-        if mask is None and row.every:
-            raise DataError(
-                f"{f} has no mask {f.stem}{row.suffix}{f.suffix} in {truth}, where nominal images have a "
-                "black one. Unpack the data set again."
-            )
-        bad = mask is not None and (not row.every or _marks(mask))
-        found.append((f, "defect", (mask,)) if bad and mask else (f, "good", ()))
-    return sorted(found, key=lambda x: x[1] != "good")
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-13
-def _by_mask(folder: Path, row: Layout) -> Splits:
-    "Images of a split in one folder; whether there is a mask, or what it holds, tells."
-    train, test = (
-        _split_by_mask(folder / part, folder / part / row.truth, row, split)
-        for part, split in ((row.train, "train"), (row.test, "test"))
-    )
-    nominal = tuple(x for x in train if x[1] == "good")
-    if not nominal:
-        raise DataError(
-            f"{folder / row.train} holds no nominal image: each of the {len(train)} has a mask that marks "
-            "something."
-        )
-    return dict(train=nominal, validation=(), test=tuple(test))
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-150
-def _listed(where: str, folder: Path, entry: Any) -> Found:
-    "One entry of the list. Raises `DataError` naming it."
-    if not isinstance(entry, dict) or not {"image_path", "anomaly_class"} <= set(entry):
-        raise DataError(f"{where} must have image_path and anomaly_class, got {entry!r}.")
-
-    def file(name: str) -> Path:
-        path = folder / str(name)
-        if ".." in path.parts or not path.is_file():
-            raise DataError(f"{where} names {name}, which is not in {folder}. Unpack the data set again.")
-        return path
-
-    kind = "good" if entry["anomaly_class"] == "OK" else str(entry["anomaly_class"])
-    masks = (file(entry["mask_path"]),) if kind != "good" and entry.get("mask_path") else ()
-    return file(entry["image_path"]), kind, masks
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-15
-def _by_list(folder: Path, row: Layout) -> Splits:
-    "Images and masks that a JSON file names."
-    path = list_of(folder, row)
-    if path is None:
-        raise DataError(f"{folder} has no list {row.beside[0]} beside it.")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise DataError(f"{path} cannot be read as JSON: {e}. Unpack the data set again.") from None
-    if not isinstance(tree, dict) or not all(isinstance(tree.get(s), list) for s in ("train", "test")):
-        raise DataError(f"{path} must have the lists train and test.")
-    found = {
-        s: [_listed(f"{path}, {s} entry {i}", folder, e) for i, e in enumerate(tree[s])]
-        for s in ("train", "test")
-    }
-    nominal = tuple(x for x in found["train"] if x[1] == "good")
-    if not nominal:
-        raise DataError(f"{path} names no nominal training image: the train split is empty.")
-    order = sorted(found["test"], key=lambda x: (x[1] != "good", natural_key(x[0].as_posix())))
-    return dict(train=nominal, validation=(), test=tuple(order))
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-170
-_FOLDERS = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir")
-_ARGUMENTS = "anomalib.yaml"
-
-
-def _arguments(path: Path) -> dict[str, list[Path]]:
-    "anomalib's four arguments, as folders that are there. Raises `DataError` naming the one that is not."
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} cannot be read as YAML: {e}") from None
-    for part in ("data", "init_args"):
-        tree = tree.get(part, tree) if isinstance(tree, dict) else tree
-    if not isinstance(tree, dict) or not tree.get("normal_dir"):
-        raise DataError(
-            f"{path} must say normal_dir, the folder of nominal images, and may say "
-            f"{', '.join(_FOLDERS[1:])}."
-        )
-    if strange := [k for k in tree if str(k).endswith("_dir") and k not in _FOLDERS]:
-        raise DataError(f"{path}: {strange[0]} is unknown. {did_you_mean(strange[0], _FOLDERS)}")
-    return {k: _places(path, k, tree.get(k)) for k in _FOLDERS}
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-17
-def _places(path: Path, argument: str, value: Any) -> list[Path]:
-    "The folders that one argument names."
-    names = value if isinstance(value, list) else [] if value is None else [value]
-    folders = [path.parent / str(n) for n in names]
-    for f in folders:
-        inside = Path(os.path.abspath(f)).is_relative_to(os.path.abspath(path.parent))
-        if not inside or not f.is_dir():
-            wrong = "no folder" if inside else f"outside of {path.parent}"
-            raise DataError(f"{path}: {argument} names {f}, which is {wrong}.")
-    return folders
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-180
-def _all_in(folders: Iterable[Path]) -> tuple[Found, ...]:
-    return tuple((f, "good", ()) for place in folders for f in find_images(place))
-
-
-def _truth(path: Path, abnormal: Sequence[Path], masks: Sequence[Path], i: int) -> Path | None:
-    "Where the masks of the i-th abnormal folder lie."
-    if not masks:
-        return None
-    if len(masks) not in (1, len(abnormal)):
-        raise DataError(
-            f"{path}: {len(masks)} folders of masks for {len(abnormal)} of abnormal images; give one, or "
-            "one for each."
-        )
-    own = masks[i if len(masks) > 1 else 0]
-    return own / abnormal[i].name if (own / abnormal[i].name).is_dir() else own
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-18
-def _by_arguments(folder: Path, row: Layout) -> Splits:
-    "Folders as anomalib's arguments name them."
-    path = folder / _ARGUMENTS
-    named = _arguments(path)
-    test = [*_all_in(named["normal_test_dir"])]
-    for i, place in enumerate(named["abnormal_dir"]):
-        truth = _truth(path, named["abnormal_dir"], named["mask_dir"], i)
-        for leaf in sorted({f.parent for f in find_images(place)}, key=lambda p: natural_key(p.as_posix())):
-            images, below = images_in(leaf, "test"), leaf.relative_to(place)
-            found = masks_for(images, truth / below) if truth else [()] * len(images)
-            test += [(f, leaf.name, m) for f, m in zip(images, found, strict=True)]
-    return dict(train=_all_in(named["normal_dir"]), validation=(), test=tuple(test))
-
-# %% ../nbs/01b_layouts.ipynb #01b-layouts-20
-OTHERS = dict(
-    anomalib=Layout(title="anomalib's Folder", read=_by_arguments, needs=(_ARGUMENTS,)),
+# %% ../nbs/01b_layouts.ipynb #164f36ed
+_BY_FOLDER = dict(
     mvtec_ad_2=Layout(
         title="MVTec AD 2",
         read=_by_folder,
@@ -322,6 +167,43 @@ OTHERS = dict(
         good="ok",
         needs=("train/ok", "test/ok", "ground_truth"),
     ),
+)
+
+# %% ../nbs/01b_layouts.ipynb #01b-layouts-130
+def _marks(mask: Path) -> bool:
+    "Whether a mask has a pixel that is not black."
+    with _reading(mask):
+        return bool(_decode(mask).convert("L").getbbox())
+
+
+def _split_by_mask(folder: Path, truth: Path, row: Layout, split: str) -> list[Found]:
+    "The images of one folder, nominal ones first."
+    masks = {m.stem: m for m in image_files(truth)}
+    found: list[Found] = []
+    for f in images_in(folder, split):
+        if f.stem.endswith(row.suffix):
+            continue
+        mask = masks.get(f.stem + row.suffix)
+        if mask is None and row.every:
+            missing = f"{f} has no mask {f.stem}{row.suffix}{f.suffix} in {truth}"
+            raise DataError(f"{missing}, where nominal images have a black one. Unpack the data set again.")
+        bad = mask is not None and (not row.every or _marks(mask))
+        found.append((f, "defect", (mask,)) if bad and mask else (f, "good", ()))
+    return sorted(found, key=lambda x: x[1] != "good")
+
+# %% ../nbs/01b_layouts.ipynb #e04e1376
+def _by_mask(folder: Path, row: Layout) -> Splits:
+    "Images of a split in one folder, where a mask tells which are defective."
+    below = dict(train=folder / row.train, test=folder / row.test)
+    train, test = (_split_by_mask(place, place / row.truth, row, split) for split, place in below.items())
+    nominal = tuple(x for x in train if x[1] == "good")
+    if not nominal:
+        each = f"each of the {len(train)} has a mask that marks something"
+        raise DataError(f"{folder / row.train} holds no nominal image: {each}.")
+    return dict(train=nominal, validation=(), test=tuple(test))
+
+# %% ../nbs/01b_layouts.ipynb #35b2c227
+_BY_MASK = dict(
     dagm=Layout(
         title="DAGM 2007",
         read=_by_mask,
@@ -339,6 +221,52 @@ OTHERS = dict(
         every=True,
         needs=("train/*_GT.png", "test/*_GT.png"),
     ),
+)
+
+# %% ../nbs/01b_layouts.ipynb #01b-layouts-150
+def _named_file(where: str, folder: Path, name: Any) -> Path:
+    path = folder / str(name)
+    if ".." in path.parts or not path.is_file():
+        raise DataError(f"{where} names {name}, which is not in {folder}. Unpack the data set again.")
+    return path
+
+
+def _listed(where: str, folder: Path, entry: Any) -> Found:
+    "One entry of the list. Raises `DataError` naming it."
+    if not isinstance(entry, dict) or not {"image_path", "anomaly_class"} <= set(entry):
+        raise DataError(f"{where} must have image_path and anomaly_class, got {entry!r}.")
+    kind = "good" if entry["anomaly_class"] == "OK" else str(entry["anomaly_class"])
+    mask = entry.get("mask_path") if kind != "good" else None
+    masks = (_named_file(where, folder, mask),) if mask else ()
+    return _named_file(where, folder, entry["image_path"]), kind, masks
+
+# %% ../nbs/01b_layouts.ipynb #00d524da
+def _read_list(path: Path, folder: Path) -> dict[str, list[Found]]:
+    "What a list names for each split."
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path} cannot be read as JSON: {e}. Unpack the data set again.") from None
+    splits = ("train", "test")
+    if not isinstance(tree, dict) or not all(isinstance(tree.get(s), list) for s in splits):
+        raise DataError(f"{path} must have the lists train and test.")
+    return {s: [_listed(f"{path}, {s} entry {i}", folder, e) for i, e in enumerate(tree[s])] for s in splits}
+
+# %% ../nbs/01b_layouts.ipynb #2c9c526c
+def _by_list(folder: Path, row: Layout) -> Splits:
+    "Images and masks that a JSON file names."
+    path = list_of(folder, row)
+    if path is None:
+        raise DataError(f"{folder} has no list {row.beside[0]} beside it.")
+    found = _read_list(path, folder)
+    nominal = tuple(x for x in found["train"] if x[1] == "good")
+    if not nominal:
+        raise DataError(f"{path} names no nominal training image: the train split is empty.")
+    order = sorted(found["test"], key=lambda x: (x[1] != "good", natural_key(x[0].as_posix())))
+    return dict(train=nominal, validation=(), test=tuple(order))
+
+# %% ../nbs/01b_layouts.ipynb #8a40251b
+_BY_LIST = dict(
     real_iad=Layout(
         title="Real-IAD",
         read=_by_list,
@@ -349,4 +277,73 @@ OTHERS = dict(
             "../../realiad_jsons/{name}.json",
         ),
     ),
+)
+
+# %% ../nbs/01b_layouts.ipynb #01b-layouts-170
+def _places(path: Path, argument: str, value: Any) -> list[Path]:
+    "The folders that one argument names."
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    folders = [path.parent / str(n) for n in names]
+    for f in folders:
+        inside = Path(os.path.abspath(f)).is_relative_to(os.path.abspath(path.parent))
+        if not inside or not f.is_dir():
+            wrong = "no folder" if inside else f"outside of {path.parent}"
+            raise DataError(f"{path}: {argument} names {f}, which is {wrong}.")
+    return folders
+
+# %% ../nbs/01b_layouts.ipynb #01b-layouts-180
+_FOLDERS = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir")
+_ARGUMENTS = "anomalib.yaml"
+
+
+def _arguments(path: Path) -> dict[str, list[Path]]:
+    "anomalib's four arguments, as folders that are there. Raises `DataError` naming the one that is not."
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} cannot be read as YAML: {e}") from None
+    for part in ("data", "init_args"):
+        tree = tree.get(part, tree) if isinstance(tree, dict) else tree
+    if not isinstance(tree, dict) or not tree.get("normal_dir"):
+        others = f"and may say {', '.join(_FOLDERS[1:])}"
+        raise DataError(f"{path} must say normal_dir, the folder of nominal images, {others}.")
+    if strange := [k for k in tree if str(k).endswith("_dir") and k not in _FOLDERS]:
+        raise DataError(f"{path}: {strange[0]} is unknown. {did_you_mean(strange[0], _FOLDERS)}")
+    return {k: _places(path, k, tree.get(k)) for k in _FOLDERS}
+
+# %% ../nbs/01b_layouts.ipynb #891fdbe2
+def _all_in(folders: Iterable[Path]) -> tuple[Found, ...]:
+    return tuple((f, "good", ()) for place in folders for f in find_images(place))
+
+
+def _truth(path: Path, abnormal: Sequence[Path], masks: Sequence[Path], i: int) -> Path | None:
+    "Where the masks of the i-th abnormal folder lie."
+    if not masks:
+        return None
+    if len(masks) not in (1, len(abnormal)):
+        numbers = f"{len(masks)} folders of masks for {len(abnormal)} of abnormal images"
+        raise DataError(f"{path}: {numbers}. Give one, or one for each.")
+    own = masks[i if len(masks) > 1 else 0]
+    return own / abnormal[i].name if (own / abnormal[i].name).is_dir() else own
+
+# %% ../nbs/01b_layouts.ipynb #9dc2dc79
+def _by_arguments(folder: Path, row: Layout) -> Splits:
+    "Folders as anomalib's arguments name them."
+    path = folder / _ARGUMENTS
+    named = _arguments(path)
+    test = [*_all_in(named["normal_test_dir"])]
+    for i, place in enumerate(named["abnormal_dir"]):
+        truth = _truth(path, named["abnormal_dir"], named["mask_dir"], i)
+        for leaf in sorted({f.parent for f in find_images(place)}, key=lambda p: natural_key(p.as_posix())):
+            images, below = images_in(leaf, "test"), leaf.relative_to(place)
+            found = masks_for(images, truth / below) if truth else [()] * len(images)
+            test += [(f, leaf.name, m) for f, m in zip(images, found, strict=True)]
+    return dict(train=_all_in(named["normal_dir"]), validation=(), test=tuple(test))
+
+# %% ../nbs/01b_layouts.ipynb #01b-layouts-20
+OTHERS = dict(
+    anomalib=Layout(title="anomalib's Folder", read=_by_arguments, needs=(_ARGUMENTS,)),
+    **_BY_FOLDER,
+    **_BY_MASK,
+    **_BY_LIST,
 )

@@ -13,14 +13,14 @@ import os
 import shutil
 
 # %% auto #0
-__all__ = ['SCREWS', 'HOLES', 'SLOTS', 'FUSES', 'TERMINALS', 'TERMINAL', 'COLOURS', 'Colour', 'SIZES', 'RADII', 'PAINTERS',
-           'DEFECTS', 'Footprint', 'FREE', 'Change', 'MAKERS', 'SPLITS', 'VERSION', 'MANIFEST', 'Part', 'Pose', 'Light',
-           'Product', 'normal_product', 'Window', 'planes', 'Canvas', 'disc', 'box', 'blob', 'curve', 'cable_points',
-           'line_points', 'outline', 'shadow', 'solid', 'smooth_noise', 'draw_mat', 'draw_plate', 'draw_hole',
-           'draw_screw', 'draw_fuse', 'draw_holder', 'draw_bearing', 'draw_plug', 'draw_block', 'draw_label',
-           'draw_cable', 'draw_scratch', 'draw_fibre', 'draw_stain', 'draw_dent', 'draw_burn', 'draw_chip', 'expose',
-           'draw_product', 'Defect', 'add_defect', 'draw_mask', 'Sample', 'make_sample', 'defects_config',
-           'write_product_line']
+__all__ = ['SCREWS', 'HOLES', 'SLOTS', 'FUSES', 'TERMINALS', 'TERMINAL', 'COLOURS', 'Colour', 'Point', 'SIZES', 'RADII', 'Area',
+           'PAINTERS', 'DEFECTS', 'Footprint', 'Change', 'FREE', 'MAKERS', 'SPLITS', 'VERSION', 'MANIFEST', 'Part',
+           'Pose', 'Light', 'Product', 'normal_product', 'Window', 'planes', 'Canvas', 'disc', 'box', 'blob', 'curve',
+           'cable_points', 'line_points', 'outline', 'shadow', 'solid', 'slab', 'smooth_noise', 'draw_mat', 'draw_hole',
+           'draw_plate', 'draw_screw', 'draw_fuse', 'draw_holder', 'draw_bearing', 'draw_plug', 'draw_block',
+           'draw_label', 'draw_cable', 'draw_scratch', 'draw_fibre', 'draw_stain', 'draw_dent', 'draw_burn',
+           'draw_chip', 'expose', 'draw_product', 'Defect', 'add_defect', 'draw_mask', 'Sample', 'make_sample',
+           'defects_config', 'write_product_line']
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-02
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ class Pose:
 class Light:
     "How the product is lit."
 
-    angle: float = -2.3  # Direction towards the lamp in the image, radians; -π/2 is up
+    angle: float = -2.3  # Direction towards the lamp in the image, radians, where -π/2 is up
     gain: float = 1.0  # Brightness
     warmth: float = 0.0  # > 0: redder, < 0: bluer
     tilt: float = 0.05  # How much brighter the lamp's side of the image is
@@ -93,65 +93,77 @@ class Product:
 SCREWS = ((-37.5, -33.5), (37.5, -33.5), (-37.5, 33.5), (37.5, 33.5))  # corners
 HOLES = ((-37.5, 0.0), (37.5, 0.0))
 SLOTS = ((-28.0, -24.0), (-18.5, -24.0), (-9.0, -24.0), (0.5, -24.0))  # of the fuse holder
-FUSES = {0: "red", 1: "amber", 3: "blue"}  # slot → colour; slot 2 stays empty
+FUSES = {0: "red", 1: "amber", 3: "blue"}  # slot → colour, of which slot 2 stays empty
 TERMINALS = (13.0, 19.0, 25.0, 31.0)  # x of the terminals
 TERMINAL = 1  # where the cable belongs
 COLOURS = {"red": (0.62, 0.35, 0.33), "amber": (0.72, 0.60, 0.38), "blue": (0.37, 0.46, 0.63)}
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-07
+def _between(s: np.random.Generator, low: float, high: float) -> float:
+    return float(s.uniform(low, high))
+
+
+def _several(s: np.random.Generator, low: float, high: float, n: int) -> tuple[float, ...]:
+    return tuple(s.uniform(low, high, n).tolist())
+
+
+def _base(s: np.random.Generator) -> list[Part]:
+    "What is mounted for good."
+    bearing = Part(kind="bearing", x=-10.0, y=3.5, detail=(_between(s, -0.12, 0.12),))
+    x, y = 24 + _between(s, -0.25, 0.25), -22 + _between(s, -0.25, 0.25)
+    plug = Part(kind="plug", x=x, y=y, angle=_between(s, -0.02, 0.02))
+    block = Part(kind="block", x=22.0, y=24.5, detail=_several(s, 0, math.pi, 4))
+    return [Part(kind="holder", x=-13.75, y=-24.0), bearing, plug, block]
+
+# %% ../nbs/03_synthetic.ipynb #332d3b66
+def _screw(s: np.random.Generator, x: float, y: float) -> Part:
+    return Part(kind="screw", x=x, y=y, angle=_between(s, 0, math.pi / 2))
+
+
+def _fuse(s: np.random.Generator, slot: int, colour: str) -> Part:
+    x, y = SLOTS[slot][0] + _between(s, -0.2, 0.2), SLOTS[slot][1] + _between(s, -0.2, 0.2)
+    return Part(kind="fuse", x=x, y=y, angle=_between(s, -0.03, 0.03), variant=colour)
+
+
+def _label(s: np.random.Generator) -> Part:
+    x, y = -11 + _between(s, -0.9, 0.9), 28.5 + _between(s, -0.7, 0.7)
+    return Part(kind="label", x=x, y=y, angle=_between(s, -0.05, 0.05), detail=_several(s, 0.3, 1, 17))
+
+
+def _cable(s: np.random.Generator) -> Part:
+    return Part(kind="cable", variant=str(TERMINAL), detail=_several(s, -1.8, 1.8, 2))
+
+# %% ../nbs/03_synthetic.ipynb #b335d9f9
+def _pose(s: np.random.Generator) -> Pose:
+    dx, dy, angle = (_between(s, -1.5, 1.5) for _ in range(3))
+    return Pose(dx=dx, dy=dy, angle=math.radians(angle), scale=_between(s, 0.99, 1.01))
+
+
+def _light(s: np.random.Generator) -> Light:
+    return Light(
+        angle=math.radians(_between(s, -150, -100)),
+        gain=_between(s, 0.93, 1.07),
+        warmth=_between(s, -0.025, 0.025),
+        tilt=_between(s, 0, 0.07),
+        vignette=_between(s, 0.1, 0.3),
+    )
+
+# %% ../nbs/03_synthetic.ipynb #822c38f6
 def normal_product(
     stream: np.random.Generator,  # What to draw from, e.g. `rng(seed, split, index)`
 ) -> Product:
     "A product as it should be: pose, light, tones and every harmless freedom of its parts are drawn."
-
-    def u(low: float, high: float) -> float:
-        return float(stream.uniform(low, high))
-
-    def many(low: float, high: float, n: int) -> tuple[float, ...]:
-        return tuple(stream.uniform(low, high, n).tolist())
-
-    parts = [
-        Part(kind="holder", x=-13.75, y=-24.0),
-        Part(kind="bearing", x=-10.0, y=3.5, detail=(u(-0.12, 0.12),)),
-        Part(kind="plug", x=24 + u(-0.25, 0.25), y=-22 + u(-0.25, 0.25), angle=u(-0.02, 0.02)),
-        Part(kind="block", x=22.0, y=24.5, detail=many(0, math.pi, 4)),
-    ]
-    parts += [Part(kind="screw", x=x, y=y, angle=u(0, math.pi / 2)) for x, y in SCREWS]
-    parts += [
-        Part(
-            kind="fuse",
-            x=SLOTS[s][0] + u(-0.2, 0.2),
-            y=SLOTS[s][1] + u(-0.2, 0.2),
-            angle=u(-0.03, 0.03),
-            variant=c,
-        )
-        for s, c in FUSES.items()
-    ]
-    parts += [
-        Part(
-            kind="label",
-            x=-11 + u(-0.9, 0.9),
-            y=28.5 + u(-0.7, 0.7),
-            angle=u(-0.05, 0.05),
-            detail=many(0.3, 1, 17),
-        ),
-        Part(kind="cable", variant=str(TERMINAL), detail=(u(-1.8, 1.8), u(-1.8, 1.8))),
-    ]
-    pose = Pose(dx=u(-1.5, 1.5), dy=u(-1.5, 1.5), angle=math.radians(u(-1.5, 1.5)), scale=u(0.99, 1.01))
-    light = Light(
-        angle=math.radians(u(-150, -100)),
-        gain=u(0.93, 1.07),
-        warmth=u(-0.025, 0.025),
-        tilt=u(0, 0.07),
-        vignette=u(0.1, 0.3),
-    )
+    parts = _base(stream)
+    parts += [_screw(stream, x, y) for x, y in SCREWS]
+    parts += [_fuse(stream, slot, colour) for slot, colour in FUSES.items()]
+    parts += [_label(stream), _cable(stream)]
     return Product(
-        pose=pose,
-        light=light,
+        pose=_pose(stream),
+        light=_light(stream),
         parts=tuple(parts),
-        tone=many(-0.03, 0.03, 3),
-        blur=u(0.05, 0.15),
-        noise=u(0.004, 0.009),
+        tone=_several(stream, -0.03, 0.03, 3),
+        blur=_between(stream, 0.05, 0.15),
+        noise=_between(stream, 0.004, 0.009),
         texture=int(stream.integers(2**31)),
     )
 
@@ -181,8 +193,8 @@ class Canvas:
         pose, n = product.pose, 2 * size
         self.pose, self.n, self.step = pose, n, 100 / n / pose.scale  # `step`: units of one canvas pixel
         self.cos, self.sin = math.cos(pose.angle), math.sin(pose.angle)
-        # towards the lamp, image axes
-        self.light = (math.cos(product.light.angle), math.sin(product.light.angle))
+        lamp = product.light.angle
+        self.light = (math.cos(lamp), math.sin(lamp))  # towards the lamp, image axes
         a = (np.arange(n, dtype=np.float32) + 0.5) * np.float32(100 / n) - np.float32(50)
         c, s = np.float32(self.cos / pose.scale), np.float32(self.sin / pose.scale)
         x, y = a[None, :] - np.float32(pose.dx), a[:, None] - np.float32(pose.dy)
@@ -190,23 +202,27 @@ class Canvas:
         self.rgb = np.zeros((3, n, n), np.float32)  # planes: quicker than pixels of three
 
     def window(self, part: Part, half: float, half_v: float | None = None) -> Window:
-        """The pixels within `half` units of the part's centre along its x and `half_v` along its y, in its
-        axes.
-        """
+        "The pixels within `half` units of the part's centre along its x, `half_v` along its y, in its axes."
         k, a = self.n / 100, self.pose.angle + part.angle
         col = ((self.cos * part.x - self.sin * part.y) * self.pose.scale + self.pose.dx + 50) * k
         row = ((self.sin * part.x + self.cos * part.y) * self.pose.scale + self.pose.dy + 50) * k
         w, h = half * self.pose.scale * k, (half if half_v is None else half_v) * self.pose.scale * k
         c, s = abs(math.cos(a)), abs(math.sin(a))
         rows, cols = (h, w) if h == w else (w * s + h * c, w * c + h * s)
-        clip = lambda z: min(max(int(z), 0), self.n)
-        at = (
-            slice(clip(row - rows - 2), clip(row + rows + 2)),
-            slice(clip(col - cols - 2), clip(col + cols + 2)),
+        first_row, last_row, first_col, last_col = (
+            min(max(int(z), 0), self.n)
+            for z in (row - rows - 2, row + rows + 2, col - cols - 2, col + cols + 2)
         )
+        at = (slice(first_row, last_row), slice(first_col, last_col))
         x, y = self.u[at] - np.float32(part.x), self.v[at] - np.float32(part.y)
         c, s = np.float32(math.cos(part.angle)), np.float32(math.sin(part.angle))
         return Window(at=at, u=c * x + s * y, v=c * y - s * x)
+
+    @property
+    def lamp(self) -> tuple[float, float]:
+        "Towards the lamp, in the product's axes."
+        lx, ly = self.light
+        return self.cos * lx + self.sin * ly, self.cos * ly - self.sin * lx
 
     def shift(self, part: Part, height: float) -> Part:
         "The part moved to where its shadow falls if it stands `height` units high."
@@ -244,7 +260,7 @@ def box(u: np.ndarray, v: np.ndarray, width: float, height: float, corner: float
     x0, y0 = np.maximum(x, 0), np.maximum(y, 0)
     return np.sqrt(x0 * x0 + y0 * y0) + np.minimum(np.maximum(x, y), 0) - np.float32(corner)
 
-
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-13
 def blob(u: np.ndarray, v: np.ndarray, outline: Sequence[float]) -> np.ndarray:
     "About the signed distance to a blot: radius, then cosine and sine weights of waves 1, 2, 3 … around it."
     r = np.sqrt(u * u + v * v)
@@ -255,55 +271,67 @@ def blob(u: np.ndarray, v: np.ndarray, outline: Sequence[float]) -> np.ndarray:
         ck, sk = ck * c - sk * s, sk * c + ck * s
     return r - np.float32(outline[0]) * np.maximum(edge, np.float32(0.3))
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-13
+# %% ../nbs/03_synthetic.ipynb #73154c6a
+Point = tuple[float, float]  # in the product's axes, units
+
+
+def _around(canvas: Canvas, a: Point, b: Point, reach: float) -> Window:
+    "The window around two points."
+    middle = Part(kind="", x=(a[0] + b[0]) / 2, y=(a[1] + b[1]) / 2)
+    return canvas.window(middle, math.hypot(b[0] - a[0], b[1] - a[1]) / 2 + reach)
+
+
+def _from_segment(u: np.ndarray, v: np.ndarray, a: Point, b: Point) -> tuple[np.ndarray, np.ndarray]:
+    "How far pixels are from the nearest point between two points, along both axes."
+    ex, ey = np.float32(b[0] - a[0]), np.float32(b[1] - a[1])
+    pu, pv = u - np.float32(a[0]), v - np.float32(a[1])
+    t = np.clip((pu * ex + pv * ey) / (ex * ex + ey * ey + np.float32(1e-9)), 0, 1)
+    return pu - t * ex, pv - t * ey
+
+
+def _facing(canvas: Canvas, nu: np.ndarray, nv: np.ndarray, d2: np.ndarray) -> np.ndarray:
+    "How far directions of a squared length `d2` point towards the lamp, -1 … 1."
+    lx, ly = canvas.lamp
+    return (nu * np.float32(lx) + nv * np.float32(ly)) / np.sqrt(d2 + np.float32(1e-6))
+
+# %% ../nbs/03_synthetic.ipynb #0b9c8612
 def curve(
     canvas: Canvas,  # Where
-    points: Sequence[tuple[float, float]],  # A line of points in the product's axes, units
+    points: Sequence[Point],  # A line of points
     reach: float,  # How far around it to look, units
 ) -> tuple[Window, np.ndarray, np.ndarray]:  # Window, distance (h, w), lamp's side -1 … 1 (h, w)
-    "Distance to a line; farther away than `reach` it is `reach` at least."
+    "Distance to a line. Farther away than `reach` it is `reach` at least."
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    mid = Part(kind="", x=(min(xs) + max(xs)) / 2, y=(min(ys) + max(ys)) / 2)
-    win = canvas.window(mid, math.hypot(max(xs) - min(xs), max(ys) - min(ys)) / 2 + reach)
+    win = _around(canvas, (min(xs), min(ys)), (max(xs), max(ys)), reach)
     d2, side = np.full(win.u.shape, reach * reach, np.float32), np.zeros(win.u.shape, np.float32)
-    r0, c0 = win.at[0].start, win.at[1].start
-    lx = canvas.cos * canvas.light[0] + canvas.sin * canvas.light[1]  # the lamp in the product's axes
-    ly = canvas.cos * canvas.light[1] - canvas.sin * canvas.light[0]
-    for (x, y), (x1, y1) in zip(points[:-1], points[1:]):
-        at = canvas.window(
-            Part(kind="", x=(x + x1) / 2, y=(y + y1) / 2), math.hypot(x1 - x, y1 - y) / 2 + reach
-        ).at
-        here = tuple(slice(max(s.start - o, 0), max(s.stop - o, 0)) for s, o in zip(at, (r0, c0)))
-        pu, pv = canvas.u[win.at][here] - np.float32(x), canvas.v[win.at][here] - np.float32(y)
-        ex, ey = np.float32(x1 - x), np.float32(y1 - y)
-        t = np.clip((pu * ex + pv * ey) / (ex * ex + ey * ey + np.float32(1e-9)), 0, 1)
-        nu, nv = pu - t * ex, pv - t * ey
+    for a, b in zip(points[:-1], points[1:]):
+        at = _around(canvas, a, b, reach).at
+        here = tuple(slice(max(s.start - w.start, 0), max(s.stop - w.start, 0)) for s, w in zip(at, win.at))
+        nu, nv = _from_segment(canvas.u[win.at][here], canvas.v[win.at][here], a, b)
         new = nu * nu + nv * nv
         near = new < d2[here]
         d2[here][near] = new[near]
-        side[here][near] = ((nu * np.float32(lx) + nv * np.float32(ly)) / np.sqrt(new + np.float32(1e-6)))[
-            near
-        ]
+        side[here][near] = _facing(canvas, nu, nv, new)[near]
     return win, np.sqrt(d2), side
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-160
-def cable_points(part: Part) -> list[tuple[float, float]]:
+def cable_points(part: Part) -> list[Point]:
     "The line of a cable from the plug to its terminal: a cubic Bézier curve, bent by the part's `detail`."
     x0, y0, x1, y1 = 24.0, -16.5, TERMINALS[int(part.variant)], 19.0
     a, b = part.detail
     t = np.linspace(0, 1, 25)
     w = np.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
     px, py = (x0, x0 + a, x1 + b, x1), (y0, y0 + 14, y1 - 14, y1)
-    line = lambda p: sum(w[i] * p[i] for i in range(4))
-    return [(float(x) + part.x, float(y) + part.y) for x, y in zip(line(px), line(py))]
+    xs, ys = (sum(w[i] * p[i] for i in range(4)) for p in (px, py))
+    return [(float(x) + part.x, float(y) + part.y) for x, y in zip(xs, ys)]
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-161
-def line_points(part: Part) -> list[tuple[float, float]]:
+
+def line_points(part: Part) -> list[Point]:
     "The points of a scratch or fibre: `detail` holds half-width, then x and y of each point."
     xy = part.detail[1:]
     return [(part.x + x, part.y + y) for x, y in zip(xy[::2], xy[1::2])]
 
-
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-162
 SIZES = {
     "holder": (39.5, 13.5, 1.5),
     "plug": (14, 12, 1.2),
@@ -314,19 +342,23 @@ SIZES = {
 }  # width, height, corner
 RADII = {"screw": 4.8, "bearing": 15.0, "hole": 2.8, "cable": 1.6}
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-162
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-16
+def _tube(canvas: Canvas, part: Part, margin: float) -> tuple[Window, np.ndarray]:
+    "Window and signed distance of a cable, scratch or fibre."
+    cable = part.kind == "cable"
+    r = RADII["cable"] if cable else part.detail[0]
+    win, d, _ = curve(canvas, cable_points(part) if cable else line_points(part), r + margin + 1)
+    return win, d - np.float32(r)
+
+# %% ../nbs/03_synthetic.ipynb #62d37cb2
 def outline(
     canvas: Canvas,  # Where
     part: Part,  # Which part or mark
     margin: float = 0.0,  # How far around it to look, units
 ) -> tuple[Window, np.ndarray]:
     "Window and signed distance of a part's outline, units."
-    if part.kind == "cable" or part.kind in ("scratch", "fibre"):
-        r = RADII["cable"] if part.kind == "cable" else part.detail[0]
-        win, d, _ = curve(
-            canvas, cable_points(part) if part.kind == "cable" else line_points(part), r + margin + 1
-        )
-        return win, d - np.float32(r)
+    if part.kind in ("cable", "scratch", "fibre"):
+        return _tube(canvas, part, margin)
     if part.kind in SIZES:
         w, h, corner = SIZES[part.kind]
         win = canvas.window(part, w / 2 + margin, h / 2 + margin)
@@ -335,7 +367,7 @@ def outline(
     win = canvas.window(part, 1.6 * r + margin)
     return win, disc(win.u, win.v, r) if part.kind in RADII else blob(win.u, win.v, part.detail)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-16
+# %% ../nbs/03_synthetic.ipynb #f1e3bedb
 def shadow(canvas: Canvas, part: Part, height: float, dark: float = 0.5) -> None:
     "A soft shadow of a part that stands `height` units above what is below it."
     win, d = outline(canvas, canvas.shift(part, 0.7 * height), margin=height)
@@ -343,28 +375,36 @@ def shadow(canvas: Canvas, part: Part, height: float, dark: float = 0.5) -> None
     a = np.clip(np.float32(0.5) - d / (2 * soft), 0, 1)
     canvas.shade(win.at, 1 - np.float32(dark) * a * a * (3 - 2 * a))
 
+# %% ../nbs/03_synthetic.ipynb #4cf35c97
+Area = tuple[slice, slice]  # rows and columns on the canvas
+
 
 def solid(
-    canvas: Canvas,
-    at: tuple[slice, slice],
-    d: np.ndarray,
-    colour: Colour,
-    bevel: float = 1.0,
-    relief: float = 0.35,
+    canvas: Canvas, at: Area, d: np.ndarray, colour: Colour, bevel: float = 1.0, relief: float = 0.35
 ) -> None:
-    """Fill a shape, with an edge that catches the light over `bevel` units; a negative `relief` makes a
-    recess.
-    """
+    "Fill a shape, with an edge of `bevel` units that catches the light. A negative `relief` makes a recess."
     rim = np.clip(1 + d / np.float32(bevel), 0, 1) * canvas.slope(d) * np.float32(relief)
     canvas.paint(at, canvas.cover(d), planes(colour) * (1 + rim))
+
+
+def slab(
+    canvas: Canvas,
+    win: Window,
+    centre: Point,  # In the window's axes
+    size: Sequence[float],  # Width, height and, where it is round, corner
+    colour: Colour,
+    bevel: float,
+    relief: float,
+) -> None:
+    "Fill a rectangle on a part."
+    d = box(win.u - np.float32(centre[0]), win.v - np.float32(centre[1]), *size)
+    solid(canvas, win.at, d, colour, bevel, relief)
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-190
 def smooth_noise(
     stream: np.random.Generator, u: np.ndarray, v: np.ndarray, cell: tuple[float, float]
 ) -> np.ndarray:
-    """Noise of about unit strength that changes over `cell` units along u and v; one value for two by two
-    pixels.
-    """
+    "Noise of about unit strength that changes over `cell` units along u and v, alike for 2×2 pixels."
     rows, cols = int(130 / cell[1]) + 2, int(130 / cell[0]) + 2
     grid = stream.standard_normal((rows, cols), dtype=np.float32).ravel()
     x, y = (u[::2, ::2] + 65) / np.float32(cell[0]), (v[::2, ::2] + 65) / np.float32(cell[1])
@@ -375,52 +415,51 @@ def smooth_noise(
     noise = (a + x * (grid[i + 1] - a)) * (1 - y) + (b + x * (grid[i + cols + 1] - b)) * y
     return noise.repeat(2, axis=0).repeat(2, axis=1)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-191
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-192
 def draw_mat(canvas: Canvas, tone: float, stream: np.random.Generator) -> None:
     "The surface that the product lies on."
-    g = 0.013 * smooth_noise(stream, canvas.u, canvas.v, (0.9, 0.9)) + 0.010 * smooth_noise(
-        stream, canvas.u, canvas.v, (14, 14)
-    )
-    canvas.rgb[:] = (0.34 + tone + g) * planes([0.92, 1.0, 1.1])
+    fine = smooth_noise(stream, canvas.u, canvas.v, (0.9, 0.9))
+    broad = smooth_noise(stream, canvas.u, canvas.v, (14, 14))
+    grain = 0.013 * fine + 0.010 * broad
+    canvas.rgb[:] = (0.34 + tone + grain) * planes([0.92, 1.0, 1.1])
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-192
-def draw_plate(canvas: Canvas, product: Product, stream: np.random.Generator) -> None:
-    "The brushed metal plate, its edge and its six tapped holes; chips are bitten out of it."
-    plate, u, v = Part(kind="plate"), canvas.u, canvas.v
-    shadow(canvas, plate, 2.4, 0.6)
-    win, d = outline(canvas, plate, 1.0)
+
+def draw_hole(canvas: Canvas, part: Part) -> None:
+    "A tapped hole with its chamfer."
+    win, d = outline(canvas, part, 1.5)
+    solid(canvas, win.at, d - np.float32(0.7), (0.56, 0.57, 0.59), bevel=1.0, relief=-0.5)
+    solid(canvas, win.at, d, (0.25, 0.25, 0.26), bevel=1.2, relief=-0.5)
+    thread = np.abs(d + np.float32(0.9)) - np.float32(0.16)
+    solid(canvas, win.at, thread, (0.34, 0.34, 0.35), bevel=0.2, relief=-0.6)
+
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-19
+def _bitten(canvas: Canvas, product: Product, win: Window, d: np.ndarray) -> np.ndarray:
+    "The plate's signed distance without its chips."
     for m in product.marks:
         if m.kind == "chip":
             w, bite = outline(canvas, m)
-            w_all = np.full(canvas.u.shape, 99, np.float32)
-            w_all[w.at] = bite
-            d = np.maximum(d, -w_all[win.at])
+            everywhere = np.full(canvas.u.shape, 99, np.float32)
+            everywhere[w.at] = bite
+            d = np.maximum(d, -everywhere[win.at])
+    return d
+
+# %% ../nbs/03_synthetic.ipynb #d376761c
+def draw_plate(canvas: Canvas, product: Product, stream: np.random.Generator) -> None:
+    "The brushed metal plate, its edge and its six tapped holes. Chips are bitten out of it."
+    plate, u, v, (lx, ly) = Part(kind="plate"), canvas.u, canvas.v, canvas.light
+    shadow(canvas, plate, 2.4, 0.6)
+    win, d = outline(canvas, plate, 1.0)
+    d = _bitten(canvas, product, win, d)
     brush = 0.018 * smooth_noise(stream, u, v, (40, 0.25)) + 0.010 * smooth_noise(stream, u, v, (18, 18))
-    lx, ly = canvas.light
     sheen = 0.0016 * (u * np.float32(lx) * np.float32(0.6) + v * np.float32(ly))
     metal = (0.60 + product.tone[0] + brush + sheen) * planes([0.98, 1.0, 1.03])
     solid(canvas, win.at, d, metal[:, win.at[0], win.at[1]], bevel=1.1, relief=0.4)
     for x, y in SCREWS + HOLES:
         draw_hole(canvas, Part(kind="hole", x=x, y=y))
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-19
-def draw_hole(canvas: Canvas, part: Part) -> None:
-    "A tapped hole with its chamfer."
-    win, d = outline(canvas, part, 1.5)
-    solid(canvas, win.at, d - np.float32(0.7), (0.56, 0.57, 0.59), bevel=1.0, relief=-0.5)
-    solid(canvas, win.at, d, (0.25, 0.25, 0.26), bevel=1.2, relief=-0.5)
-    solid(
-        canvas,
-        win.at,
-        np.abs(d + np.float32(0.9)) - np.float32(0.16),
-        (0.34, 0.34, 0.35),
-        bevel=0.2,
-        relief=-0.6,
-    )
-
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-220
 def draw_screw(canvas: Canvas, part: Part) -> None:
-    "A pan-head screw with a cross recess on a washer; `angle` is the recess's."
+    "A pan-head screw with a cross recess on a washer. Its `angle` is the recess's."
     shadow(canvas, part, 1.6)
     win, d = outline(canvas, part, 1)
     solid(canvas, win.at, d, (0.62, 0.62, 0.63), bevel=0.5, relief=0.45)
@@ -438,68 +477,27 @@ def draw_fuse(canvas: Canvas, part: Part) -> None:
     shadow(canvas, part, 1.8, 0.6)
     win, d = outline(canvas, part, 1)
     c = planes(COLOURS[part.variant])
+    ridge, window = c * np.float32(1.06) + np.float32(0.03), c * np.float32(0.8) + np.float32(0.2)
     solid(canvas, win.at, d, c * (np.float32(0.95) + np.float32(0.012) * win.v), bevel=1.1, relief=0.35)
-    solid(
-        canvas,
-        win.at,
-        box(win.u, win.v, 6.2, 3.0, 0.6),
-        c * np.float32(1.06) + np.float32(0.03),
-        bevel=0.8,
-        relief=0.3,
-    )
+    slab(canvas, win, (0, 0), (6.2, 3.0, 0.6), ridge, bevel=0.8, relief=0.3)
     for x in (-2.1, 2.1):
-        solid(
-            canvas,
-            win.at,
-            box(win.u - np.float32(x), win.v + np.float32(3.3), 1.5, 1.0, 0.3),
-            (0.62, 0.60, 0.56),
-            0.4,
-            -0.3,
-        )
-    solid(
-        canvas,
-        win.at,
-        box(win.u, win.v, 2.6, 1.2, 0.5),
-        c * np.float32(0.8) + np.float32(0.2),
-        bevel=0.3,
-        relief=0.1,
-    )
+        slab(canvas, win, (x, -3.3), (1.5, 1.0, 0.3), (0.62, 0.60, 0.56), bevel=0.4, relief=-0.3)
+    slab(canvas, win, (0, 0), (2.6, 1.2, 0.5), window, bevel=0.3, relief=0.1)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-22
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-230
 def draw_holder(canvas: Canvas, part: Part) -> None:
     "The fuse holder with four slots, each showing its two contacts."
     shadow(canvas, part, 1.8)
     win, d = outline(canvas, part, 1)
     solid(canvas, win.at, d, (0.38, 0.385, 0.40), bevel=1.0, relief=0.6)
     for x, y in SLOTS:
-        w = canvas.window(Part(kind="", x=x, y=y), 7)
-        solid(canvas, w.at, box(w.u, w.v, 7.8, 9.4, 0.6), (0.29, 0.29, 0.30), bevel=1.0, relief=-0.5)
+        slot = canvas.window(Part(kind="", x=x, y=y), 7)
+        slab(canvas, slot, (0, 0), (7.8, 9.4, 0.6), (0.29, 0.29, 0.30), bevel=1.0, relief=-0.5)
         for dx in (-2.1, 2.1):
-            solid(
-                canvas,
-                w.at,
-                box(w.u - np.float32(dx), w.v, 1.5, 5.0, 0.3),
-                (0.55, 0.47, 0.32),
-                bevel=0.5,
-                relief=0.4,
-            )
+            slab(canvas, slot, (dx, 0), (1.5, 5.0, 0.3), (0.55, 0.47, 0.32), bevel=0.5, relief=0.4)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-230
-def draw_bearing(canvas: Canvas, part: Part) -> None:
-    "A ball bearing; `detail` holds the angle of its first ball."
-    shadow(canvas, part, 2.2)
-    win, d = outline(canvas, part, 1)
-    r = d + np.float32(15)
-    lx, ly = (
-        canvas.cos * canvas.light[0] + canvas.sin * canvas.light[1],
-        canvas.cos * canvas.light[1] - canvas.sin * canvas.light[0],
-    )
-    q = (win.u * np.float32(lx) + win.v * np.float32(ly)) / np.maximum(r, np.float32(0.5))
-    steel = (0.64 + 0.06 * (2 * q * q - 1) + 0.03 * q) * planes([0.97, 0.99, 1.03])
-    solid(canvas, win.at, d, steel, bevel=0.9, relief=0.35)
-    solid(canvas, win.at, r - np.float32(11.6), (0.32, 0.31, 0.31), bevel=0.9, relief=-0.5)
-    cage = np.abs(r - np.float32(9.7)) - np.float32(0.55)
-    solid(canvas, win.at, cage, (0.52, 0.44, 0.30), bevel=0.5, relief=0.3)
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-23
+def _balls(canvas: Canvas, part: Part) -> None:
     for k in range(10):
         a = part.detail[0] + k * math.pi / 5
         ball = Part(kind="", x=part.x + 9.7 * math.cos(a), y=part.y + 9.7 * math.sin(a))
@@ -507,72 +505,58 @@ def draw_bearing(canvas: Canvas, part: Part) -> None:
         e = disc(w.u, w.v, 1.55)
         tone = 0.56 + 0.25 * canvas.slope(e) * np.clip((e + np.float32(1.55)) / np.float32(1.55), 0, 1)
         canvas.paint(w.at, canvas.cover(e), tone)
+
+
+def _steel(canvas: Canvas, win: Window, r: np.ndarray) -> np.ndarray:
+    "Turned steel around a centre from which pixels are `r` units away."
+    lx, ly = canvas.lamp
+    q = (win.u * np.float32(lx) + win.v * np.float32(ly)) / np.maximum(r, np.float32(0.5))
+    return (0.64 + 0.06 * (2 * q * q - 1) + 0.03 * q) * planes([0.97, 0.99, 1.03])
+
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-240
+def draw_bearing(canvas: Canvas, part: Part) -> None:
+    "A ball bearing, whose `detail` holds the angle of its first ball."
+    shadow(canvas, part, 2.2)
+    win, d = outline(canvas, part, 1)
+    r = d + np.float32(15)
+    steel = _steel(canvas, win, r)
+    solid(canvas, win.at, d, steel, bevel=0.9, relief=0.35)
+    solid(canvas, win.at, r - np.float32(11.6), (0.32, 0.31, 0.31), bevel=0.9, relief=-0.5)
+    cage = np.abs(r - np.float32(9.7)) - np.float32(0.55)
+    solid(canvas, win.at, cage, (0.52, 0.44, 0.30), bevel=0.5, relief=0.3)
+    _balls(canvas, part)
     solid(canvas, win.at, r - np.float32(7.9), steel * np.float32(0.97), bevel=0.8, relief=0.35)
     solid(canvas, win.at, r - np.float32(5.0), (0.25, 0.255, 0.265), bevel=1.3, relief=-0.6)
-    solid(
-        canvas,
-        win.at,
-        np.abs(r - np.float32(3.2)) - np.float32(0.12),
-        (0.31, 0.31, 0.32),
-        bevel=0.2,
-        relief=0.3,
-    )
+    seal = np.abs(r - np.float32(3.2)) - np.float32(0.12)
+    solid(canvas, win.at, seal, (0.31, 0.31, 0.32), bevel=0.2, relief=0.3)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-231
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-25
 def draw_plug(canvas: Canvas, part: Part) -> None:
     "The light plug that the cable comes out of."
     shadow(canvas, part, 2.4)
     win, d = outline(canvas, part, 1)
     solid(canvas, win.at, d, (0.72, 0.71, 0.66), bevel=1.1, relief=0.3)
-    solid(
-        canvas,
-        win.at,
-        box(win.u, win.v + np.float32(2.6), 10.5, 3.4, 0.5),
-        (0.66, 0.65, 0.60),
-        bevel=0.7,
-        relief=-0.35,
-    )
+    slab(canvas, win, (0, -2.6), (10.5, 3.4, 0.5), (0.66, 0.65, 0.60), bevel=0.7, relief=-0.35)
     for x in (-3.6, -1.2, 1.2, 3.6):
-        solid(
-            canvas,
-            win.at,
-            box(win.u - np.float32(x), win.v + np.float32(2.6), 1.0, 1.8, 0.2),
-            (0.34, 0.32, 0.30),
-            0.4,
-            -0.5,
-        )
-    solid(
-        canvas,
-        win.at,
-        box(win.u, win.v - np.float32(2.6), 5.0, 4.0, 0.7),
-        (0.76, 0.75, 0.70),
-        bevel=0.8,
-        relief=0.35,
-    )
+        slab(canvas, win, (x, -2.6), (1.0, 1.8, 0.2), (0.34, 0.32, 0.30), bevel=0.4, relief=-0.5)
+    slab(canvas, win, (0, 2.6), (5.0, 4.0, 0.7), (0.76, 0.75, 0.70), bevel=0.8, relief=0.35)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-23
+# %% ../nbs/03_synthetic.ipynb #2814a1da
 def draw_block(canvas: Canvas, part: Part) -> None:
-    "The terminal block; `detail` holds the slot angles of its four screws."
+    "The terminal block, whose `detail` holds the slot angles of its four screws."
     shadow(canvas, part, 2.2)
     win, d = outline(canvas, part, 1)
     solid(canvas, win.at, d, (0.25, 0.45, 0.34), bevel=1.0, relief=0.4)
     for x, a in zip(TERMINALS, part.detail):
-        u, v = win.u - np.float32(x - part.x), win.v
-        solid(
-            canvas,
-            win.at,
-            box(u, v + np.float32(4.3), 3.6, 3.0, 0.4),
-            (0.13, 0.20, 0.16),
-            bevel=0.7,
-            relief=-0.7,
-        )
-        solid(canvas, win.at, box(u - np.float32(3), v, 0.35, 13), (0.20, 0.37, 0.28), bevel=0.3, relief=-0.3)
+        here = replace(win, u=win.u - np.float32(x - part.x))
+        slab(canvas, here, (0, -4.3), (3.6, 3.0, 0.4), (0.13, 0.20, 0.16), bevel=0.7, relief=-0.7)
+        slab(canvas, here, (3, 0), (0.35, 13), (0.20, 0.37, 0.28), bevel=0.3, relief=-0.3)
         w = canvas.window(Part(kind="", x=x, y=part.y + 1.6, angle=a), 3)
         solid(canvas, w.at, disc(w.u, w.v, 2.25), (0.17, 0.30, 0.23), bevel=0.6, relief=-0.8)
         solid(canvas, w.at, disc(w.u, w.v, 1.9), (0.70, 0.66, 0.55), bevel=1.2, relief=0.3)
-        solid(canvas, w.at, box(w.u, w.v, 3.4, 0.7), (0.36, 0.34, 0.29), bevel=0.3, relief=-0.5)
+        slab(canvas, w, (0, 0), (3.4, 0.7), (0.36, 0.34, 0.29), bevel=0.3, relief=-0.5)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-240
+# %% ../nbs/03_synthetic.ipynb #55ac63e4
 def draw_label(canvas: Canvas, part: Part) -> None:
     "A yellow label with a grey edge, lines of print and a bar code whose widths are in `detail`."
     shadow(canvas, part, 0.5, 0.35)
@@ -582,35 +566,25 @@ def draw_label(canvas: Canvas, part: Part) -> None:
     canvas.paint(win.at, canvas.cover(box(u + np.float32(10.9), v, 3.0, 7.8, 0.2)), (0.40, 0.40, 0.42))
 
     def print_(x: float, y: float, w: float, h: float, ink: float) -> None:
-        canvas.paint(
-            win.at,
-            ink * canvas.cover(box(u - np.float32(x + w / 2), v - np.float32(y), w, h)),
-            (0.36, 0.36, 0.38),
-        )
+        shape = box(u - np.float32(x + w / 2), v - np.float32(y), w, h)
+        canvas.paint(win.at, ink * canvas.cover(shape), (0.36, 0.36, 0.38))
 
     x = -8.4
     for k, w in enumerate(part.detail):
         if k % 2 == 0:
             print_(x, -1.1, w, 4.8, 0.75)
         x += w
-    for left, y, w in (
-        (-8.4, 2.6, 10.0),
-        (4.2, -2.7, 6.0),
-        (4.2, -1.0, 7.4),
-        (4.2, 0.7, 4.6),
-        (4.2, 2.6, 6.6),
-    ):
-        print_(left, y, w, 0.8, 0.6)
+    for x, y, w in ((-8.4, 2.6, 10.0), (4.2, -2.7, 6.0), (4.2, -1.0, 7.4), (4.2, 0.7, 4.6), (4.2, 2.6, 6.6)):
+        print_(x, y, w, 0.8, 0.6)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-24
+# %% ../nbs/03_synthetic.ipynb #9141b5b5
 def draw_cable(canvas: Canvas, part: Part) -> None:
     "A round cable between plug and terminal, with a ferrule at its end."
     shadow(canvas, part, 1.5, 0.55)
     points = cable_points(part)
-    for line, r, colour in (
-        (points[-3:], 0.95, (0.72, 0.66, 0.52)),
-        (points[:-1], RADII["cable"], (0.31, 0.31, 0.33)),
-    ):
+    ferrule = (points[-3:], 0.95, (0.72, 0.66, 0.52))
+    cable = (points[:-1], RADII["cable"], (0.31, 0.31, 0.33))
+    for line, r, colour in (ferrule, cable):
         win, d, side = curve(canvas, line, 3.0)
         across = side * np.clip(d / np.float32(r), 0, 1)
         gloss = np.clip(1 - np.abs(across - np.float32(0.45)) / np.float32(0.35), 0, 1)
@@ -626,32 +600,31 @@ def draw_scratch(canvas: Canvas, part: Part) -> None:
     bare = planes((0.93, 0.94, 0.96)) * np.where(side > -0.8, np.float32(0.25), np.float32(1))
     canvas.paint(win.at, a, bare)
 
+# %% ../nbs/03_synthetic.ipynb #fe8524a1
+_THREADS = dict(dark=(0.08, 0.07, 0.09), light=(0.97, 0.96, 0.92), blue=(0.10, 0.20, 0.60))
+
 
 def draw_fibre(canvas: Canvas, part: Part) -> None:
     "A thread that lies on the product."
     r = part.detail[0]
     shadow(canvas, part, 0.5, 0.35 * part.strength)
     win, d, side = curve(canvas, line_points(part), r + 1)
-    colour = planes(
-        dict(dark=(0.08, 0.07, 0.09), light=(0.97, 0.96, 0.92), blue=(0.10, 0.20, 0.60))[part.variant]
-    )
-    canvas.paint(
-        win.at, np.float32(part.strength) * canvas.cover(d - np.float32(r)), colour * (1 + 0.25 * side)
-    )
+    thread = planes(_THREADS[part.variant]) * (1 + 0.25 * side)
+    canvas.paint(win.at, np.float32(part.strength) * canvas.cover(d - np.float32(r)), thread)
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-271
+_TINTS = dict(oil=(0.62, 0.50, 0.30), water=(0.80, 0.84, 0.88), rust=(0.72, 0.36, 0.16))
+
+
 def draw_stain(canvas: Canvas, part: Part) -> None:
     "A dried drop: a tint that lets the surface through, darker at the rim."
     win, d = outline(canvas, part)
-    tint = planes(
-        dict(oil=(0.62, 0.50, 0.30), water=(0.80, 0.84, 0.88), rust=(0.72, 0.36, 0.16))[part.variant]
-    )
     inside = np.clip(-d / np.float32(0.6), 0, 1)
     rim = np.clip(1 + d / np.float32(1.4), 0, 1)
     a = np.float32(part.strength) * inside * (np.float32(0.65) + np.float32(0.35) * rim)
-    canvas.shade(win.at, 1 - a * (1 - tint))
+    canvas.shade(win.at, 1 - a * (1 - planes(_TINTS[part.variant])))
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-27
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-28
 def draw_dent(canvas: Canvas, part: Part) -> None:
     "A shallow hollow: dark towards the lamp, bright away from it."
     win, d = outline(canvas, part)
@@ -668,7 +641,7 @@ def draw_burn(canvas: Canvas, part: Part) -> None:
     canvas.shade(win.at, 1 - np.float32(part.strength) * fringe * (1 - planes((0.60, 0.40, 0.24))))
     canvas.paint(win.at, np.float32(0.9 * part.strength) * soot, (0.055, 0.05, 0.05))
 
-
+# %% ../nbs/03_synthetic.ipynb #b6ef1a11
 def draw_chip(canvas: Canvas, part: Part) -> None:
     "The broken face along a bite out of the plate."
     win, d = outline(canvas, part, 2)
@@ -695,30 +668,33 @@ PAINTERS: dict[str, Callable[[Canvas, Part], None]] = dict(
 )
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-301
+def _blurred(x: np.ndarray, k: np.float32) -> np.ndarray:
+    "Each pixel with a share `k` of each neighbour, first above and below, then left and right."
+    p = np.pad(x, ((0, 0), (1, 1), (0, 0)), mode="edge")
+    p = np.pad(k * (p[:, :-2] + p[:, 2:]) + (1 - 2 * k) * x, ((0, 0), (0, 0), (1, 1)), mode="edge")
+    return k * (p[:, :, :-2] + p[:, :, 2:]) + (1 - 2 * k) * p[:, :, 1:-1]
+
+
 def expose(rgb: np.ndarray, product: Product, stream: np.random.Generator) -> np.ndarray:
     "Lamp, lens and sensor: linear canvas (3, 2n, 2n) → uint8 (n, n, 3)."
     x = (rgb[:, ::2, ::2] + rgb[:, 1::2, ::2] + rgb[:, ::2, 1::2] + rgb[:, 1::2, 1::2]) * np.float32(0.25)
-    n, light, k = x.shape[1], product.light, np.float32(product.blur)
-    p = np.pad(x, ((0, 0), (1, 1), (0, 0)), mode="edge")
-    p = np.pad(k * (p[:, :-2] + p[:, 2:]) + (1 - 2 * k) * x, ((0, 0), (0, 0), (1, 1)), mode="edge")
-    x = k * (p[:, :, :-2] + p[:, :, 2:]) + (1 - 2 * k) * p[:, :, 1:-1]
+    n, light = x.shape[1], product.light
+    x = _blurred(x, np.float32(product.blur))
     g = np.linspace(-1, 1, n, dtype=np.float32)
     towards = g[None, :] * np.float32(math.cos(light.angle)) + g[:, None] * np.float32(math.sin(light.angle))
-    field = (1 + np.float32(light.tilt) * towards) * (
-        1 - np.float32(light.vignette / 2) * (g[None, :] ** 2 + g[:, None] ** 2)
-    )
+    corners = 1 - np.float32(light.vignette / 2) * (g[None, :] ** 2 + g[:, None] ** 2)
+    field = (1 + np.float32(light.tilt) * towards) * corners
     x = x * (np.float32(light.gain) * field) * planes([1 + light.warmth, 1, 1 - light.warmth])
     x = x + np.float32(product.noise) * stream.standard_normal((3, n, n), dtype=np.float32)
-    return np.ascontiguousarray(
-        np.clip(x * 255 + np.float32(0.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    )
+    grey_levels = np.clip(x * 255 + np.float32(0.5), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(grey_levels.transpose(1, 2, 0))
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-30
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-31
 def draw_product(
     product: Product,  # What to draw
     size: int = 256,  # Side of the image, pixels
 ) -> np.ndarray:  # uint8 (size, size, 3)
-    "The image of one product; the same numbers always give the same pixels."
+    "The image of one product. The same numbers always give the same pixels."
     canvas = Canvas(product, size)
     draw_mat(canvas, product.tone[2], rng(product.texture, "mat"))
     draw_plate(canvas, product, rng(product.texture, "plate"))
@@ -738,136 +714,125 @@ class Defect:
     relative: bool = True  # Which of the two
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-37
+_STRUCTURAL = dict.fromkeys(("scratch", "stain", "dent", "chip", "fibre", "burn"), 1.0)
+_LOGICAL = dict(
+    missing_screw=1.0,
+    swapped_fuses=0.5,
+    wrong_terminal=15.0,
+    extra_fuse=1.0,
+    misplaced_label=60.0,
+    missing_fuse=1.0,
+    extra_screw=1.0,
+    wrong_fuse=1.0,
+    missing_cable=30.0,
+    missing_label=60.0,
+)  # saturation thresholds: up to 1 a share of the region, above it square units
+
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-38
 def _table() -> dict[str, Defect]:
-    rows = [
-        ("scratch", "structural", 1.0, True),
-        ("stain", "structural", 1.0, True),
-        ("dent", "structural", 1.0, True),
-        ("chip", "structural", 1.0, True),
-        ("fibre", "structural", 1.0, True),
-        ("burn", "structural", 1.0, True),
-        ("missing_screw", "logical", 1.0, True),
-        ("swapped_fuses", "logical", 0.5, True),
-        ("wrong_terminal", "logical", 15.0, False),
-        ("extra_fuse", "logical", 1.0, True),
-        ("misplaced_label", "logical", 60.0, False),
-        ("missing_fuse", "logical", 1.0, True),
-        ("extra_screw", "logical", 1.0, True),
-        ("wrong_fuse", "logical", 1.0, True),
-        ("missing_cable", "logical", 30.0, False),
-        ("missing_label", "logical", 60.0, False),
-    ]
-    return {
-        n: Defect(name=n, kind=k, value=255 - i, saturation=s, relative=r)
-        for i, (n, k, s, r) in enumerate(rows)
-    }
+    kinds = dict.fromkeys(_STRUCTURAL, "structural") | dict.fromkeys(_LOGICAL, "logical")
+    table = {}
+    for i, (name, s) in enumerate((_STRUCTURAL | _LOGICAL).items()):
+        table[name] = Defect(name=name, kind=kinds[name], value=255 - i, saturation=s, relative=s <= 1)
+    return table
 
 
 DEFECTS = _table()
 Footprint = tuple[Part, ...]  # the parts whose outlines together are one mask
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-400
+Change = tuple[Product, tuple[Footprint, ...]]
 # bare metal: x, x, y, y
 FREE = ((-33.5, -27.0, -12.0, 20.0), (7.5, 15.0, -12.0, 13.0), (27.5, 33.5, -11.0, 14.0))
-Change = tuple[Product, tuple[Footprint, ...]]
 
 
 def _marked(product: Product, *marks: Part) -> Change:
     return replace(product, marks=product.marks + marks), tuple((m,) for m in marks)
 
 
-def _log(stream: np.random.Generator, low: float, high: float) -> float:
-    return float(math.exp(stream.uniform(math.log(low), math.log(high))))
+def _log(s: np.random.Generator, low: float, high: float) -> float:
+    return float(math.exp(s.uniform(math.log(low), math.log(high))))
 
 
-def _outline(stream: np.random.Generator, radius: float, rough: float = 0.12) -> tuple[float, ...]:
-    return (radius, *(float(z) for z in stream.uniform(-rough, rough, 8) / np.repeat([1, 1, 1.5, 2], 2)))
+def _outline(s: np.random.Generator, radius: float, rough: float = 0.12) -> tuple[float, ...]:
+    return (radius, *(float(z) for z in s.uniform(-rough, rough, 8) / np.repeat([1, 1, 1.5, 2], 2)))
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-401
-def _line(
-    stream: np.random.Generator, width: float, length: float, bend: float, steps: int
-) -> tuple[float, ...]:
-    """Half-width and points of a line that turns by about `bend` radians over its length, centred on the
-    origin.
-    """
-    turns = stream.normal(0, bend / math.sqrt(steps), steps) + stream.normal(0, bend / steps)
-    a = stream.uniform(0, 2 * math.pi) + np.cumsum(turns)
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-402
+def _line(s: np.random.Generator, width: float, length: float, bend: float, steps: int) -> tuple[float, ...]:
+    "Half-width and points of a line around the origin that turns by about `bend` radians over its length."
+    turns = s.normal(0, bend / math.sqrt(steps), steps) + s.normal(0, bend / steps)
+    a = s.uniform(0, 2 * math.pi) + np.cumsum(turns)
     xy = np.array([(0.0, 0.0)] + [(math.cos(t), math.sin(t)) for t in a]).cumsum(0) * (length / steps)
     return (width, *(round(float(z), 4) for z in (xy - xy.mean(0)).ravel()))
 
 
-def _scratch(product: Product, s: np.random.Generator) -> Change:
-    draw = lambda: Part(
+def _one_scratch(s: np.random.Generator) -> Part:
+    return Part(
         kind="scratch",
         x=s.uniform(-27, 27),
         y=s.uniform(-24, 24),
         strength=_log(s, 0.55, 1.0),
         detail=_line(s, s.uniform(1.0, 1.7), s.uniform(13, 28), 0.35, 8),
     )
-    return _marked(product, *(draw() for _ in range(1 + (s.random() < 0.35))))
-
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-402
-def _stain(product: Product, s: np.random.Generator) -> Change:
-    return _marked(
-        product,
-        Part(
-            kind="stain",
-            x=s.uniform(-31, 31),
-            y=s.uniform(-28, 28),
-            strength=_log(s, 0.55, 1.1),
-            variant=("oil", "water", "rust")[s.integers(3)],
-            detail=_outline(s, _log(s, 3.5, 7.5)),
-        ),
-    )
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-403
+def _scratch(product: Product, s: np.random.Generator) -> Change:
+    return _marked(product, *(_one_scratch(s) for _ in range(1 + (s.random() < 0.35))))
+
+
+def _stain(product: Product, s: np.random.Generator) -> Change:
+    mark = Part(
+        kind="stain",
+        x=s.uniform(-31, 31),
+        y=s.uniform(-28, 28),
+        strength=_log(s, 0.55, 1.1),
+        variant=("oil", "water", "rust")[s.integers(3)],
+        detail=_outline(s, _log(s, 3.5, 7.5)),
+    )
+    return _marked(product, mark)
+
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-40
 def _dent(product: Product, s: np.random.Generator) -> Change:
     x0, x1, y0, y1 = FREE[s.integers(len(FREE))]
-    return _marked(
-        product,
-        Part(
-            kind="dent",
-            x=s.uniform(x0, x1),
-            y=s.uniform(y0, y1),
-            strength=_log(s, 0.6, 1.15),
-            detail=_outline(s, _log(s, 3.4, 6.5), 0.05),
-        ),
+    mark = Part(
+        kind="dent",
+        x=s.uniform(x0, x1),
+        y=s.uniform(y0, y1),
+        strength=_log(s, 0.6, 1.15),
+        detail=_outline(s, _log(s, 3.4, 6.5), 0.05),
     )
+    return _marked(product, mark)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-404
+
 def _chip(product: Product, s: np.random.Generator) -> Change:
     side, along = int(s.integers(4)), s.uniform(9, 25) * (1, -1)[s.integers(2)]  # clear of the holes
     x, y = ((-43.0, along), (43.0, along), (along, -39.0), (along, 39.0))[side]
     return _marked(product, Part(kind="chip", x=x, y=y, detail=_outline(s, _log(s, 3.0, 6.0), 0.16)))
 
-
+# %% ../nbs/03_synthetic.ipynb #84259e71
 def _fibre(product: Product, s: np.random.Generator) -> Change:
-    return _marked(
-        product,
-        Part(
-            kind="fibre",
-            x=s.uniform(-27, 27),
-            y=s.uniform(-24, 24),
-            strength=_log(s, 0.6, 1.0),
-            variant=("dark", "light", "blue")[s.integers(3)],
-            detail=_line(s, s.uniform(0.5, 0.8), s.uniform(14, 28), 2.6, 14),
-        ),
+    mark = Part(
+        kind="fibre",
+        x=s.uniform(-27, 27),
+        y=s.uniform(-24, 24),
+        strength=_log(s, 0.6, 1.0),
+        variant=("dark", "light", "blue")[s.integers(3)],
+        detail=_line(s, s.uniform(0.5, 0.8), s.uniform(14, 28), 2.6, 14),
     )
+    return _marked(product, mark)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-40
+# %% ../nbs/03_synthetic.ipynb #3f56ea27
 def _burn(product: Product, s: np.random.Generator) -> Change:
     spots = (*(SLOTS[k] for k in FUSES), (24.0, -19.0), *((x, 22.0) for x in TERMINALS))
     x, y = spots[s.integers(len(spots))]
-    return _marked(
-        product,
-        Part(
-            kind="burn",
-            x=x + s.uniform(-2, 2),
-            y=y + s.uniform(-3, 3),
-            strength=_log(s, 0.55, 1.0),
-            detail=_outline(s, _log(s, 4.5, 8.0), 0.18),
-        ),
+    mark = Part(
+        kind="burn",
+        x=x + s.uniform(-2, 2),
+        y=y + s.uniform(-3, 3),
+        strength=_log(s, 0.55, 1.0),
+        detail=_outline(s, _log(s, 4.5, 8.0), 0.18),
     )
+    return _marked(product, mark)
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-430
 def _find(product: Product, kind: str) -> list[Part]:
@@ -875,7 +840,7 @@ def _find(product: Product, kind: str) -> list[Part]:
 
 
 def _exchange(product: Product, old: Sequence[Part], new: Sequence[Part]) -> Product:
-    "Parts replaced in their place in the order; what has no replacement is taken away."
+    "Parts replaced in their place in the order, or taken away where there is no replacement."
     table = {id(o): n for o, n in zip(old, [*new] + [None] * len(old))}
     parts = [table.get(id(p), p) for p in product.parts]
     return replace(product, parts=tuple(p for p in parts if p is not None))
@@ -884,7 +849,7 @@ def _exchange(product: Product, old: Sequence[Part], new: Sequence[Part]) -> Pro
 def _some(s: np.random.Generator, parts: Sequence[Part], n: int) -> list[Part]:
     return [parts[i] for i in sorted(s.permutation(len(parts))[:n])]
 
-
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-43
 def _missing(product: Product, s: np.random.Generator, kind: str, most: int = 1) -> Change:
     gone = _some(s, _find(product, kind), 2 if most == 2 and s.random() < 0.35 else 1)
     return _exchange(product, gone, []), tuple((p,) for p in gone)
@@ -893,7 +858,7 @@ def _missing(product: Product, s: np.random.Generator, kind: str, most: int = 1)
 def _extra(product: Product, part: Part) -> Change:
     return replace(product, parts=product.parts + (part,)), ((part,),)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-431
+
 def _extra_screw(product: Product, s: np.random.Generator) -> Change:
     x, y = HOLES[s.integers(2)]
     return _extra(product, Part(kind="screw", x=x, y=y, angle=s.uniform(0, math.pi / 2)))
@@ -901,24 +866,17 @@ def _extra_screw(product: Product, s: np.random.Generator) -> Change:
 
 def _extra_fuse(product: Product, s: np.random.Generator) -> Change:
     (free,) = set(range(len(SLOTS))) - set(FUSES)
-    x, y = SLOTS[free]
-    return _extra(
-        product,
-        Part(
-            kind="fuse",
-            x=x + s.uniform(-0.2, 0.2),
-            y=y + s.uniform(-0.2, 0.2),
-            angle=s.uniform(-0.03, 0.03),
-            variant=sorted(COLOURS)[s.integers(3)],
-        ),
-    )
+    x, y = SLOTS[free][0] + s.uniform(-0.2, 0.2), SLOTS[free][1] + s.uniform(-0.2, 0.2)
+    angle = s.uniform(-0.03, 0.03)
+    return _extra(product, Part(kind="fuse", x=x, y=y, angle=angle, variant=sorted(COLOURS)[s.integers(3)]))
 
-
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-441
 def _swapped_fuses(product: Product, s: np.random.Generator) -> Change:
     a, b = old = _some(s, _find(product, "fuse"), 2)
-    return _exchange(product, old, [replace(a, variant=b.variant), replace(b, variant=a.variant)]), ((a, b),)
+    new = [replace(a, variant=b.variant), replace(b, variant=a.variant)]
+    return _exchange(product, old, new), ((a, b),)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-43
+
 def _wrong_fuse(product: Product, s: np.random.Generator) -> Change:
     (old,) = _some(s, _find(product, "fuse"), 1)
     new = replace(old, variant=[c for c in sorted(COLOURS) if c != old.variant][s.integers(2)])
@@ -930,18 +888,25 @@ def _wrong_terminal(product: Product, s: np.random.Generator) -> Change:
     new = replace(old, variant=str([t for t in range(len(TERMINALS)) if t != TERMINAL][s.integers(3)]))
     return _exchange(product, [old], [new]), ((old, new),)
 
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-45
+def _pushed(label: Part, s: np.random.Generator) -> Part:
+    return replace(label, x=label.x - s.uniform(5, 8), y=label.y - s.uniform(-1.5, 2.5))
+
+
+def _askew(label: Part, s: np.random.Generator) -> Part:
+    return replace(label, angle=label.angle + (1, -1)[s.integers(2)] * s.uniform(0.3, 0.55))
+
+
+def _elsewhere(label: Part, s: np.random.Generator) -> Part:
+    return replace(label, x=11.5, y=s.uniform(-3, 3), angle=label.angle + math.pi / 2)
+
 
 def _misplaced_label(product: Product, s: np.random.Generator) -> Change:
     (old,) = _find(product, "label")
-    new = (
-        lambda: replace(old, x=old.x - s.uniform(5, 8), y=old.y - s.uniform(-1.5, 2.5)),  # pushed aside
-        lambda: replace(old, angle=old.angle + (1, -1)[s.integers(2)] * s.uniform(0.3, 0.55)),  # askew
-        # elsewhere
-        lambda: replace(old, x=11.5, y=s.uniform(-3, 3), angle=old.angle + math.pi / 2),
-    )[s.integers(3)]()
+    new = (_pushed, _askew, _elsewhere)[s.integers(3)](old, s)
     return _exchange(product, [old], [new]), ((old, new),)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-440
+# %% ../nbs/03_synthetic.ipynb #2eec2ccb
 MAKERS: dict[str, Callable[[Product, np.random.Generator], Change]] = dict(
     scratch=_scratch,
     stain=_stain,
@@ -961,24 +926,24 @@ MAKERS: dict[str, Callable[[Product, np.random.Generator], Change]] = dict(
     missing_cable=lambda p, s: _missing(p, s, "cable"),
 )
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-441
+# %% ../nbs/03_synthetic.ipynb #059157a9
 def add_defect(
     product: Product,  # A good product
     name: str,  # Which defect, a key of `DEFECTS`
     stream: np.random.Generator,  # Draws where and how bad
-) -> Change:  # The product with the defect; footprints, one for each mask image
+) -> Change:  # The product with the defect, and its footprints, one for each mask image
     "Give a product one defect. Raises `DataError` for an unknown name."
     if name not in MAKERS:
         raise DataError(f"there is no defect {name!r}. {did_you_mean(name, MAKERS)}")
     return MAKERS[name](product, stream)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-44
+# %% ../nbs/03_synthetic.ipynb #bf626e97
 def draw_mask(
     product: Product,  # Whose pose places it
     footprint: Footprint,  # The parts whose outlines are masked
     size: int = 256,  # Side of the image, pixels
 ) -> np.ndarray:  # bool (size, size)
-    "The area of a footprint; a pixel counts as soon as a part of it does."
+    "The area of a footprint. A pixel counts as soon as a part of it does."
     canvas = Canvas(product, size)
     mask = np.zeros((canvas.n, canvas.n), bool)
     for part in footprint:
@@ -998,7 +963,7 @@ class Sample:
 
     product: Product  # What the image shows
     twin: Product  # The same product before it got its defect
-    defect: str = ""  # Key of `DEFECTS`; empty: good
+    defect: str = ""  # Key of `DEFECTS`, empty for a good one
     footprints: tuple[Footprint, ...] = ()  # One for each mask image
 
 # %% ../nbs/03_synthetic.ipynb #03-synthetic-48
@@ -1007,7 +972,7 @@ def make_sample(
     split: str,  # One of `SPLITS`
     index: int,  # Number of the image in its split, from 0
 ) -> Sample:
-    "The numbers of one image; it depends on nothing but these three."
+    "The numbers of one image, which depend on nothing but these three."
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}. {did_you_mean(split, SPLITS)}")
     good = normal_product(rng(seed, "product line", split, index))
@@ -1051,21 +1016,33 @@ def _write_image(folder: Path, seed: int, split: str, index: int, size: int) -> 
         mask = draw_mask(sample.product, footprint, size) * np.uint8(DEFECTS[sample.defect].value)
         Image.fromarray(mask).save(out / f"{k:03d}.png")
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-57
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-58
 def _same_line(folder: Path, manifest: dict) -> bool:
     "Whether the folder holds this line and all of its images."
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return found == manifest and all(
-        len(list((folder / s).glob("*.png"))) == n for s, n in manifest["images"].items()
-    )
+    counts = {split: len(list((folder / split).glob("*.png"))) for split in manifest["images"]}
+    return found == manifest and counts == manifest["images"]
 
 
+def _is_there(folder: Path, manifest: dict) -> bool:
+    "Whether the line is there already. Raises `DataError` where something else is."
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return False
+    if _same_line(folder, manifest):
+        return True
+    total = sum(manifest["images"].values())
+    line = f"seed {manifest['seed']}, size {manifest['size']}, {total} images"
+    already = f"{folder} already holds something else than this product line ({line})"
+    raise DataError(f"{already}; name another folder or delete that one.")
+
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-59
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what a killed process had drawn of this line: a folder with that name, with a manifest in it,
-    and nobody at work.
+    """Remove what a killed process had drawn of this line.
+
+    That is a folder with that name, with a manifest in it, and nobody at work.
     """
     for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
         if not (part / MANIFEST).is_file() or part.is_symlink():
@@ -1073,7 +1050,49 @@ def _remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(MudenetError), locked(part):
             shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/03_synthetic.ipynb #03-synthetic-58
+# %% ../nbs/03_synthetic.ipynb #03-synthetic-62
+def _manifest(seed: int, size: int, images: dict[str, int]) -> dict:
+    "How a line is made. Raises `DataError` where it cannot be."
+    if not 64 <= size <= 1024:
+        raise DataError(f"a product line of size {size} cannot be drawn. Choose 64 to 1024 pixels.")
+    if min(images.values()) < 1:
+        raise DataError(f"every split needs at least one image, got {images}.")
+    how = dict(seed=int(seed), size=int(size), images=images)
+    return dict(generator="mudenet product line", version=VERSION, **how)
+
+
+def _draw_line(part: Path, manifest: dict) -> None:
+    "Draw all of a line into a folder."
+    seed, size, images = manifest["seed"], manifest["size"], manifest["images"]
+    with locked(part):
+        write_json(part / MANIFEST, manifest)
+        for split in SPLITS:
+            (part / split).mkdir(parents=True)
+        todo = [(split, k) for split, n in images.items() for k in range(n)]
+        for split, k in progress(todo, "drawing", unit="image"):
+            _write_image(part, seed, split, k, size)
+        write_json(part / "defects_config.json", defects_config(size))
+
+# %% ../nbs/03_synthetic.ipynb #47b1bf75
+def _write_line(folder: Path, manifest: dict) -> None:
+    "Draw a line beside its place and rename it. Raises `StorageError` where the system refuses."
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        _draw_line(part, manifest)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(part, folder)
+    except OSError as e:
+        if _same_line(folder, manifest):
+            return  # another process was quicker
+        if isinstance(e, StorageError):
+            raise
+        why = f"{e.strerror or e}. Name another place; nothing half-written was left."
+        raise StorageError(f"cannot write the product line {folder}: {why}") from e
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/03_synthetic.ipynb #65762ec2
 def write_product_line(
     folder: str | Path,  # The category's folder
     seed: int = 0,  # Another seed gives another line: other images of the same product
@@ -1081,52 +1100,13 @@ def write_product_line(
     train: int = 120,  # Images in train/good
     validation: int = 24,  # Images in validation/good
     good: int = 30,  # Images in test/good
-    structural: int = 30,  # Images in test/structural_anomalies; 6 types take turns
-    logical: int = 30,  # Images in test/logical_anomalies; 10 types take turns
+    structural: int = 30,  # Images in test/structural_anomalies, whose 6 types take turns
+    logical: int = 30,  # Images in test/logical_anomalies, whose 10 types take turns
 ) -> Path:  # The folder
-    """Write a product line in LOCO's layout, whole or not at all; the same line is reused.
-
-    Raises `DataError`, `StorageError`.
-    """
-    folder, images = Path(folder), dict(zip(SPLITS, (train, validation, good, structural, logical)))
-    if not 64 <= size <= 1024:
-        raise DataError(f"a product line of size {size} cannot be drawn; choose 64 to 1024 pixels.")
-    if min(images.values()) < 1:
-        raise DataError(f"every split needs at least one image, got {images}.")
-    manifest = dict(
-        generator="mudenet product line", version=VERSION, seed=int(seed), size=int(size), images=images
-    )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if _same_line(folder, manifest):
-            return folder
-        raise DataError(
-            f"{folder} already holds something else than this product line (seed {seed}, size {size}, "
-            f"{sum(images.values())} images); name another folder or delete that one."
-        )
-    _remove_abandoned(folder)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        with locked(part):
-            write_json(part / MANIFEST, manifest)
-            for s in SPLITS:
-                (part / s).mkdir(parents=True)
-            for s, k in progress(
-                [(s, k) for s, n in images.items() for k in range(n)], "drawing", unit="image"
-            ):
-                _write_image(part, seed, s, k, size)
-            write_json(part / "defects_config.json", defects_config(size))
-        if folder.exists():
-            folder.rmdir()
-        os.replace(part, folder)
-    except OSError as e:
-        if _same_line(folder, manifest):
-            return folder  # another process was quicker
-        if isinstance(e, StorageError):
-            raise
-        raise StorageError(
-            f"cannot write the product line {folder}: {e.strerror or e}. Name another place; nothing "
-            "half-written was left."
-        ) from e
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    "Write a product line in LOCO's layout, or use the one that is there. Raises `DataError`, `StorageError`."
+    counts = dict(zip(SPLITS, (train, validation, good, structural, logical)))
+    folder, manifest = Path(folder), _manifest(seed, size, counts)
+    if not _is_there(folder, manifest):
+        _remove_abandoned(folder)
+        _write_line(folder, manifest)
     return folder

@@ -1,4 +1,4 @@
-"""Files that are not ours stay; files with foreign content are refused; folding gives the same and is safe in threads."""
+"""Files that are not ours stay, and files with foreign content are refused."""
 
 import contextlib
 import copy
@@ -120,7 +120,7 @@ def one_line(capsys, *says):
 
 
 def test_a_checkpoint_names_no_place(run, tmp_path, monkeypatch, capsys):
-    """A stranger's detector that names folders writes and reads nowhere: whoever wants that says so."""
+    """A stranger's detector that names folders reads and writes nowhere unless it is told so."""
     tensors, meta = load_tensors(run / "detector.safetensors", "detector")
     del meta["kind"], meta["schema"], meta["sha256"]
     away = tmp_path / "away"
@@ -131,12 +131,10 @@ def test_a_checkpoint_names_no_place(run, tmp_path, monkeypatch, capsys):
     save_tensors(tmp_path / "stranger.safetensors", tensors, "detector", meta)
     monkeypatch.chdir(tmp_path)
     config = load_detector(tmp_path / "stranger.safetensors", "cpu").config
-    assert (config.out, config.root, config.teacher, config.backbone.weights) == (
-        Path("runs"),
-        None,
-        None,
-        "r18.pth",
-    )
+    assert config.out == Path("runs")
+    assert config.root is None
+    assert config.teacher is None
+    assert config.backbone.weights == "r18.pth"
     assert main(["evaluate", "stranger.safetensors", "--device=cpu"]) == 2
     one_line(capsys, "--root FOLDER")
     assert [p.name for p in tmp_path.iterdir()] == ["stranger.safetensors"]
@@ -147,9 +145,11 @@ def test_evaluate_overwrites_its_own_files_only(run, tmp_path, capsys, name):
     (tmp_path / name).write_text("somebody's")
     assert main(["evaluate", str(run), "--out", str(tmp_path)]) == 2
     one_line(capsys, name, "not written by this program")
-    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "somebody's"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "somebody's"
     (tmp_path / name).unlink()
-    assert [main(["evaluate", str(run), "--out", str(tmp_path)]) for _ in range(2)] == [0, 0]
+    for _ in ("written", "overwritten"):
+        assert main(["evaluate", str(run), "--out", str(tmp_path)]) == 0
 
 
 def test_predict_overwrites_its_own_files_only(run, tmp_path, capsys):
@@ -162,7 +162,8 @@ def test_predict_overwrites_its_own_files_only(run, tmp_path, capsys):
         assert predict(run, images, out) == 2
         one_line(capsys, text)
         assert len(list(out.rglob("*.*"))) == 1
-    assert [predict(run, images, tmp_path / "ours") for _ in range(2)] == [0, 0]
+    for _ in ("written", "overwritten"):
+        assert predict(run, images, tmp_path / "ours") == 0
 
 
 def test_results_do_not_become_images(run, tmp_path, capsys):
@@ -190,17 +191,16 @@ def test_left_overs_of_a_killed_predict_are_removed(run, tmp_path):
     for p in ours + theirs:
         p.write_text("x")
     assert predict(run, images, out) == 0
-    assert [p.exists() for p in ours + theirs] == [False, False, True, True]
+    assert not any(p.exists() for p in ours)
+    assert all(p.exists() for p in theirs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, pipes, 255 bytes a name")
 def test_files_of_any_name_and_kind(run, tmp_path, capsys):
-    """A name that is no text, an escape sequence, 250 bytes; a pipe, a socket, a link to itself and one to
-    nowhere.
-    """
+    """Names of any bytes are read and shown. Pipes, sockets and links that lead nowhere are passed by."""
     images, out = tmp_path / "images", tmp_path / "out"
-    strange = os.fsdecode(b"teil_\xe4.png")
-    for name in (strange, "a\x1b[2Jb.png", "z" * 250 + ".png"):
+    no_text, escape, long = os.fsdecode(b"teil_\xe4.png"), "a\x1b[2Jb.png", "z" * 250 + ".png"
+    for name in (no_text, escape, long):
         put(images / "a.png").rename(images / name)
     os.mkfifo(images / "pipe.png")
     socket.socket(socket.AF_UNIX).bind(os.path.relpath(images / "socket.png"))
@@ -208,15 +208,20 @@ def test_files_of_any_name_and_kind(run, tmp_path, capsys):
     (images / "gone.png").symlink_to("nowhere.png")
     assert predict(run, images, out) == 0
     said = capsys.readouterr().out
-    assert "2 broken links, 2 no regular files" in said and "\x1b" not in said
+    assert "2 broken links, 2 no regular files" in said
+    assert "\x1b" not in said
     found = table(out)
-    assert set(found) == {r"teil_\udce4.png", "a\x1b[2Jb.png", "z" * 250 + ".png"} and not any(
-        r["error"] for r in found.values()
-    )
-    assert len(list((out / "maps").iterdir())) == len(list((out / "pictures").iterdir())) == 3
-    (images / "a\x1b[2Jb.png").write_text("no image")
+    assert set(found) == {r"teil_\udce4.png", escape, long}
+    assert not any(row["error"] for row in found.values())
+    assert len(list((out / "maps").iterdir())) == 3
+    assert len(list((out / "pictures").iterdir())) == 3
+
+    (images / escape).write_text("no image")
     assert predict(run, images, out) == 2
-    assert "\x1b" not in (said := capsys.readouterr().err) and r"a\x1b[2Jb.png cannot be read" in said
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert r"a\x1b[2Jb.png cannot be read" in said
+
     assert predict(run, images / "pipe.png", out) == 2
     assert "pipe.png is no regular file" in capsys.readouterr().err
     assert predict(run, images, "a\0b") == 2
@@ -231,10 +236,8 @@ def test_training_on_names_that_are_no_text(tmp_path):
     assert main(["train", "--root", str(tmp_path / "part"), "--out", str(tmp_path / "runs"), *OPTIONS]) == 0
     folder = next(tmp_path.rglob("detector.safetensors")).parent
     assert main(["evaluate", str(folder)]) == 0
-    assert (
-        os.fsencode(json.loads((folder / "record.json").read_text())["scores"][0]["image"])
-        == b"test/good/\xe40.png"
-    )
+    record = json.loads((folder / "record.json").read_text())
+    assert os.fsencode(record["scores"][0]["image"]) == b"test/good/\xe40.png"
 
 
 def test_a_map_that_cannot_be_written_costs_that_map(run, tmp_path, monkeypatch, capsys):
@@ -249,12 +252,12 @@ def test_a_map_that_cannot_be_written_costs_that_map(run, tmp_path, monkeypatch,
 
     monkeypatch.setattr(cli, "_write_prediction", failing)
     assert predict(run, tmp_path / "images", tmp_path / "out") == 2
-    assert (
-        "1 of 3 images could not be scored or drawn" in (err := capsys.readouterr().err)
-        and "Free some space" not in err
-    )
+    err = capsys.readouterr().err
+    assert "1 of 3 images could not be scored or drawn" in err
+    assert "Free some space" not in err
     rows = table(tmp_path / "out")
-    assert all(r["score"] for r in rows.values()) and [k for k, r in rows.items() if r["error"]] == ["1.png"]
+    assert all(row["score"] for row in rows.values())
+    assert [name for name, row in rows.items() if row["error"]] == ["1.png"]
 
 
 @pytest.mark.parametrize("page", ["cp437", "cp932", "latin-1", "ascii"])
@@ -274,21 +277,29 @@ def test_a_closed_pipe_is_no_fault():
     code = "import sys; from mudenet.cli import main; sys.exit(main(['assumptions']))"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdout.close()
-    assert child.stderr.read() == b"" and child.wait() == 141
+    assert child.stderr.read() == b""
+    assert child.wait() == 141
+
+
+def holding(folder):
+    """Another process that holds a folder until it is killed."""
+    code = f"""
+import time
+from mudenet.core import locked
+with locked({str(folder)!r}):
+    print(flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    return other
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_a_second_run_is_told_of_the_first(run, tmp_path, capsys):
-    """The folder of a run that has not ended is refused, with the process; a process that is killed keeps
-    nothing.
-    """
+    """A folder in use is refused, with the process that uses it. One that is killed keeps nothing."""
     images = put(tmp_path / "images/a.png").parent
-    code = (
-        "import time; from mudenet.core import locked\n"
-        f"with locked({str(tmp_path / 'out')!r}): print(flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    other.stdout.readline()
+    other = holding(tmp_path / "out")
     assert predict(run, images, tmp_path / "out") == 2
     one_line(capsys, f"another run uses {tmp_path / 'out'} (process {other.pid}, since ")
     other.kill()
@@ -300,7 +311,9 @@ def test_an_image_of_more_pixels_than_usual(run, tmp_path, monkeypatch, capsys):
     put(tmp_path / "images/a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # 40 × 50 are more than twice as many
     assert predict(run, tmp_path / "images", tmp_path / "out") == 2
-    assert "a.png: Image size" in (err := capsys.readouterr().err) and "set MUDENET_MEGAPIXELS" in err
+    err = capsys.readouterr().err
+    assert "a.png: Image size" in err
+    assert "set MUDENET_MEGAPIXELS" in err
     monkeypatch.setenv("MUDENET_MEGAPIXELS", "0.002")
     assert predict(run, tmp_path / "images", tmp_path / "out") == 0
 
@@ -330,10 +343,8 @@ def test_data_check_says_what_is_left_out(tmp_path, capsys):
     put(root / "test/@eaDir/x.png")
     (root / "train/good/a.jfif").write_text("")
     said = checked(root, capsys)
-    assert (
-        f"{root / 'train' / 'good'}: left out: 1 images in folders below it, 1 of another type (.jfif)"
-        in said
-    )
+    left_out = "left out: 1 images in folders below it, 1 of another type (.jfif)"
+    assert f"{root / 'train' / 'good'}: {left_out}" in said
     assert "1 held-out image gives the threshold: expect 50 % of good parts above it" in said
 
 
@@ -341,8 +352,8 @@ def test_data_check_says_what_is_left_out(tmp_path, capsys):
 def test_three_nominal_images_are_the_least(tmp_path, capsys, good):
     root = part_of(tmp_path / "part", good)
     (root / "train/good").mkdir(parents=True, exist_ok=True)
-    said = checked(root, capsys, 2)
-    assert "at least three are needed" in said or good == 0 and "holds no image" in said
+    says = "at least three are needed" if good else "holds no image"
+    assert says in checked(root, capsys, 2)
 
 
 ALPHA = np.dstack([np.full((40, 50, 3), 255, np.uint8), np.zeros((40, 50), np.uint8)])
@@ -374,33 +385,25 @@ def test_masks_of_other_names_are_named_with_the_rename(tmp_path, capsys, name):
 
 
 def test_visa_names_an_image_once(tmp_path, capsys):
-    for k in range(5):
-        put(tmp_path / f"visa/candle/Data/Images/Normal/{k}.png", k)
-    rows = [
-        f"candle,{'test' if k == 4 else 'train'},normal,candle/Data/Images/Normal/{k % 5}.png,"
-        for k in range(6)
-    ]
+    rows = ["object,split,label,image,mask"]
+    for k in (0, 1, 2, 3, 4, 0):
+        image = f"candle/Data/Images/Normal/{k}.png"
+        put(tmp_path / "visa" / image, k)
+        rows.append(f"candle,{'test' if k == 4 else 'train'},normal,{image},")
     (tmp_path / "visa/split_csv").mkdir()
-    (tmp_path / "visa/split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
-    assert "1cls.csv, line 7: the image candle/Data/Images/Normal/0.png is in line 2 already" in checked(
-        tmp_path / "visa", capsys, 2
-    )
+    (tmp_path / "visa/split_csv/1cls.csv").write_text("\n".join(rows))
+    said = checked(tmp_path / "visa", capsys, 2)
+    assert "1cls.csv, line 7: the image candle/Data/Images/Normal/0.png is in line 2 already" in said
 
 
 def test_changed_images_are_said(run, tmp_path, capsys):
     shutil.copytree(run.parents[3] / "part", tmp_path / "part")
     put(tmp_path / "part/train/good/0.png", 99)
-    for _ in range(2):  # the sentence stands there once
-        assert (
-            main(["evaluate", str(run), "--root", str(tmp_path / "part"), "--out", str(tmp_path / "out")])
-            == 0
-        )
-    assert (
-        json.loads((tmp_path / "out/record.json").read_text())["note"].count(
-            "not those that the detector was trained on"
-        )
-        == 1
-    )
+    command = ["evaluate", str(run), "--root", str(tmp_path / "part"), "--out", str(tmp_path / "out")]
+    for _ in ("once", "again"):
+        assert main(command) == 0
+    note = json.loads((tmp_path / "out/record.json").read_text())["note"]
+    assert note.count("not those that the detector was trained on") == 1  # it is not said twice
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX permissions")
@@ -414,22 +417,25 @@ def test_what_may_not_be_read_is_one_line(run, tmp_path):
     (root / "train").chmod(0)
     (tmp_path / "mine.yaml").write_text("seed: 1\n")
     (tmp_path / "mine.yaml").chmod(0)
-    # all that is imported later, before it cannot be read
-    code = (
-        "import os, sys; from mudenet.cli import main, make_parser\n"
-        "import mudenet.data, mudenet.evaluation, mudenet.inference\n"
-        "for name in ('data', 'train'): make_parser(name).parse_args([name, *(['show', 'x'] if name == "
-        "'data' else [])])\n"
-        "if os.geteuid() == 0: os.setuid(65534)\n"
-        "sys.exit(main())"
-    )
+    code = """
+import os, sys
+import mudenet.data, mudenet.evaluation, mudenet.inference  # before they cannot be read
+from mudenet.cli import main, make_parser
+make_parser("data").parse_args(["data", "show", "x"])
+make_parser("train").parse_args(["train"])
+if os.geteuid() == 0:
+    os.setuid(65534)
+sys.exit(main())
+"""
     train = ["train", "--root", root, "--config", tmp_path / "mine.yaml"]
     for command, name in (["data", "check", root], "train"), (train, "mine.yaml"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True
-        )
-        assert done.returncode == 2 and name in done.stderr and "ermission" in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
+        words = [sys.executable, "-c", code, *map(str, command)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert name in done.stderr
+        assert "ermission" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) <= 2
     (root / "train").chmod(0o755)
 
 
@@ -448,24 +454,22 @@ def test_images_that_use_little_of_their_range_are_noted(tmp_path, capsys, kind)
         (root / "train/good").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(k)[..., 0].astype(dtype) * factor).save(root / f"train/good/{k}.{suffix}")
     said = checked(root, capsys)
-    assert text in said and ("of 16 bits or more use a small part of their range" in said) == bool(text)
+    noted = "of 16 bits or more use a small part of their range" in said
+    assert noted == bool(text)
+    assert text in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
 def test_a_second_training_is_told_of_the_first(run, tmp_path, capsys):
     folder = tmp_path / "folder" / "part" / run.name
-    code = (
-        "import time; from mudenet.core import locked\n"
-        f"with locked({str(folder)!r}): print(flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    other.stdout.readline()
+    other = holding(folder)
     command = ["train", "--root", str(run.parents[3] / "part"), "--out", str(tmp_path), *OPTIONS]
     assert main(command) == 2
     one_line(capsys, f"another run uses {folder} (process {other.pid}, since ")
     other.kill()
     other.wait()
-    assert main(command) == 0 and not list(folder.glob(".*"))
+    assert main(command) == 0
+    assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize("text", ["", "epoch,step", "epoch,seconds\n1,x\n", "\udce4"])

@@ -1,4 +1,4 @@
-"""Images that a run holds out were never trained on: not by the run, and not by a teacher from a run of another seed."""
+"""Images that a run holds out were never trained on, neither by the run nor by a teacher of another seed."""
 
 import shutil
 
@@ -38,8 +38,10 @@ def images(items):
 
 def test_all_seeds_share_one_split(config):
     first, second = (open_job(override(config, {"seed": s})).category for s in (1, 2))
-    assert first.train == second.train and first.validation == second.validation
-    assert len(first.validation) == 4 and not images(first.train) & images(first.validation)
+    assert first.train == second.train
+    assert first.validation == second.validation
+    assert len(first.validation) == 4
+    assert not images(first.train) & images(first.validation)
 
 
 def test_another_split_is_a_field_and_another_run(config):
@@ -52,7 +54,9 @@ def test_a_teacher_of_another_seed_never_saw_the_held_out_images(config):
     taught = open_job(override(config, {"seed": 1}))
     ensure_teacher(taught)
     given = open_job(override(config, {"seed": 2, "teacher": str(taught.folder / "teacher.safetensors")}))
-    assert given.category.validation and not images(taught.category.train) & images(given.category.validation)
+    held_out = images(given.category.validation)
+    assert held_out
+    assert not images(taught.category.train) & held_out
 
 
 def test_a_teacher_that_saw_them_is_refused(config):
@@ -69,11 +73,7 @@ def test_a_teacher_from_before_the_field_held_out_what_its_seed_drew(config, tmp
     ensure_teacher(taught)
     tensors, meta = load_tensors(taught.folder / "teacher.safetensors", "teacher")
     del meta["config"]["data"]["holdout_seed"]
-    older = save_tensors(
-        tmp_path / "older.safetensors",
-        tensors,
-        "teacher",
-        {k: meta[k] for k in ("config", "about", "identity")},
-    )
+    own = {k: meta[k] for k in ("config", "about", "identity")}
+    older = save_tensors(tmp_path / "older.safetensors", tensors, "teacher", own)
     with pytest.raises(CheckpointError, match=r"data\.holdout_seed: 1"):
         open_job(override(config, {"teacher": str(older)}))

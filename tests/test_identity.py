@@ -1,4 +1,4 @@
-"""What a configuration is compared by: every projection answers as it did before the fields said what they decide."""
+"""What a configuration is compared by: every projection answers as it did before fields said what they decide."""
 
 import hashlib
 import json
@@ -196,7 +196,8 @@ def digest(value):
 @pytest.mark.parametrize("row", TABLE)
 def test_projections_are_those_of_before(row):
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    assert {k: digest(without_later(v)) for k, v in projections(config_of(TABLE[row])).items()} == golden[row]
+    found = projections(config_of(TABLE[row]))
+    assert {name: digest(without_later(value)) for name, value in found.items()} == golden[row]
 
 
 def test_every_field_has_a_row():
@@ -211,8 +212,7 @@ def test_later_fields_name_another_run():
     assert teacher_identity(config_of(LATER | {"preset": "paper"})) == teacher_identity(plain)
 
 
-# Rows that are the same run as the paper's, and from which level on they are not; the others differ in all
-# that trains.
+# Rows that are the paper's run: they decide nothing, or list augmentations for other categories
 NEVER = {
     "paper",
     "distill.save_minutes",
@@ -223,7 +223,8 @@ NEVER = {
     "place",
     "augment",
     "augment_by_category, another",
-}  # the category's own list is what counts
+}
+# Rows that differ from the paper's run from a level on. All others differ in what trains.
 LATE = {"inference": "scores", "resolution": "measures", "pro_limit": "measures", "compute": "rounding"}
 
 
@@ -246,20 +247,19 @@ def test_a_newer_field_at_its_default_is_not_compared():
 
 def test_settings_have_a_key_of_their_own():
     paper = setting_key(config_of({}))
-    assert {row for row in TABLE if setting_key(config_of(TABLE[row])) != paper} == {
-        "inference",
-        "resolution",
-        "pro_limit",
-    }
+    others = {row for row in TABLE if setting_key(config_of(TABLE[row])) != paper}
+    assert others == {"inference", "resolution", "pro_limit"}
 
 
-@pytest.mark.parametrize(
-    "record", sorted((HERE.parent / "nbs" / "results").glob("demo-s*.json")), ids=lambda p: p.stem
-)
+RECORDS = sorted((HERE.parent / "nbs" / "results").glob("demo-s*.json"))
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda p: p.stem)
 def test_a_record_on_file_has_its_key(record):
     found = json.loads(record.read_text(encoding="utf-8"))
     config = from_saved(found["config"])
-    assert found["run"].startswith(run_key(config)) and found["run"].endswith(f"-s{config.seed}")
+    assert found["run"].startswith(run_key(config))
+    assert found["run"].endswith(f"-s{config.seed}")
 
 
 def test_a_field_that_does_not_say_what_it_decides_stops_the_import(tmp_path):
@@ -268,7 +268,7 @@ def test_a_field_that_does_not_say_what_it_decides_stops_the_import(tmp_path):
     assert place in source
     code = source.replace(place, f"{place}    fresh: int = 3\n").replace("from .core", "from mudenet.core")
     (tmp_path / "careless.py").write_text(code, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", "import careless"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode and "data.fresh does not say what it decides" in done.stderr
+    words = [sys.executable, "-c", "import careless"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode
+    assert "data.fresh does not say what it decides" in done.stderr

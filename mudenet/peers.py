@@ -210,20 +210,20 @@ class PatchCore:
         score = torch.stack([reweighted(v[k], int(r[k]), self.kept[0]) for v, r, k in each])
         return Answer(score, smooth_map(far, images.shape[-1]))
 
-# %% ../nbs/14_peers.ipynb #14pa6615a37
+# %% ../nbs/14_peers.ipynb #14p31d97555
 _PARTS = ("dataset", "category", "seed", "teacher", "data", "backbone", "evaluation")  # of a configuration
 
 
 def timed(
     look: Callable[[Tensor], Any],  # A peer, or anything else that takes uint8 images
     images: Tensor,  # uint8, (N, 3, S, S)
-) -> float:  # Seconds
-    "How long one image takes: the median of ten, after one that does not count."
+) -> float:  # Seconds of the processor
+    "What one image takes: the median of ten, after one that does not count."
     seconds = []
     for image in images[:11].split(1):
-        start = time.perf_counter()
+        start = time.process_time()
         look(image)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return statistics.median(seconds[1:] or seconds)
 
 
@@ -290,7 +290,7 @@ def look_through(
         **_results(job, cases, threshold),
     )
 
-# %% ../nbs/14_peers.ipynb #14pf3c8cd62
+# %% ../nbs/14_peers.ipynb #14pce45a73a
 def fit_and_look(
     peer: PaDiM | PatchCore,
     job: Job,
@@ -298,9 +298,9 @@ def fit_and_look(
 ) -> dict[str, Any]:  # A record of the kind "peer"
     "Fit a peer on a category's training images and measure it on the test images."
     train = images_of(job, "train")
-    start = time.perf_counter()
+    start = time.process_time()
     peer.fit(train)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     fitted = dict(
         seconds=round(seconds, 1),
         images=min(len(train), peer.settings.get("most", len(train))),
@@ -309,11 +309,11 @@ def fit_and_look(
     )
     return look_through(peer, job, peer.name, fitted, note)
 
-# %% ../nbs/14_peers.ipynb #14p044179fa
+# %% ../nbs/14_peers.ipynb #14p65cd0a40
 def cost_table(
     records: Iterable[Mapping[str, Any]],  # Of the kind "peer"
 ) -> str:  # Markdown
-    "What the methods cost: images and seconds of fitting, milliseconds an image, megabytes kept."
+    "What the methods cost: images and processor seconds of fitting, milliseconds an image, megabytes kept."
     rows = [
         [
             r["category"],

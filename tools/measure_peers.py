@@ -1,15 +1,17 @@
 """PaDiM, PatchCore and the `fast` detector before training, on the same images: a record of each.
 
-    python tools/measure_peers.py ROOT [--size S] [--backbone NAME] [--weights PATH]
+    python tools/measure_peers.py ROOT [--size S] [--backbone NAME] [--weights PATH] [--methods METHOD …]
 
-ROOT: a category's folder. Writes nbs/results/peer_CATEGORY-METHOD-SIZE.json. The detector is left out where the backbone is not that of
-the package's teachers.
+ROOT: a category's folder. Writes nbs/results/peer_CATEGORY-METHOD-SIZE.json. METHOD: padim, patchcore, start (the detector, whose teacher
+has its own backbone).
 """
 
 import argparse
 import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 from mudenet.config import load_config
 from mudenet.core import write_json
@@ -19,7 +21,9 @@ from mudenet.evaluation import ensure_detector, open_job, with_teacher
 from mudenet.peers import PaDiM, PatchCore, fit_and_look, look_through
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"
-BUSY = "Measured on a machine of two processors that was not idle: seconds are rough."
+PEERS = dict(padim=PaDiM, patchcore=PatchCore)
+METHODS = [*PEERS, "start"]
+NOTE = "Seconds of the processor, one thread, on a machine that did other things too."
 
 
 def keep(record, method):
@@ -35,15 +39,15 @@ def ours(said):
     """The `fast` detector at its start, as a record of a peer."""
     with tempfile.TemporaryDirectory() as out:
         job = open_job(with_teacher(load_config(None, [], dict(said, out=out, train=dict(steps=0))), {}))
-        start = time.perf_counter()
+        start = time.process_time()
         detector = ensure_detector(job)
         fitted = dict(
-            seconds=round(time.perf_counter() - start, 1),
+            seconds=round(time.process_time() - start, 1),
             images=len(job.category.train),
             bytes=sum(t.nbytes for t in detector.state_dict().values()),
             settings={},
         )
-        return look_through(lambda x: detector(normalize(x)), job, "mudenet, 0 steps", fitted, BUSY)
+        return look_through(lambda x: detector(normalize(x)), job, "mudenet, 0 steps", fitted, NOTE)
 
 
 def main():
@@ -54,15 +58,18 @@ def main():
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--weights", default="IMAGENET1K_V1")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     said = dict(preset="fast", root=args.root, data=dict(image_size=args.size))
     theirs = dict(said, teacher=None, backbone=dict(name=args.backbone, weights=args.weights))
     job = open_job(load_config(None, [], theirs))
-    for peer in (PaDiM, PatchCore):
-        backbone = Backbone(args.backbone, args.weights)
-        keep(fit_and_look(peer(backbone), job, BUSY), peer.name.lower())
-    if args.backbone == "resnet18":
-        keep(ours(said), "start")
+    for method in args.methods:
+        if method == "start":
+            keep(ours(said), method)
+        else:
+            peer = PEERS[method](Backbone(args.backbone, args.weights))
+            keep(fit_and_look(peer, job, NOTE), method)
 
 
 if __name__ == "__main__":

@@ -1,84 +1,81 @@
-"""What more training buys: the quality of the `fast` settings after some steps, and the minutes that they took.
+"""What more training buys: the quality of the `fast` settings after some steps, and the processor's minutes that these take.
 
-    python tools/measure_curve.py ROOT STEPS:SEED [STEPS:SEED …] [--size S] [--out FOLDER]
+    python tools/measure_curve.py RUN [RUN …]
 
-e.g. `0:0 100:0 100:1`. Each is a run of its own, with its own schedule of the learning rate. Writes nbs/results/curve_CATEGORY.json
-after each run, and keeps what that file already holds of the same category and size.
+RUN: the folder of a finished run (`mudenet train --preset fast --train.steps N --seed K`); all of one category and of one configuration but for steps
+and seed. Each of them has its own schedule of the learning rate. The start and a step are timed anew, on one thread. Writes
+nbs/results/curve_CATEGORY.json.
 """
 
 import argparse
+import tempfile
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from mudenet.config import load_config
-from mudenet.core import new_record, read_record, write_json
-from mudenet.evaluation import ensure_detector, evaluate, metric_values, open_job, with_teacher
+from mudenet.config import differences, load_config, override, portable
+from mudenet.core import fingerprint, new_record, write_json
+from mudenet.evaluation import ensure_detector, measure, metric_values, open_job, score_images
+from mudenet.inference import load_detector
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"
+TIMED = 20  # steps
 
 
-def point(root, size, steps, seed, out):
-    """One run: category, and what is drawn of it."""
-    said = dict(
-        preset="fast", root=root, out=out, seed=seed, data=dict(image_size=size), train=dict(steps=steps)
-    )
-    if (job := open_job(with_teacher(load_config(None, [], said), {}))).folder.exists():
-        raise SystemExit(f"{job.folder} is there already: what it would take cannot be measured")
-    start = time.perf_counter()
-    detector = ensure_detector(job)
-    seconds = time.perf_counter() - start
-    record = evaluate(detector, job)
-    trained = record["made"]["seconds"].get("train", 0.0)
-    found = dict(
-        steps=steps,
-        seed=seed,
-        seconds=round(seconds, 1),
-        seconds_per_step=round(trained / steps, 3) if steps else None,
-        threads=torch.get_num_threads(),
-        health=record["health"],
-        **metric_values(record),
-    )
-    return record, found
+def same_but(config):
+    """What all runs must have in common."""
+    return portable(override(config, {"seed": 0, "train.steps": 0, "evaluation.pictures": 0}))
 
 
-def keep(record, found, size):
-    """Put a point into its category's file, beside those that are there."""
-    file = RESULTS / f"curve_{record['category']}.json"
-    before = read_record(file) if file.is_file() else {}
-    same = before.get("data") == record["data"] and before.get("image_size") == size
-    of = found["steps"], found["seed"]
-    others = [p for p in before.get("points", []) if same and (p["steps"], p["seed"]) != of]
-    write_json(
-        file,
-        new_record(
-            "curve",
-            dataset=record["dataset"],
-            category=record["category"],
-            image_size=size,
-            made=dict(date=date.today().isoformat()),
-            data=record["data"],
-            config=record["config"],
-            points=sorted([*others, found], key=lambda p: (p["steps"], p["seed"])),
-        ),
-    )
+def seconds(config, steps):
+    """What a run of so many steps takes of the processor, from images to threshold."""
+    with tempfile.TemporaryDirectory() as out:
+        job = open_job(override(config, {"train.steps": steps, "out": out}))
+        start = time.process_time()
+        ensure_detector(job)
+        return time.process_time() - start
+
+
+def point(folder):
+    """A finished run: its configuration and what is drawn of it."""
+    config = load_config(None, [folder / "config.yaml"])
+    job, detector = open_job(config), load_detector(folder / "detector.safetensors")
+    results = measure(score_images(detector, job.category.test), job.category, job.config)
+    found = dict(steps=config.train.steps, seed=config.seed, health=detector.about.get("health"))
+    print(found, metric_values(dict(results=results)), flush=True)
+    return job, found | dict(results=results)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("root")
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--out", default="runs/curve")
-    args = parser.parse_args()
-    for steps, seed in (map(int, r.split(":")) for r in args.runs):
-        record, found = point(args.root, args.size, steps, seed, args.out)
-        print(found, flush=True)
-        keep(record, found, args.size)
+    parser.add_argument("runs", nargs="+", type=Path)
+    torch.set_num_threads(1)
+    jobs, points = zip(*map(point, parser.parse_args().runs))
+    first = jobs[0].config
+    for job in jobs[1:]:
+        if found := differences(same_but(first), same_but(job.config)):
+            raise SystemExit(
+                f"{job.folder} differs from {jobs[0].folder} in more than steps and seed: {found}"
+            )
+    start = seconds(first, 0)
+    step = (seconds(first, TIMED) - start) / TIMED
+    write_json(
+        RESULTS / f"curve_{first.category}.json",
+        new_record(
+            "curve",
+            dataset=first.dataset,
+            category=first.category,
+            config=same_but(first),
+            made=dict(date=date.today().isoformat(), threads=torch.get_num_threads()),
+            data=fingerprint(jobs[0].category.files, jobs[0].category.root),
+            seconds=dict(start=round(start, 1), step=round(step, 3)),
+            points=sorted(points, key=lambda p: (p["steps"], p["seed"])),
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -210,10 +210,11 @@ class PatchCore:
         score = torch.stack([reweighted(v[k], int(r[k]), self.kept[0]) for v, r, k in each])
         return Answer(score, smooth_map(far, images.shape[-1]))
 
-# %% ../nbs/14_peers.ipynb #14p31d97555
+# %% ../nbs/14_peers.ipynb #14pc8f9ce3b
 _PARTS = ("dataset", "category", "seed", "teacher", "data", "backbone", "evaluation")  # of a configuration
 
 
+@torch.inference_mode()
 def timed(
     look: Callable[[Tensor], Any],  # A peer, or anything else that takes uint8 images
     images: Tensor,  # uint8, (N, 3, S, S)
@@ -227,6 +228,7 @@ def timed(
     return statistics.median(seconds[1:] or seconds)
 
 
+@torch.inference_mode()
 def answers(
     look: Callable[[Tensor], Any],
     images: Tensor,  # uint8, (N, 3, S, S)

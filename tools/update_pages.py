@@ -17,6 +17,7 @@ from mudenet.config import from_saved
 from mudenet.core import markdown_table, read_records, write_text
 from mudenet.evaluation import results_table
 from mudenet.experiments import departures
+from mudenet.peers import cost_table
 from mudenet.report import interval_note, metrics_table, teacher_of, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def schedule(r: Mapping[str, Any]) -> str:
     c = r["config"]
 
     def stage(s: Mapping[str, Any]) -> str:
-        return f"{s['steps']} steps" if s["steps"] else f"{s['epochs']} epochs"
+        return f"{s['epochs']} epochs" if s["steps"] is None else f"{s['steps']} steps"
 
     weights = c["backbone"]["weights"]
     made = "fixed random weights" if weights == "random" else f"the weights {weights}"
@@ -119,7 +120,36 @@ def readme_section() -> str:
         parts.append(results_table(group, kinds=first["dataset"] == "synthetic"))
         if doubts := {d: None for r in group if (d := provenance(r, known))}:
             parts.append(f"Provenance: {'; '.join(doubts)}.")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, PEERS.replace("FOLDER", ""), beside_peers()])
+
+
+def beside_peers() -> str:
+    """PaDiM and PatchCore beside the detectors that were run on the same images at the same size; what they cost."""
+    found = list(read_records(RESULTS, "peer").values())
+
+    def of(r: Mapping[str, Any]) -> tuple[str, int]:
+        return r["data"], r["config"]["data"]["image_size"]
+
+    ours = [r for r in evaluations().values() if of(r) in set(map(of, found))]
+    sizes = set(map(of, ours))
+    theirs = [r for r in found if of(r) in sizes and "mudenet" not in r["run"]]
+    return "\n\n".join(
+        [results_table([*theirs, *map(named, ours)]), cost_table(r for r in found if of(r) in sizes)]
+    )
+
+
+def named(r: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation whose run is called by what it was, and not by its key."""
+    c = r["config"]
+    steps = c["train"]["steps"]
+    length = f"{c['train']['epochs']} epochs" if steps is None else f"{steps} steps"
+    return dict(
+        r, run=f"mudenet, teacher {(r['teacher'] or {}).get('name', 'its own')}, {length}-s{c['seed']}"
+    )
+
+
+PEERS = """Beside PaDiM and PatchCore, written down in [peers](FOLDERnbs/14_peers.ipynb), with ResNet-18, on the same images and split, by the same metrics. They need the
+backbone at work and train nothing; seconds are one processor's, *kept* is what has to be remembered beside the backbone:"""
 
 
 def one_run(file: Path, r: Mapping[str, Any], known: set[str]) -> str:
@@ -196,6 +226,9 @@ def results_page() -> str:
                 "standard deviation over seeds.\n" + reach,
                 "## Summary",
                 results_table(found.values()),
+                "## Peers",
+                PEERS.replace("FOLDER", "../"),
+                beside_peers(),
                 "## Runs",
                 *(one_run(f, r, known) for f, r in found.items()),
                 *other,

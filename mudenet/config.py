@@ -328,8 +328,6 @@ class InferenceConfig:
     "An image's score: the maximum of its map, or the mean of its highest pixels (A-020)."
     top_fraction: float = decides("scores", 0.001)
     "Share of the pixels that `top_mean` takes."
-    background: Literal["none", "place"] = decides("scores", "none", newer=True)
-    "What an image's score is relative to: nothing, or what its place shows on nominal images (A-053)."
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float | None = decides("scores", None)
@@ -358,9 +356,6 @@ class InferenceConfig:
             set_so = f"{only}: set inference.statistics_images=train."
             _require(self, "false_alarms", self.statistics_apart, set_so)
         _positive(self, "batch_size", "min_area", most=2**16)
-        above_0 = self.background == "none" or self.normalization in ("minmax", "none")
-        wants = "wants maps that are not negative: inference.normalization minmax or none."
-        _require(self, "background", above_0, wants)
         if self.normalization == "none":
             idle, normalised = ("clamp", "statistics_images", "statistics_per"), "other than 'none'."
             _unchanged(self, *idle, rule=f"is for inference.normalization {normalised}")

@@ -180,14 +180,11 @@ def finish(
     parts, maps = _joined(raw, choice, raw.test)
     on_record = bool(detector.held_out) and choice == own_choice(detector)
     if on_record:
-        background = detector.background
         held_out, threshold = np.array(detector.held_out), float(detector.threshold)
     else:
-        nominal_maps = _joined(raw, choice, raw.validation)[1]
-        background = background_of(nominal_maps) if c.background == "place" else None
-        nominal = image_scores(nominal_maps, c, background)
+        nominal = image_scores(_joined(raw, choice, raw.validation)[1], c)
         held_out, threshold = np.sort(nominal.double().numpy()), label_threshold(nominal, c)
-    scores = image_scores(maps, c, background).numpy()
+    scores = image_scores(maps, c).numpy()
     return Outcome(
         parts=parts, maps=maps, scores=scores, held_out=held_out, threshold=threshold, on_record=on_record
     )

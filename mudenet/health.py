@@ -68,8 +68,6 @@ def health(
     size = detector.config.inference.batch_size
     outs = [detector(normalize(b.to(detector.device))) for b in few.split(size)]
     maps, scores = (torch.cat([getattr(o, name).float().cpu() for o in outs]) for name in ("map", "score"))
-    if detector.background is not None:
-        maps = maps / detector.background.cpu()
     shares = detector.shares or shares_on(detector, images).tolist()
     learned = [round(float(np.mean(row)), 4) for row in shares]
     return Health(

@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['SPREAD', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts',
-           'image_scores', 'background_of', 'learned_shares', 'part_weights', 'Output', 'Detector', 'label_threshold',
-           'apart', 'settle', 'shares_on', 'calibrate', 'save_detector', 'detector_file', 'load_detector', 'stream',
-           'predict', 'recalibrate']
+__all__ = ['FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores',
+           'learned_shares', 'part_weights', 'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on',
+           'calibrate', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -141,27 +140,12 @@ def clamp_parts(
 def image_scores(
     maps: Tensor,  # (B, H, W)
     config: InferenceConfig,
-    background: Tensor | None = None,  # (H, W), of `background_of`; None: 1 everywhere
 ) -> Tensor:  # (B,)
-    "One number an image: the maximum of its map over the background, or the mean of its highest pixels."
-    flat = (maps if background is None else maps / background).flatten(1)
+    "One number an image: the maximum of its map, or the mean of its highest pixels."
+    flat = maps.flatten(1)
     if config.image_score == "max":
         return flat.amax(1)
     return flat.topk(max(1, round(config.top_fraction * flat.shape[1])), 1).values.mean(1)
-
-# %% ../nbs/07_inference.ipynb #d77905fe
-SPREAD = 8.0  # pixels of the network's input
-
-
-def background_of(
-    maps: Tensor,  # S of nominal images, (N, H, W), not negative but for noise
-) -> Tensor:  # b, (H, W), at least 1/3, with mean 1
-    "What each place shows on nominal images, relative to the mean of all places (A-053)."
-    mean = gaussian_blur(maps.mean(0, keepdim=True), SPREAD)[0].clamp_min(0)
-    everywhere = mean.mean()
-    if everywhere == 0:
-        return torch.ones_like(mean)
-    return (2 * mean + everywhere) / (3 * everywhere)
 
 # %% ../nbs/07_inference.ipynb #52a8f0810
 def _spread(
@@ -205,7 +189,6 @@ class Detector(nn.Module):
     "A trained MuDeNet with everything that inference needs."
 
     threshold: Tensor
-    background: Tensor | None
 
     def __init__(
         self,
@@ -224,8 +207,6 @@ class Detector(nn.Module):
         for name in Statistics._fields:
             self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
         self.register_buffer("threshold", torch.tensor(float("nan")))
-        # b of A-053, (S, S), where it is in use; no part of the state, which files of before it do not hold
-        self.register_buffer("background", None, persistent=False)
 
     @property
     def statistics(self) -> Statistics:
@@ -295,12 +276,12 @@ class Detector(nn.Module):
             return parts
         return parts * part_weights(torch.tensor(self.shares)).to(parts)[..., None, None]
 
-    def finish(self, raw: Tensor) -> Output:
+    def finish(self, raw: Tensor, size: int | None = None) -> Output:
         "Equations 11 and 12 on raw scores."
         c = self.config.inference
         parts = self.parts(raw)
-        maps = fuse(parts, self.config.data.image_size, c.smoothing, c.upsampling)
-        return Output(maps, image_scores(maps, c, self.background), parts)
+        maps = fuse(parts, size or self.config.data.image_size, c.smoothing, c.upsampling)
+        return Output(maps, image_scores(maps, c), parts)
 
     def train(self, mode: bool = True) -> Detector:
         "Always in evaluation mode: a detector has learned."
@@ -468,10 +449,6 @@ def calibrate(
     for name, value in found._asdict().items():
         getattr(detector, name).copy_(value)
     detector.shares = shares_on(detector, images).tolist()
-    detector.background = None
-    if c.background == "place":
-        maps = [detector.finish(r.to(detector.device)).map for r in nominal]
-        detector.background = background_of(torch.cat(maps))
 
     def judged(r: Tensor) -> tuple[Tensor, Tensor]:
         out = detector.finish(r.to(detector.device))
@@ -497,10 +474,7 @@ def save_detector(
         held_out=detector.held_out,
         calibrations=detector.calibrations,
     )
-    tensors = detector.state_dict()
-    if detector.background is not None:
-        tensors["background"] = detector.background
-    return save_tensors(path, tensors, "detector", about)
+    return save_tensors(path, detector.state_dict(), "detector", about)
 
 
 def detector_file(
@@ -521,10 +495,7 @@ def load_detector(
     tensors, meta = load_tensors(detector_file(path), "detector")
     config = override(config_of(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
-    background = tensors.pop("background", None)
     load_weights(detector, tensors, path)
-    if config.inference.background == "place":
-        detector.background = background
     detector.shares = meta.get("shares", [])
     detector.held_out, detector.calibrations = meta.get("held_out", []), meta.get("calibrations", [])
     detector = detector.to(pick_device(device))

@@ -134,7 +134,6 @@ TABLE = {
     "seed": {"seed": 3},
 }
 LATER = {
-    "inference.background": "place",
     "data.white": 4095,
     "model.centre": "place",
     "train.whiten": True,

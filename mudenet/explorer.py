@@ -35,7 +35,6 @@ from .images import BRANCHES
 from mudenet.inference import (
     Detector,
     apart,
-    background_of,
     fuse,
     image_scores,
     label_threshold,

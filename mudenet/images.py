@@ -369,7 +369,7 @@ class Prediction:
     parts: np.ndarray  # (2, L, S/2, S/2) float32: what each branch and level contributed
     # Of the score among those of held-out good parts; None where a file does not have them
     p_value: float | None = None
-    # (S, S) float32: the map at the network's input, for `find_regions`; not of an exported file
+    # (S, S) float32: the map at the network's input, for `find_regions`; older exported files lack it
     grid: np.ndarray | None = None
 
     def strongest(self) -> tuple[str, int]:

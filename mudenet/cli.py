@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
-import os
 import re
 import sys
 from collections import Counter, deque
@@ -48,7 +47,6 @@ from mudenet.config import (
     read_config,
     read_yaml,
     shipped,
-    short_key,
     to_dict,
 )
 
@@ -83,7 +81,6 @@ if TYPE_CHECKING:
     from mudenet.experiments import Here, OnRay, Run
     from mudenet.images import Prediction
     from mudenet.inference import Detector
-    from mudenet.regions import Region
 
 # %% ../nbs/11_cli.ipynb #11-cli-653d62
 log = logging.getLogger("mudenet")
@@ -415,7 +412,12 @@ def _predict_parser() -> Parser:
         description="Score images with a trained detector. What cannot be read is listed, the "
         "others are scored, and the exit code is then 2.",
     )
-    _add_run(parser)
+    parser.add_argument(
+        "run",
+        type=str,
+        help="A run's folder, a detector.safetensors file, a category's folder with one run, or a file of "
+        "mudenet export (.onnx, .xml).",
+    )
     parser.add_argument(
         "images",
         type=str,
@@ -438,47 +440,27 @@ def _predict_parser() -> Parser:
     _add_device(parser)
     return parser
 
-# %% ../nbs/11_cli.ipynb #11-cli-121
-def _fitting(name: str, suffix: str) -> str:
-    """A file's name with another suffix behind it; where a system would refuse its length, shortened, with a
-    hash of the whole.
-    """
-    if len(os.fsencode(name.rpartition("/")[2] + suffix)) <= 255:
-        return name + suffix
-    folder, _, last = name.rpartition("/")
-    short = f"{os.fsencode(last)[:200].decode(errors='ignore')}~{short_key(last)}{suffix}"
-    return f"{folder}/{short}" if folder else short
-
 # %% ../nbs/11_cli.ipynb #11-cli-122
 def _write_prediction(
     p: Prediction, file: Path, out: Path, maps: bool, pictures: bool, white: int | None
 ) -> None:
     from PIL import Image
     from mudenet.images import read_image
+    from mudenet.line import fitting
     from mudenet.report import heat
 
     if maps:
-        with atomic(out / "maps" / _fitting(p.name, ".tiff")) as f:
+        with atomic(out / "maps" / fitting(p.name, ".tiff")) as f:
             Image.fromarray(p.map).save(f, "TIFF")
     if pictures:
         pixels = Image.fromarray(read_image(file, white))
         both = Image.new("RGB", (2 * pixels.width, pixels.height))
         both.paste(pixels, (0, 0))
         both.paste(heat(p.map, 0.0, 2 * max(p.threshold, 1e-6)), (pixels.width, 0))
-        with atomic(out / "pictures" / _fitting(p.name, ".png")) as f:
+        with atomic(out / "pictures" / fitting(p.name, ".png")) as f:
             both.save(f, "PNG")
 
 # %% ../nbs/11_cli.ipynb #11-cli-123
-def _write_regions(detector: Detector, p: Prediction, out: Path) -> tuple[str, tuple[int, int], list[Region]]:
-    "The mask of an image, and what `coco` is told of it."
-    from PIL import Image
-
-    regions, mask = detector.regions(p)
-    with atomic(out / "masks" / _fitting(p.name, ".png")) as f:
-        Image.fromarray(mask).save(f, "PNG")
-    return p.name, (mask.shape[0], mask.shape[1]), regions
-
-
 def _to_score(images: Path, out: Path) -> dict[Path, str]:
     "Image files and what they are called; what was passed by is said. Raises `DataError` if there is none."
     from mudenet.images import find_images, passed_by
@@ -536,6 +518,7 @@ def _table(
     happens later.
     """
     from mudenet.images import ANSWER, HEAD, TABLE
+    from mudenet.line import fitting
 
     refuse_foreign(out / TABLE, HEAD)
     if not (out / TABLE).exists() and (mixed := [str(out / w) for w in written if (out / w).exists()]):
@@ -546,7 +529,7 @@ def _table(
     kinds = [(w, k) for w, k in (("maps", ".tiff"), ("pictures", ".png"), ("masks", ".png")) if w in written]
     try:
         with locked(out):
-            remove_parts(out / w / _fitting(n, k) for w, k in kinds for n in files.values())
+            remove_parts(out / w / fitting(n, k) for w, k in kinds for n in files.values())
             with open(out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
                 rows = csv.writer(f, lineterminator="\n")
 
@@ -598,53 +581,51 @@ def _scored(
     return n, called, bad
 
 # %% ../nbs/11_cli.ipynb #11-cli-12
+def _opened(run: str, device: str) -> Any:
+    "The detector of a run or of an exported file, as `run` names either."
+    from mudenet.inference import load_detector
+    from mudenet.runtime import is_export, open_detector
+
+    return open_detector(run) if is_export(run) else load_detector(_find_run(run), device)
+
+
+def _refused(bad: Mapping[Path, str], count: int, most: int = 20) -> DataError:
+    "What was wrong with which files, the first of them in full."
+    from mudenet.images import TABLE
+
+    first = f"{len(bad)} of {count} images could not be scored or drawn:"
+    last = [f"… (all of them are in {TABLE})"] * (len(bad) > most)
+    return DataError("\n".join([first, *list(bad.values())[:most], *last]))
+
+# %% ../nbs/11_cli.ipynb #cb220cf6
 def run_predict(args: Namespace) -> None:
     "Score images, row by row. Raises `DataError` at the end where something could not be read or written."
     from mudenet.drift import open_drift
     from mudenet.images import TABLE
-    from mudenet.inference import load_detector
-    from mudenet.regions import coco
+    from mudenet.line import Marked, refuse_regions, write_mask, write_regions
     from mudenet.runtime import detector_id
 
-    detector, images, out = load_detector(_find_run(args.run), args.device), Path(args.images), Path(args.out)
+    detector, images, out = _opened(args.run, args.device), Path(args.images), Path(args.out)
     _check_out(out, images)
     if args.regions:
-        detector.marking()  # told before anything is written
-        refuse_foreign(out / "regions.json", '"mudenet"')
-    drift = open_drift(detector, args.drift, int(detector_id(detector), 16))
-    marked: list[tuple[str, tuple[int, int], list[Region]]] = []
+        refuse_regions(detector, out)
+    drift, marked = open_drift(detector, args.drift, int(detector_id(detector), 16)), list[Marked]()
 
     def also(p: Prediction) -> None:
         if args.regions:
-            marked.append(_write_regions(detector, p, out))
+            marked.append(write_mask(detector, p, out))
         if drift and drift.add(p.score):
             log.warning("%s: %s", p.name, drift.advice())
 
-    files = _to_score(images, out)
-    written = [
-        w
-        for w, wanted in (("maps", args.maps), ("pictures", args.pictures), ("masks", args.regions))
-        if wanted
-    ]
+    files, wanted = _to_score(images, out), dict(maps=args.maps, pictures=args.pictures, masks=args.regions)
+    written = [what for what, asked in wanted.items() if asked]
     with _table(out, files, written) as add:
         n, called, bad = _scored(detector, files, out, written, add, also)
     print(f"{n} images, {called} called anomalous; {out / TABLE}")
     if marked:
-        limits = dict(threshold=detector.pixel_threshold, min_area=detector.config.inference.min_area)
-        print(
-            f"{sum(len(r) for _, _, r in marked)} regions; "
-            f"{write_json(out / 'regions.json', coco(marked, program='mudenet', **limits))}"
-        )
+        print(write_regions(detector, marked, out))
     if bad:
-        raise DataError(
-            "\n".join(
-                [
-                    f"{len(bad)} of {len(files)} images could not be scored or drawn:",
-                    *list(bad.values())[:20],
-                    *[f"… (all of them are in {TABLE})"] * (len(bad) > 20),
-                ]
-            )
-        )
+        raise _refused(bad, len(files))
 
 # %% ../nbs/11_cli.ipynb #504e6fd60
 def _calibrate_parser() -> Parser:

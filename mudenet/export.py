@@ -154,9 +154,7 @@ class Square(nn.Module):
 
 # %% ../nbs/15_export.ipynb #2a193ea20
 class Whole(nn.Module):
-    """From pixels to answer: uint8 (B, H, W, 3) → map, score, label, parts, square, and on request the raw
-    scores.
-    """
+    "From pixels to answer: uint8 (B, H, W, 3) → what `OUTPUTS` names, and on request the raw scores."
 
     def __init__(
         self,
@@ -185,11 +183,12 @@ class Whole(nn.Module):
             out.score > self.detector.threshold,
             out.parts,
             square,
+            out.map,
             *([raw] if self.raw else []),
         )
 
 # %% ../nbs/15_export.ipynb #2a193ea2
-OUTPUTS = ("map", "score", "label", "parts", "square")
+OUTPUTS = ("map", "score", "label", "parts", "square", "grid")
 OPSET = 20  # of ONNX
 
 
@@ -227,6 +226,7 @@ def described(
         precision=precision,
         **({} if to == "pt2" else dict(opset=OPSET)),
         threshold=float(detector.threshold),
+        pixel_threshold=detector.pixel_threshold,
         held_out=detector.held_out,
         detector=digest(detector.state_dict()),
         config=portable(detector.config),
@@ -239,6 +239,7 @@ def described(
             label="bool (B,)",
             parts="float32 (B, 2, L, S/2, S/2)",
             square="uint8 (B, 3, S, S)",
+            grid="float32 (B, S, S)",
         ),
     )
 

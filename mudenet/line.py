@@ -7,37 +7,103 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from . import __version__
-from .core import run_command, start_logging
-from .images import ANSWER
-from .runtime import open_detector
+from .core import atomic, refuse_foreign, run_command, start_logging, write_json
+from .images import ANSWER, Prediction
+from .regions import Region, coco
+from .runtime import least_area, open_detector
 from .serve import run_serve, serve_arguments
 from .watch import run_watch, watch_arguments
 
 # %% auto #0
-__all__ = ['COMMANDS', 'run_predict', 'main']
+__all__ = ['Marked', 'COMMANDS', 'fitting', 'refuse_regions', 'write_mask', 'write_regions', 'run_predict', 'main']
+
+# %% ../nbs/15d_line.ipynb #d5da6133
+def fitting(
+    name: str,  # Of an image, with the folders that it lies in
+    suffix: str,  # e.g. ".png"
+) -> str:  # `name` with the suffix behind it, shortened where a system would refuse it
+    "What a file is called that is made from an image."
+    if len(os.fsencode(name.rpartition("/")[2] + suffix)) <= 255:
+        return name + suffix
+    folder, _, last = name.rpartition("/")
+    begin, whole = os.fsencode(last)[:200], hashlib.sha256(os.fsencode(last)).hexdigest()
+    short = f"{begin.decode(errors='ignore')}~{whole[:8]}{suffix}"
+    return f"{folder}/{short}" if folder else short
+
+# %% ../nbs/15d_line.ipynb #43d86047
+Marked = tuple[str, tuple[int, int], list[Region]]  # an image's name, its height and width, its regions
+
+
+def refuse_regions(
+    detector: Any,  # Of `open_detector`
+    out: Path,  # For regions.json
+) -> None:
+    "Say before anything is written that regions cannot be: `DataError` or `StorageError`."
+    detector.marking()
+    refuse_foreign(out / "regions.json", '"mudenet"')
+
+
+def write_mask(
+    detector: Any,  # Of `open_detector`
+    p: Prediction,
+    out: Path,  # Gets masks/NAME.png
+) -> Marked:  # For `write_regions`
+    "The mask of an image as a file of one bit a pixel."
+    regions, mask = detector.regions(p)
+    with atomic(out / "masks" / fitting(p.name, ".png")) as f:
+        Image.fromarray(mask).save(f, "PNG")
+    return p.name, (mask.shape[0], mask.shape[1]), regions
+
+
+def write_regions(
+    detector: Any,  # Of `open_detector`
+    marked: Sequence[Marked],  # Of `write_mask`
+    out: Path,  # Gets regions.json
+) -> str:  # How many there are, and where
+    "All regions as one file in COCO's format."
+    limits = dict(threshold=detector.marking(), min_area=least_area(detector))
+    path = write_json(out / "regions.json", coco(marked, program="mudenet", **limits))
+    return f"{sum(len(regions) for _, _, regions in marked)} regions; {path}"
 
 # %% ../nbs/15d_line.ipynb #f9b407c40
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("detector", type=str, help="An exported file: .onnx or .xml.")
     parser.add_argument("images", type=str, help="An image, or a folder (searched at any depth).")
+    parser.add_argument(
+        "--regions",
+        action="store_true",
+        help="Write a mask of each image as PNG, and regions.json with all regions in COCO's format.",
+    )
+    parser.add_argument("--out", type=str, default="predictions", help="Folder for what --regions writes.")
     parser.add_argument("--threads", type=int, help="CPU threads.")
 
 
 def run_predict(args: Any) -> None:
     "A table on standard output; stops at the first file that cannot be read."
-    table = csv.writer(sys.stdout, lineterminator="\n")
+    detector, out = open_detector(args.detector, threads=args.threads), Path(args.out)
+    if args.regions:
+        refuse_regions(detector, out)
+    table, marked = csv.writer(sys.stdout, lineterminator="\n"), list[Marked]()
     table.writerow(["image", *ANSWER])
-    for p in open_detector(args.detector, threads=args.threads).stream(Path(args.images)):
+    for p in detector.stream(Path(args.images), without=out):
         table.writerow([p.name, *p.cells()])
+        if args.regions:
+            marked.append(write_mask(detector, p, out))
+    if marked:
+        print(write_regions(detector, marked, out), file=sys.stderr)
 
-
+# %% ../nbs/15d_line.ipynb #a25f7ad0
 COMMANDS = dict(
     predict=("score images, print a table", _predict_arguments, run_predict),
     watch=("score every image that appears in a folder", watch_arguments, run_watch),

@@ -12,18 +12,69 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from .core import DataError
 from .images import Prediction, strongest
 
 # %% auto #0
-__all__ = ['survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'find_regions', 'coco']
+__all__ = ['Runs', 'components', 'survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'find_regions', 'coco']
+
+# %% ../nbs/07c_regions.ipynb #31e918ae
+Runs = tuple[
+    NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
+]  # row, first column, column behind the last
+
+
+def _runs(inside: NDArray[np.bool_]) -> Runs:
+    "Marked pixels side by side, row after row."
+    steps = np.diff(np.pad(inside, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (row, begin), (_, end) = np.nonzero(steps > 0), np.nonzero(steps < 0)
+    return row, begin, end
+
+
+def _contacts(runs: Runs, width: int, spare: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    "Pairs of runs, one in a row and one in the row above it, that are in contact."
+    row, begin, end = runs
+    stride = width + 3  # so that places in different rows are far enough apart
+    above = (row - 1) * stride
+    first = np.searchsorted(row * stride + end, above + begin - spare, "right")
+    behind = np.searchsorted(row * stride + begin, above + end + spare, "left")
+    count = np.maximum(behind - first, 0)
+    lower = np.repeat(np.arange(len(row)), count)
+    offset = np.repeat(np.cumsum(count) - count, count)
+    return lower, np.repeat(first, count) + np.arange(len(lower)) - offset
+
+# %% ../nbs/07c_regions.ipynb #681c864d
+def _joined(
+    count: int,  # Runs
+    a: NDArray[np.int64],  # Pairs of them that are in contact
+    b: NDArray[np.int64],
+) -> NDArray[np.int64]:  # (count,)
+    "For every run the lowest one that it is connected with."
+    root = np.arange(count)
+    while (root[a] != root[b]).any():
+        low = np.minimum(root[a], root[b])
+        np.minimum.at(root, root[a], low)
+        np.minimum.at(root, root[b], low)
+        while (root[root] != root).any():
+            root = root[root]
+    return root
+
+
+def components(
+    inside: NDArray[np.bool_],  # (H, W)
+    corners: bool = True,  # Whether pixels that touch at a corner only are connected
+) -> tuple[NDArray[np.int32], int]:  # (H, W): 0 outside, else the number of the component; how many there are
+    "Connected components, numbered from 1 in the order of their first pixels, row by row."
+    row, begin, end = runs = _runs(inside)
+    roots = _joined(len(row), *_contacts(runs, inside.shape[1], int(corners)))
+    first, number = np.unique(roots, return_inverse=True)
+    steps = np.zeros((inside.shape[0], inside.shape[1] + 1), np.int32)
+    steps[row, begin] = number + 1
+    steps[row, end] = -number - 1
+    return np.cumsum(steps, axis=1, dtype=np.int32)[:, :-1], len(first)
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-05
-_TOUCHING = np.ones((3, 3), bool)  # at sides and corners
-
-
 def survival(
     grid: NDArray,  # S, (H, W)
     min_area: int = 1,  # m, pixels of `grid`
@@ -36,7 +87,7 @@ def survival(
     levels = np.unique(grid)[::-1]
 
     def enough(k: int) -> bool:
-        labels, _ = ndimage.label(grid >= levels[k], _TOUCHING)
+        labels, _ = components(grid >= levels[k])
         return bool(np.bincount(labels.ravel())[1:].max() >= min_area)
 
     return float(levels[bisect_left(range(levels.size), True, key=enough)] if min_area > 1 else levels[0])
@@ -48,20 +99,26 @@ def label_regions(
     min_area: int = 1,  # m, pixels of `grid`
 ) -> NDArray[np.int32]:  # (H, W): 0 where nothing is marked, else the number of the region, from 1
     "Connected regions above a threshold without those that are too small."
-    labels, count = ndimage.label(grid > threshold, _TOUCHING)
+    labels, count = components(grid > threshold)
     kept = np.bincount(labels.ravel(), minlength=count + 1) >= min_area
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0)[labels].astype(np.int32)
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-14
+def _holes(piece: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    "What a piece encloses: the background that a frame around the picture does not reach."
+    background, _ = components(np.pad(~piece, 1, constant_values=True))
+    return background[1:-1, 1:-1] > 1  # the frame's own is number 1
+
+
 def _pieces(inside: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
     "A region as sets of pixels that are connected through their sides and have no hole."
     todo = [inside]
     while todo:
-        labels, count = ndimage.label(todo.pop())
+        labels, count = components(todo.pop(), corners=False)
         for k in range(1, count + 1):
             piece = labels == k
-            holes = ndimage.binary_fill_holes(piece, _TOUCHING) & ~piece
+            holes = _holes(piece)
             if not holes.any():
                 yield piece
                 continue
@@ -189,7 +246,8 @@ def find_regions(
     "What is marked in an image. Raises `DataError` for a prediction without the map at the network's input."
     if (grid := p.grid) is None:
         raise DataError(
-            f"{p.name}: it lacks the map at the network's input; predict with a run, not an export."
+            f"{p.name}: it lacks the map at the network's input, as predictions of a file do that was "
+            "exported before there were regions; export it again."
         )
     labels, size = label_regions(grid, threshold, min_area), p.map.shape[:2]
     rows, columns = (_lines(old, new) for old, new in zip(grid.shape, size))

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .core import SCHEMA, CheckpointError, ConfigError
+from .core import SCHEMA, CheckpointError, ConfigError, DataError
 from .decisions import p_value
 from .images import Inputs, Prediction, named_images
+from .regions import Region, find_regions
 
 # %% auto #0
-__all__ = ['Engine', 'META', 'cut', 'Detector', 'open_detector', 'detector_id']
+__all__ = ['Engine', 'META', 'cut', 'Detector', 'is_export', 'open_detector', 'least_area', 'detector_id']
 
 # %% ../nbs/15a_runtime.ipynb #f87740e9
 Engine = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, H, W, 3) → outputs by name
@@ -179,6 +180,27 @@ class Detector:
         "White in images of more than 8 bits; None: 65535."
         return self.meta["config"]["data"].get("white")
 
+    @property
+    def pixel_threshold(self) -> float | None:
+        "Above it pixels are marked (A-051); none in a file of before there were regions."
+        return self.meta.get("pixel_threshold")
+
+    def marking(self) -> float:
+        "The pixel threshold. Raises `DataError` where there is none."
+        if self.pixel_threshold is not None:
+            return self.pixel_threshold
+        raise DataError(
+            "this file has no pixel threshold: it, or the calibration of its detector, is older than "
+            "regions. Calibrate the run where there is none, mudenet calibrate RUN IMAGES, and export it again."
+        )
+
+    def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
+        """What is marked in a predicted image, and the mask; see `find_regions`.
+
+        Raises `DataError` without a pixel threshold.
+        """
+        return find_regions(p, self.marking(), least_area(self))
+
     def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
         """Predictions one after the other, nothing is kept.
 
@@ -208,17 +230,23 @@ class Detector:
                 threshold=self.threshold,
                 map=out["map"][i],
                 parts=out["parts"][i],
+                grid=out["grid"][i] if "grid" in out else None,
                 p_value=p_value(float(out["score"][i]), self.held_out),
             )
 
 # %% ../nbs/15a_runtime.ipynb #c11bf5e7
+def is_export(path: str | Path) -> bool:
+    "Whether a path names a file of `mudenet export` that can be read here."
+    return Path(path).suffix in _READS
+
+
 def open_detector(
     path: str | Path,  # An exported file, or with the full package a run's folder or detector.safetensors
     engine: str = "auto",  # Of an exported file
     threads: int | None = None,  # CPU threads, of an exported file
 ) -> Any:  # With `predict`, `stream` and `threshold`
     "A detector of either kind. Raises `CheckpointError`."
-    if Path(path).suffix in _READS:
+    if is_export(path):
         return Detector.load(path, engine, threads)
     try:
         from mudenet.inference import load_detector
@@ -228,6 +256,15 @@ def open_detector(
             f"mudenet export {path} --to onnx makes the file to give here."
         ) from None
     return load_detector(path)
+
+# %% ../nbs/15a_runtime.ipynb #46e948d4
+def least_area(
+    detector: Any,  # Of `open_detector`
+) -> int:  # Pixels of the network's input
+    "Regions of fewer pixels are dropped (A-051)."
+    if (meta := getattr(detector, "meta", None)) is not None:
+        return int(meta["config"]["inference"].get("min_area", 1))
+    return int(detector.config.inference.min_area)
 
 # %% ../nbs/15a_runtime.ipynb #9968d5dd
 def detector_id(

@@ -10,13 +10,15 @@ import asyncio
 import base64
 import contextlib
 import io
+import logging
 import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +26,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .core import ConfigError, DataError, did_you_mean
+from .drift import Drift, open_drift
 from .images import BRANCHES, Prediction, open_image, to_rgb
-from .runtime import open_detector
+from .regions import Region
+from .runtime import detector_id, open_detector
 
 # %% auto #0
-__all__ = ['Limits', 'Refused', 'decoded', 'Desk', 'said', 'application', 'serve_arguments', 'run_serve']
+__all__ = ['log', 'SECONDS', 'LIMITS', 'Limits', 'Refused', 'decoded', 'Desk', 'map_url', 'said', 'application',
+           'serve_arguments', 'run_serve']
 
 # %% ../nbs/15c_serve.ipynb #c411ca5b
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+log = logging.getLogger("mudenet")
 
 # %% ../nbs/15c_serve.ipynb #d33ed9360
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,7 @@ class Limits:
     seconds: float = 60.0  # Until the answer must be there
     batch: int = 8  # Images that the detector looks at together
 
-
+# %% ../nbs/15c_serve.ipynb #c19be262
 class Refused(Exception):
     "A request that is answered with a reason."
 
@@ -57,6 +64,12 @@ class Refused(Exception):
         self.status = status
 
 # %% ../nbs/15c_serve.ipynb #d33ed936
+def _few_enough(width: int, height: int, limits: Limits) -> None:
+    "Raise `Refused` with 413 for an image of too many pixels."
+    if width * height > limits.megapixels * 1e6:
+        raise Refused(413, f"{width}×{height} pixels are more than {limits.megapixels:g} million.")
+
+
 def decoded(
     body: bytes,  # An image file
     limits: Limits,  # Megapixels
@@ -65,26 +78,27 @@ def decoded(
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "Pixels of a request. Raises `Refused` with 400 or 413."
     if not body:
-        raise Refused(
-            400, "the body is empty; send an image file as it is, e.g. curl --data-binary @part.png URL."
-        )
+        send = "send an image file as it is, e.g. curl --data-binary @part.png URL."
+        raise Refused(400, f"the body is empty; {send}")
     try:
         with open_image(io.BytesIO(body)) as image:
-            if image.width * image.height > limits.megapixels * 1e6:
-                raise Refused(
-                    413, f"{image.width}×{image.height} pixels are more than {limits.megapixels:g} million."
-                )
+            _few_enough(image.width, image.height, limits)
             return to_rgb(image, name, white)
     except Refused:
         raise
-    except Image.DecompressionBombError as e:
-        raise Refused(413, str(e)) from None
-    except UnidentifiedImageError:
-        raise Refused(400, "the body is of no known image format.") from None
-    except DataError as e:
-        raise Refused(400, str(e)) from None
     except Exception as e:
-        raise Refused(400, f"the body cannot be read as an image ({e}).") from None
+        raise _unreadable(e) from None
+
+# %% ../nbs/15c_serve.ipynb #558947fd
+def _unreadable(e: Exception) -> Refused:
+    "Why a body is no image that can be scored."
+    if isinstance(e, Image.DecompressionBombError):
+        return Refused(413, str(e))
+    if isinstance(e, UnidentifiedImageError):
+        return Refused(400, "the body is of no known image format.")
+    if isinstance(e, DataError):
+        return Refused(400, str(e))
+    return Refused(400, f"the body cannot be read as an image ({e}).")
 
 # %% ../nbs/15c_serve.ipynb #d9a122f20
 @dataclass
@@ -95,6 +109,15 @@ class _Waiting:
     body: bytes
     answer: asyncio.Future
 
+    def give(self, found: Prediction | Exception) -> None:
+        "Answer, unless whoever asked has gone."
+        if self.answer.done():
+            return
+        if isinstance(found, Exception):
+            self.answer.set_exception(found)
+        else:
+            self.answer.set_result(found)
+
 # %% ../nbs/15c_serve.ipynb #d9a122f2
 @dataclass
 class Desk:
@@ -102,6 +125,7 @@ class Desk:
 
     detectors: Mapping[str, Any]
     limits: Limits = field(default_factory=Limits)
+    delta: float = 0.01  # chance of a false alarm about drift in the whole stream; 0: no test
     queue: asyncio.Queue[_Waiting] = field(default_factory=asyncio.Queue)
     history: dict[str, deque[dict[str, Any]]] = field(default_factory=dict)
     sizes: deque[int] = field(default_factory=lambda: deque(maxlen=1000))  # of the last batches
@@ -109,6 +133,24 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.history = {name: deque(maxlen=500) for name in self.detectors}
+        self.drifts = {name: self._drift(d) for name, d in self.detectors.items()}
+
+    def _drift(self, detector: Any) -> Drift | None:
+        "The test of one detector's stream."
+        return open_drift(detector, self.delta, int(detector_id(detector), 16)) if self.delta else None
+
+    def remember(self, name: str, p: Prediction) -> None:
+        "Note an answer; the part that raises the alarm about drift is named in the log, once."
+        at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self.history[name].append(dict(time=at, score=p.score, anomalous=p.label))
+        drift = self.drifts[name]
+        if drift and drift.add(p.score):
+            log.warning("%s: %s", name, drift.advice())
+
+    def drifted(self, name: str) -> str | None:
+        "What the alarm says, where there was one."
+        drift = self.drifts[name]
+        return drift.advice() if drift and drift.alarmed else None
 
     def named(self, name: str | None) -> str:
         "The detector that is meant. Raises `Refused` with 404."
@@ -143,68 +185,70 @@ class Desk:
                 batch = [w for w in batch if not w.answer.done()]  # whoever gave up meanwhile
                 self.sizes.append(len(batch))
                 answers = await loop.run_in_executor(thread, self._answers, batch)
-                for w, found in zip(batch, answers):
-                    if w.answer.done():
-                        continue
-                    if isinstance(found, Exception):
-                        w.answer.set_exception(found)
-                    else:
-                        w.answer.set_result(found)
+                for waiting, answer in zip(batch, answers):
+                    waiting.give(answer)
 
     def _answers(self, batch: Sequence[_Waiting]) -> list[Prediction | Exception]:
         "What the detectors say of a batch, in its order."
-        answers: list[Prediction | Exception | None] = [None] * len(batch)
-        for name, detector in self.detectors.items():
-            pixels: dict[int, np.ndarray] = {}
-            for i, w in enumerate(batch):
-                if w.detector != name:
-                    continue
-                try:
-                    pixels[i] = decoded(w.body, self.limits, white=detector.white)
-                except Refused as e:
-                    answers[i] = e
-            order = sorted(pixels, key=lambda i: pixels[i].shape)  # images of one size are looked at together
+        found: dict[int, Prediction | Exception] = {}
+        for name in self.detectors:
+            found |= self._of_one(name, {i: w.body for i, w in enumerate(batch) if w.detector == name})
+        return [found[i] for i in range(len(batch))]
+
+    def _of_one(self, name: str, bodies: Mapping[int, bytes]) -> dict[int, Prediction | Exception]:
+        "What one detector says of its part of a batch."
+        found: dict[int, Prediction | Exception] = {}
+        pixels: dict[int, np.ndarray] = {}
+        for i, body in bodies.items():
             try:
-                for i, p in zip(order, detector.stream([pixels[i] for i in order]), strict=True):
-                    answers[i] = p
-            except Exception as e:
-                for i in order:
-                    answers[i] = Refused(500, f"the detector {name!r} failed: {e}")
-        return [a or Refused(500, "no answer") for a in answers]
+                pixels[i] = decoded(body, self.limits, white=self.detectors[name].white)
+            except Refused as e:
+                found[i] = e
+        order = sorted(pixels, key=lambda i: pixels[i].shape)  # images of one size are looked at together
+        try:
+            predictions = self.detectors[name].stream([pixels[i] for i in order])
+            return found | dict(zip(order, predictions, strict=True))
+        except Exception as e:
+            return found | {i: Refused(500, f"the detector {name!r} failed: {e}") for i in order}
 
 # %% ../nbs/15c_serve.ipynb #4db6fd62
+def map_url(
+    p: Prediction,
+    how: str,  # "png": 8 bits, 255 is twice the threshold; "tiff": float32
+) -> str:  # A data URL
+    "The anomaly map as a file. Raises `Refused` with 400 for another form."
+    if how not in ("png", "tiff"):
+        raise Refused(400, f"map={how!r} is unknown; use png or tiff.")
+    values = p.map
+    if how == "png":
+        values = (p.map * (127.5 / max(p.threshold, 1e-6))).clip(0, 255).round().astype(np.uint8)
+    held = io.BytesIO()
+    Image.fromarray(values).save(held, how.upper())
+    return f"data:image/{how};base64,{base64.b64encode(held.getvalue()).decode()}"
+
+# %% ../nbs/15c_serve.ipynb #7fff70f5
 def said(
     p: Prediction,
     detector: str,  # Its name
-    # The map as "png" (8 bits, 255 is twice the threshold), "tiff" (float32), or not at all
-    how: str | None = None,
+    how: str | None = None,  # A form of `map_url`, or no map
+    regions: Sequence[Region] | None = None,  # What is marked, or not asked for
 ) -> dict[str, Any]:  # JSON-ready
     "What a request is answered with. Raises `Refused` with 400 for another form of map."
     branch, level = p.strongest()
-    parts = {b: [float(v) for v in row] for b, row in zip(BRANCHES, p.parts.max((2, 3)))}
     out: dict[str, Any] = dict(
         detector=detector,
         score=p.score,
         p_value=p.p_value,
         anomalous=p.label,
         threshold=p.threshold,
-        parts=parts,
+        parts={b: [float(v) for v in row] for b, row in zip(BRANCHES, p.parts.max((2, 3)))},
         strongest=dict(branch=branch, level=level),
         height=p.map.shape[0],
         width=p.map.shape[1],
     )
-    if how is None:
-        return out
-    if how not in ("png", "tiff"):
-        raise Refused(400, f"map={how!r} is unknown; use png or tiff.")
-    held = io.BytesIO()
-    if how == "tiff":
-        Image.fromarray(p.map).save(held, "TIFF")
-    else:
-        Image.fromarray(
-            (p.map * (127.5 / max(p.threshold, 1e-6))).clip(0, 255).round().astype(np.uint8)
-        ).save(held, "PNG")
-    return out | dict(map=f"data:image/{how};base64,{base64.b64encode(held.getvalue()).decode()}")
+    if regions is not None:
+        out["regions"] = [asdict(r) | dict(polygons=[q.tolist() for q in r.polygons]) for r in regions]
+    return out if how is None else out | dict(map=map_url(p, how))
 
 # %% ../nbs/15c_serve.ipynb #adb800620
 async def _body(request: Request, limits: Limits) -> bytes:
@@ -229,6 +273,9 @@ async def _body(request: Request, limits: Limits) -> bytes:
         raise Refused(408, f"the body did not arrive within {limits.body_seconds:g} seconds.") from None
 
 # %% ../nbs/15c_serve.ipynb #adb80062
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # ends of the bins of /metrics
+
+
 class _Counters:
     "What /metrics shows."
 
@@ -236,22 +283,22 @@ class _Counters:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self.registry = CollectorRegistry()
+        here: dict[str, Any] = dict(registry=self.registry)
         self.requests = Counter(
-            "mudenet_requests_total", "Answers to POST /predict by status", ["status"], registry=self.registry
+            "mudenet_requests_total", "Answers to POST /predict by status", ["status"], **here
         )
-        self.images = Counter(
-            "mudenet_images_total", "Images scored", ["detector", "anomalous"], registry=self.registry
+        self.images = Counter("mudenet_images_total", "Images scored", ["detector", "anomalous"], **here)
+        self.seconds = Histogram("mudenet_seconds", "From request to answer", buckets=SECONDS, **here)
+        waiting = Gauge("mudenet_waiting", "Requests that are being read or answered", **here)
+        waiting.set_function(lambda: desk.inside)
+        evidence = Gauge(
+            "mudenet_drift_evidence", "That accepted parts have drifted; 1 at first", ["detector"], **here
         )
-        self.seconds = Histogram(
-            "mudenet_seconds",
-            "From request to answer",
-            registry=self.registry,
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-        )
-        self.waiting = Gauge(
-            "mudenet_waiting", "Requests that are being read or answered", registry=self.registry
-        )
-        self.waiting.set_function(lambda: desk.inside)
+        drifted = Gauge("mudenet_drifted", "Whether the alarm about drift was raised", ["detector"], **here)
+        for name, drift in desk.drifts.items():
+            if drift:
+                evidence.labels(name).set_function(partial(getattr, drift, "evidence"))
+                drifted.labels(name).set_function(partial(getattr, drift, "alarmed"))
 
 # %% ../nbs/15c_serve.ipynb #231092b20
 def _refusal(e: Refused) -> Response:
@@ -267,6 +314,27 @@ def _refusal(e: Refused) -> Response:
     return JSONResponse(dict(error=str(e)), e.status, headers)
 
 # %% ../nbs/15c_serve.ipynb #231092b21
+async def _answer(request: Request, desk: Desk) -> tuple[str, Prediction, dict[str, Any]]:
+    "The detector's name, what it says, and what is sent. Raises `Refused`."
+    asked = request.query_params
+    name = desk.named(asked.get("detector"))
+    if desk.inside > desk.limits.waiting:
+        raise Refused(503, f"{desk.limits.waiting} requests wait already; try again later.")
+    p = await desk.ask(name, await _body(request, desk.limits))
+    regions = None
+    if asked.get("regions", "0") != "0":
+        regions = await asyncio.to_thread(_regions, desk.detectors[name], p)
+    return name, p, said(p, name, asked.get("map"), regions)
+
+
+def _regions(detector: Any, p: Prediction) -> Sequence[Region]:
+    "What is marked. Raises `Refused` with 400 for a detector that has no pixel threshold."
+    try:
+        return detector.regions(p)[0]
+    except DataError as e:
+        raise Refused(400, f"regions=1: {e}") from None
+
+# %% ../nbs/15c_serve.ipynb #1c03049e
 async def _predict(request: Request, desk: Desk, counters: _Counters) -> Response:
     "POST /predict."
     from starlette.requests import ClientDisconnect
@@ -274,14 +342,10 @@ async def _predict(request: Request, desk: Desk, counters: _Counters) -> Respons
 
     begin, desk.inside = time.monotonic(), desk.inside + 1
     try:
-        name, how = desk.named(request.query_params.get("detector")), request.query_params.get("map")
-        if desk.inside > desk.limits.waiting:
-            raise Refused(503, f"{desk.limits.waiting} requests wait already; try again later.")
-        p = await desk.ask(name, await _body(request, desk.limits))
-        response: Response = JSONResponse(said(p, name, how))
+        name, p, answer = await _answer(request, desk)
+        response: Response = JSONResponse(answer)
         counters.images.labels(name, str(p.label).lower()).inc()
-        at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        desk.history[name].append(dict(time=at, score=p.score, anomalous=p.label))
+        desk.remember(name, p)
     except Refused as e:
         response = _refusal(e)
     except ClientDisconnect:
@@ -293,17 +357,52 @@ async def _predict(request: Request, desk: Desk, counters: _Counters) -> Respons
     return response
 
 # %% ../nbs/15c_serve.ipynb #231092b2
+def _health(desk: Desk) -> dict[str, Any]:
+    "What GET /health says; JSON-ready."
+
+    def about(name: str, detector: Any) -> dict[str, Any]:
+        return dict(
+            threshold=float(detector.threshold),
+            pixel_threshold=getattr(detector, "pixel_threshold", None),
+            drift=desk.drifted(name),
+        )
+
+    served = {name: about(name, detector) for name, detector in desk.detectors.items()}
+    return dict(status="ok", waiting=desk.inside, detectors=served)
+
+
+def _history(desk: Desk, asked: str | None) -> dict[str, Any]:
+    "What GET /history says; JSON-ready. Raises `Refused` with 404."
+    name = desk.named(asked)
+    threshold = float(desk.detectors[name].threshold)
+    return dict(detector=name, threshold=threshold, scores=list(desk.history[name]))
+
+# %% ../nbs/15c_serve.ipynb #d9b61fef
 def application(
-    detectors: Mapping[str, Any],  # By name; each with `stream` and `threshold`
+    detectors: Mapping[str, Any],  # By name; each with `stream`, `regions` and `threshold`
     limits: Limits | None = None,
+    delta: float = 0.01,  # Chance of a false alarm about drift in a detector's whole stream; 0: no test
 ) -> Starlette:  # An ASGI application
     "The server, for uvicorn or a test client."
-    from prometheus_client import generate_latest
     from starlette.applications import Starlette
+
+    desk = Desk(detectors, limits or Limits(), delta)
+
+    @contextlib.asynccontextmanager
+    async def working(app: Starlette) -> AsyncIterator[None]:
+        worker = asyncio.create_task(desk.work())
+        yield
+        worker.cancel()
+
+    return Starlette(routes=_routes(desk), lifespan=working)
+
+# %% ../nbs/15c_serve.ipynb #2ad6fa77
+def _routes(desk: Desk) -> list[Any]:
+    "Which function answers which request."
+    from prometheus_client import generate_latest
     from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
     from starlette.routing import Route
 
-    desk = Desk(detectors, limits or Limits())
     counters, page = _Counters(desk), (Path(__file__).parent / "serve.html").read_text(encoding="utf-8")
 
     async def index(request: Request) -> Response:
@@ -313,42 +412,33 @@ def application(
         return PlainTextResponse(generate_latest(counters.registry))
 
     async def health(request: Request) -> Response:
-        served = {n: dict(threshold=float(d.threshold)) for n, d in detectors.items()}
-        return JSONResponse(dict(status="ok", waiting=desk.inside, detectors=served))
+        return JSONResponse(_health(desk))
 
     async def history(request: Request) -> Response:
         try:
-            name = desk.named(request.query_params.get("detector"))
+            return JSONResponse(_history(desk, request.query_params.get("detector")))
         except Refused as e:
             return _refusal(e)
-        return JSONResponse(
-            dict(detector=name, threshold=float(detectors[name].threshold), scores=list(desk.history[name]))
-        )
 
     async def predict(request: Request) -> Response:
         return await _predict(request, desk, counters)
 
-    @contextlib.asynccontextmanager
-    async def working(app: Starlette) -> AsyncIterator[None]:
-        worker = asyncio.create_task(desk.work())
-        yield
-        worker.cancel()
-
-    routes = [
-        Route("/", index),
-        Route("/health", health),
-        Route("/metrics", metrics),
-        Route("/history", history),
-        Route("/predict", predict, methods=["POST"]),
-    ]
-    return Starlette(routes=routes, lifespan=working)
+    looked_at = dict(index=index, health=health, metrics=metrics, history=history)
+    routes = [Route("/" if name == "index" else f"/{name}", f) for name, f in looked_at.items()]
+    return [*routes, Route("/predict", predict, methods=["POST"])]
 
 # %% ../nbs/15c_serve.ipynb #3d51d2470
-def serve_arguments(
-    parser: argparse.ArgumentParser,  # Gets the options of `mudenet serve`
-) -> None:
-    "The options, whoever parses them."
-    limits = Limits()
+LIMITS = dict(
+    megabytes="Largest body of a request.",
+    megapixels="Largest image.",
+    waiting="Requests at a time; more are answered with 503.",
+    body_seconds="Until a body must have arrived.",
+    seconds="Until an answer must be there.",
+    batch="Images that a detector looks at together.",
+)  # the fields of `Limits`, each an option
+
+
+def _add_detectors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "detectors",
         type=str,
@@ -356,29 +446,21 @@ def serve_arguments(
         metavar="[NAME=]FILE",
         help="Exported files (.onnx, .xml), or with the full package runs; the default name is the file's.",
     )
-    parser.add_argument(
-        "--host",
-        type=str,
-        default="127.0.0.1",
-        help="Address to listen on; 0.0.0.0: for whoever can reach it.",
-    )
+
+# %% ../nbs/15c_serve.ipynb #61375547
+def serve_arguments(
+    parser: argparse.ArgumentParser,  # Gets the options of `mudenet serve`
+) -> None:
+    "The options, whoever parses them."
+    _add_detectors(parser)
+    anyone = "Address to listen on; 0.0.0.0: for whoever can reach it."
+    parser.add_argument("--host", type=str, default="127.0.0.1", help=anyone)
     parser.add_argument("--port", type=int, default=8000, help="Port; 0: any free one, which is printed.")
-    parser.add_argument(
-        "--megabytes", type=float, default=limits.megabytes, help="Largest body of a request."
-    )
-    parser.add_argument("--megapixels", type=float, default=limits.megapixels, help="Largest image.")
-    parser.add_argument(
-        "--waiting", type=int, default=limits.waiting, help="Requests at a time; more are answered with 503."
-    )
-    parser.add_argument(
-        "--body_seconds", type=float, default=limits.body_seconds, help="Until a body must have arrived."
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=limits.seconds, help="Until an answer must be there."
-    )
-    parser.add_argument(
-        "--batch", type=int, default=limits.batch, help="Images that a detector looks at together."
-    )
+    for name, text in LIMITS.items():
+        default = getattr(Limits(), name)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    false_alarm = "Chance that a detector's stream ever raises a false alarm about drift; 0: no test."
+    parser.add_argument("--drift", type=float, default=0.01, help=false_alarm)
     parser.add_argument("--threads", type=int, help="CPU threads of exported files.")
 
 # %% ../nbs/15c_serve.ipynb #3d51d2471
@@ -396,8 +478,16 @@ def _by_name(given: Sequence[str]) -> dict[str, str]:
     return found
 
 # %% ../nbs/15c_serve.ipynb #3d51d247
-def run_serve(args: Any) -> None:
-    "Serve until interrupted; what was accepted is answered first."
+def _listening(host: str, port: int) -> socket.socket:
+    "A place to listen on. Raises `ConfigError`."
+    try:
+        return socket.create_server((host, port))
+    except OSError as e:
+        raise ConfigError(f"--host {host} --port {port} cannot be used: {e.strerror}.") from None
+
+
+def _needed() -> Any:
+    "The module `uvicorn`. Raises `ConfigError` where the extra [serve] is not installed."
     try:
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
@@ -407,19 +497,17 @@ def run_serve(args: Any) -> None:
             f"{e.name} is not installed; mudenet serve needs the extra [serve]: starlette, uvicorn, "
             "prometheus-client."
         ) from None
-    limits = Limits(
-        **{
-            k: getattr(args, k)
-            for k in ("megabytes", "megapixels", "waiting", "body_seconds", "seconds", "batch")
-        }
-    )
+    return uvicorn
+
+# %% ../nbs/15c_serve.ipynb #e126582f
+def run_serve(args: Any) -> None:
+    "Serve until interrupted; what was accepted is answered first."
+    uvicorn = _needed()
+    limits = Limits(**{name: getattr(args, name) for name in LIMITS})
     detectors = {n: open_detector(f, threads=args.threads) for n, f in _by_name(args.detectors).items()}
-    try:
-        listening = socket.create_server((args.host, args.port))
-    except OSError as e:
-        raise ConfigError(f"--host {args.host} --port {args.port} cannot be used: {e.strerror}.") from None
+    listening = _listening(args.host, args.port)
     config = uvicorn.Config(
-        application(detectors, limits),
+        application(detectors, limits, args.drift),
         log_level="warning",
         timeout_keep_alive=5,
         timeout_graceful_shutdown=int(limits.seconds) + 1,

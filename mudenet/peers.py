@@ -189,15 +189,20 @@ class PatchCore:
     name = "PatchCore"
 
     def __init__(self, backbone: Backbone, share: float = 0.01, most: int = 200, seed: int = 0):
-        self.backbone, self.settings = backbone, dict(share=share, most=most, seed=seed)
+        self.backbone, self.share, self.most, self.seed = backbone, share, most, seed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        "What a record says of it."
+        return dict(share=self.share, most=self.most, seed=self.seed)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> PatchCore:
         "Learn from uint8 images (N, 3, S, S), of which `most` are taken."
-        some = evenly_chosen(images, self.settings["most"])
+        some = evenly_chosen(images, self.most)
         x = torch.cat([patch_features(self.backbone, b) for b in _batches(some, self.name)])
         rows = x.permute(0, 2, 3, 1).flatten(0, 2)
-        self.kept = (thinned(rows, self.settings["share"], self.settings["seed"]),)
+        self.kept = (thinned(rows, self.share, self.seed),)
         return self
 
     @torch.no_grad()

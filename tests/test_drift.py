@@ -104,7 +104,7 @@ def test_refusals():
 class Grey:
     """A stand-in for a detector whose score is an image's mean."""
 
-    meta, threshold = dict(detector="0" * 64), 150.0
+    meta, threshold, white = dict(detector="0" * 64), 150.0, None
 
     def __init__(self):
         self.held_out = sorted(100 + 10 * rng(0, "held").standard_normal(60))

@@ -32,7 +32,16 @@ __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choi
 # %% ../nbs/13_explorer.ipynb #13-explorer-8f7197
 from .evaluation import open_job
 from .images import BRANCHES
-from .inference import Detector, apart, fuse, image_scores, label_threshold, load_detector
+from mudenet.inference import (
+    Detector,
+    apart,
+    fuse,
+    image_scores,
+    label_threshold,
+    load_detector,
+    place_statistics,
+    standardised,
+)
 from .intervals import share
 from mudenet.report import (
     SHOWN,
@@ -173,8 +182,16 @@ def finish(
         return parts, fuse(used, size, c.smoothing, c.upsampling)
 
     parts, fused = maps(raw.test)
-    detector, scores = raw.detector, image_scores(fused, c).numpy()
-    if detector.held_out and choice == own_choice(detector):
+    nominal, detector = maps(raw.validation)[1], raw.detector
+    own = choice == own_choice(detector)
+    # another choice has other maps, and only held-out images are at hand for their places
+    places = detector.places if own else place_statistics(nominal)
+
+    def judged(m: Tensor) -> Tensor:
+        return image_scores(standardised(m, places) if c.standardise_places and places is not None else m, c)
+
+    scores = judged(fused).numpy()
+    if detector.held_out and own:
         return Outcome(
             parts=parts,
             maps=fused,
@@ -183,13 +200,13 @@ def finish(
             threshold=float(detector.threshold),
             on_record=True,
         )
-    nominal = image_scores(maps(raw.validation)[1], c)
+    quiet = judged(nominal)
     return Outcome(
         parts=parts,
         maps=fused,
         scores=scores,
-        held_out=np.sort(nominal.double().numpy()),
-        threshold=label_threshold(nominal, c),
+        held_out=np.sort(quiet.double().numpy()),
+        threshold=label_threshold(quiet, c),
         on_record=False,
     )
 

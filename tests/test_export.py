@@ -125,6 +125,7 @@ def test_a_hundred_images(to, detector, files, pictures):
             "inference.upsampling": "nearest",
         },
         {"data.interpolation": "box", "model.block": "pre", "model.autoencoder_size": "figure"},
+        {"inference.standardise_places": True},
     ],
 )
 def test_other_readings_of_the_paper(fields, line, tmp_path):

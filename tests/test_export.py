@@ -39,7 +39,11 @@ def made(root, **fields):
     config = override(Config(), {**SMALL, **fields})
     detector = Detector(MuDeNet(config.model, 64, seed=3), config, dict(category=root.name)).to("cpu")
     category = open_category(root)
-    calibrate(detector, load_images(category.validation, 64, interpolation=config.data.interpolation))
+    nominal, trained = (
+        load_images(items, 64, interpolation=config.data.interpolation)
+        for items in (category.validation, category.train)
+    )
+    calibrate(detector, nominal, trained)
     return detector
 
 

@@ -663,7 +663,8 @@ def scope(
     c, labels, n = record["config"], list(record["images"].values()), len(record["seeds"])
 
     def length(stage: str) -> str:
-        return f"{c[stage]['steps']} steps" if c[stage]["steps"] else f"{c[stage]['epochs']} epochs"
+        steps = c[stage]["steps"]
+        return f"{c[stage]['epochs']} epochs" if steps is None else f"{steps} steps"
 
     images = f"{labels.count(0)} nominal and {labels.count(1)} anomalous test images"
     seeds = f"{n} seeds" if n > 1 else "1 seed"

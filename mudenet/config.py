@@ -328,6 +328,8 @@ class InferenceConfig:
     "An image's score: the maximum of its map, or the mean of its highest pixels (A-020)."
     top_fraction: float = decides("scores", 0.001)
     "Share of the pixels that `top_mean` takes."
+    standardise_places: bool = decides("scores", False, newer=True)
+    "Standardise a map place by place, by the training images' maps, before it gives the image's score (A-053)."
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float | None = decides("scores", None)
@@ -344,6 +346,11 @@ class InferenceConfig:
         Its promise holds only then.
         """
         return self.normalization == "none" or self.statistics_images == "train"
+
+    @property
+    def needs_trained(self) -> bool:
+        "Whether calibration asks for the training images too (A-034, A-053)."
+        return self.statistics_images == "train" or self.standardise_places
 
     def __post_init__(self):
         _require(self, "smoothing", self.smoothing >= 0, "must not be negative; 0 turns it off.")

@@ -488,8 +488,8 @@ def calibrate_on(
     validation: torch.Tensor | None = None,  # uint8 (N, 3, S, S), if they have been read already
     trained: torch.Tensor | None = None,  # Likewise, the training images
 ) -> torch.Tensor:  # Scores of the validation images, (N,)
-    "Calibrate on a category's own nominal images, those that `inference.statistics_images` asks for (A-034)."
-    if detector.config.inference.statistics_images == "train" and trained is None:
+    "Calibrate on a category's own nominal images, those that `inference` asks for (A-034, A-053)."
+    if detector.config.inference.needs_trained and trained is None:
         trained = images_of(job, "train")
     return calibrate(detector, images_of(job, "validation") if validation is None else validation, trained)
 

@@ -254,7 +254,7 @@ def _counted(run: R, job: Job) -> R:
     c, category = job.config, job.category
     learned = 0 if c.teacher else len(job.learned)
     own = len(category.train) + len(category.validation) + len(category.test)
-    looked = own if c.inference.statistics_images == "train" else own - len(category.train)
+    looked = own if c.inference.needs_trained else own - len(category.train)
     run = replace(run, images=looked, held=own + learned * (c.distill.images != "category"), saved=True)
     if (job.folder / "detector.safetensors").exists():
         return run

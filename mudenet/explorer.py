@@ -39,6 +39,8 @@ from mudenet.inference import (
     image_scores,
     label_threshold,
     load_detector,
+    place_statistics,
+    standardised,
 )
 from .intervals import share
 from mudenet.report import (
@@ -177,13 +179,21 @@ def finish(
     "Normalise, clamp, fuse, smooth and score again. No network runs."
     detector, c = raw.detector, choice.inference
     parts, maps = _joined(raw, choice, raw.test)
-    on_record = bool(detector.held_out) and choice == own_choice(detector)
+    nominal_maps = _joined(raw, choice, raw.validation)[1]
+    own = choice == own_choice(detector)
+    # another choice has other maps, and only held-out images are at hand for their places
+    places = detector.places if own else place_statistics(nominal_maps)
+    on_record = bool(detector.held_out) and own
+
+    def judged(m: Tensor) -> Tensor:
+        return image_scores(standardised(m, places) if c.standardise_places and places is not None else m, c)
+
     if on_record:
         held_out, threshold = np.array(detector.held_out), float(detector.threshold)
     else:
-        nominal = image_scores(_joined(raw, choice, raw.validation)[1], c)
+        nominal = judged(nominal_maps)
         held_out, threshold = np.sort(nominal.double().numpy()), label_threshold(nominal, c)
-    scores = image_scores(maps, c).numpy()
+    scores = judged(maps).numpy()
     return Outcome(
         parts=parts, maps=maps, scores=scores, held_out=held_out, threshold=threshold, on_record=on_record
     )

@@ -363,7 +363,7 @@ def recalibrated(
     detector: Detector,  # Whose networks were exported
     engine: Engine,  # The exported graph with the output "raw"
     nominal: Tensor,  # uint8 (N, 3, S, S): for `calibrate`
-    trained: Tensor | None = None,  # The training images, for statistics_images="train"
+    trained: Tensor | None = None,  # The training images, where `needs_trained`
 ) -> Detector:
     "A copy with statistics and threshold for the networks as the engine computes them."
     own = copy.deepcopy(detector)
@@ -551,7 +551,7 @@ def export_detector(
                 return load_images(items, c.image_size, interpolation=c.interpolation, white=c.white)
 
             nominal = images(category.validation)
-            trained = images(category.train) if own.config.inference.statistics_images == "train" else None
+            trained = images(category.train) if own.config.inference.needs_trained else None
             squares = nominal.permute(0, 2, 3, 1).contiguous().numpy()
             write(trial, _built(own, to, precision, squares, raw=True), described(own, to, precision))
             measured = recalibrated(own, Exported.load(trial).run, nominal, trained)

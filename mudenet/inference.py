@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts', 'image_scores',
-           'learned_shares', 'part_weights', 'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on',
-           'calibrate', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict', 'recalibrate']
+__all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts',
+           'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights', 'Output', 'Detector',
+           'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'save_detector', 'detector_file',
+           'load_detector', 'stream', 'predict', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -147,6 +148,30 @@ def image_scores(
         return flat.amax(1)
     return flat.topk(max(1, round(config.top_fraction * flat.shape[1])), 1).values.mean(1)
 
+# %% ../nbs/07_inference.ipynb #ef822564
+LOCAL = 1 / 64  # of the side: how far μ and σ are smoothed
+FLOOR = 0.3  # of the mean deviation, added to σ
+
+
+def place_statistics(
+    maps: Tensor,  # S of nominal images, (N, S, S)
+) -> Tensor:  # f and b, (2, S, S)
+    "What brings every place of a map to the scale of all places (A-053)."
+    reach = LOCAL * maps.shape[-1]
+    mean = gaussian_blur(maps.mean(0, keepdim=True), reach)
+    deviation = gaussian_blur((maps - mean).square().mean(0, keepdim=True), reach).sqrt()
+    deviation = (deviation + FLOOR * deviation.mean()).clamp_min(1e-12)
+    factor = deviation.mean() / deviation
+    return torch.cat([factor, mean.mean() - factor * mean])
+
+
+def standardised(
+    maps: Tensor,  # S, (B, S, S)
+    places: Tensor,  # Of `place_statistics`
+) -> Tensor:  # S', (B, S, S)
+    "Maps as they would be if all places were alike (A-053)."
+    return maps * places[0] + places[1]
+
 # %% ../nbs/07_inference.ipynb #52a8f0810
 def _spread(
     maps: Tensor,  # (N, L, C, h, w)
@@ -189,6 +214,7 @@ class Detector(nn.Module):
     "A trained MuDeNet with everything that inference needs."
 
     threshold: Tensor
+    places: Tensor | None
 
     def __init__(
         self,
@@ -207,6 +233,7 @@ class Detector(nn.Module):
         for name in Statistics._fields:
             self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
         self.register_buffer("threshold", torch.tensor(float("nan")))
+        self.register_buffer("places", None)  # of `place_statistics`, once they are measured
 
     @property
     def statistics(self) -> Statistics:
@@ -264,6 +291,9 @@ class Detector(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._folded = []
+        state, prefix = args[:2]
+        places = state.get(f"{prefix}places")
+        self.places = None if places is None else places.to(self.device, copy=True)
         super()._load_from_state_dict(*args, **kwargs)
 
     def parts(self, raw: Tensor, config: InferenceConfig | None = None) -> Tensor:
@@ -276,12 +306,19 @@ class Detector(nn.Module):
             return parts
         return parts * part_weights(torch.tensor(self.shares)).to(parts)[..., None, None]
 
-    def finish(self, raw: Tensor, size: int | None = None) -> Output:
+    def finish(self, raw: Tensor) -> Output:
         "Equations 11 and 12 on raw scores."
         c = self.config.inference
         parts = self.parts(raw)
-        maps = fuse(parts, size or self.config.data.image_size, c.smoothing, c.upsampling)
-        return Output(maps, image_scores(maps, c), parts)
+        maps = fuse(parts, self.config.data.image_size, c.smoothing, c.upsampling)
+        return Output(maps, self.scores(maps), parts)
+
+    def scores(self, maps: Tensor) -> Tensor:  # S, (B, S, S) → (B,)
+        "What images with these maps score (A-020, A-053)."
+        c = self.config.inference
+        if c.standardise_places and self.places is not None:
+            maps = standardised(maps, self.places)
+        return image_scores(maps, c)
 
     def train(self, mode: bool = True) -> Detector:
         "Always in evaluation mode: a detector has learned."
@@ -426,7 +463,7 @@ def shares_on(
 def calibrate(
     detector: Detector,  # Gets statistics and threshold
     images: Tensor,  # uint8, (N, 3, S, S): nominal, not trained on
-    trained: Tensor | None = None,  # uint8: the training images, for statistics_images="train" (A-034)
+    trained: Tensor | None = None,  # uint8: the training images, where `needs_trained` (A-034, A-053)
 ) -> Tensor:  # The scores of `images`, (N,)
     """Statistics (equation 11) and both thresholds (A-029, A-051) from nominal images; the thresholds always
     from `images`.
@@ -434,8 +471,9 @@ def calibrate(
     c = detector.config.inference
     if len(images) == 0:
         raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
-    if c.statistics_images == "train" and trained is None:
-        raise DataError("inference.statistics_images='train': calibration needs the training images too.")
+    if c.needs_trained and trained is None:
+        why = "standardise_places=True" if c.standardise_places else "statistics_images='train'"
+        raise DataError(f"inference.{why}: calibration needs the training images too.")
 
     def measured(x: Tensor) -> list[Tensor]:
         return [
@@ -449,6 +487,11 @@ def calibrate(
     for name, value in found._asdict().items():
         getattr(detector, name).copy_(value)
     detector.shares = shares_on(detector, images).tolist()
+    detector.places = None
+    if trained is not None and c.standardise_places:
+        maps = [detector.finish(r.to(detector.device)).map for r in measured(evenly_chosen(trained))]
+        with torch.inference_mode(False):  # it must serve outside of inference mode too
+            detector.places = place_statistics(torch.cat(maps).float().clone())
 
     def judged(r: Tensor) -> tuple[Tensor, Tensor]:
         out = detector.finish(r.to(detector.device))

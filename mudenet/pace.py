@@ -149,7 +149,8 @@ def exported_looks(
         Detector(MuDeNet(own.model, own.data.image_size), own).to("cpu"),
         _pictures(4, own.data.image_size),
     )
-    calibrate(detector, torch.from_numpy(squares).permute(0, 3, 1, 2))
+    images = torch.from_numpy(squares).permute(0, 3, 1, 2)
+    calibrate(detector, images, images)
     for to, name, package in (("onnx", "ONNX Runtime", "onnxruntime"), ("openvino", "OpenVINO", "openvino")):
         for precision in PRECISIONS[to] if find_spec(package) else ():
             if precision == "int8" and to == "openvino" and not find_spec("nncf"):

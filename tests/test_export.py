@@ -39,7 +39,11 @@ def made(root, **fields):
     config = override(Config(), {**SMALL, **fields})
     detector = Detector(MuDeNet(config.model, 64, seed=3), config, dict(category=root.name)).to("cpu")
     category = open_category(root)
-    calibrate(detector, load_images(category.validation, 64, interpolation=config.data.interpolation))
+    nominal, trained = (
+        load_images(items, 64, interpolation=config.data.interpolation)
+        for items in (category.validation, category.train)
+    )
+    calibrate(detector, nominal, trained)
     return detector
 
 
@@ -125,6 +129,7 @@ def test_a_hundred_images(to, detector, files, pictures):
             "inference.upsampling": "nearest",
         },
         {"data.interpolation": "box", "model.block": "pre", "model.autoencoder_size": "figure"},
+        {"inference.standardise_places": True},
     ],
 )
 def test_other_readings_of_the_paper(fields, line, tmp_path):

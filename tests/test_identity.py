@@ -141,6 +141,7 @@ LATER = {
     "inference.false_alarms": None,
     "inference.part_weights": "learned",
     "inference.min_area": 1,
+    "inference.standardise_places": True,
     "train.patience": 3,
     "track": ["mlflow"],
 }  # newer than the golden values

@@ -54,9 +54,8 @@ class ResidualBlock(nn.Module):
         norm = order != "no_bn"
 
         def conv():
-            return nn.Conv2d(
-                width, width, kernel, padding=(kernel - 1) // 2, bias=not norm, padding_mode=padding
-            )
+            same = (kernel - 1) // 2
+            return nn.Conv2d(width, width, kernel, padding=same, bias=not norm, padding_mode=padding)
 
         def bn():
             return nn.BatchNorm2d(width) if norm else nn.Identity()
@@ -133,9 +132,8 @@ def _encoder(config: ModelConfig, image_size: int) -> nn.Sequential:
         else:
             layers += [nn.Conv2d(a, b, 3, stride=2, padding=1)]
         layers += [*_norm(config, b), nn.ReLU(inplace=True)]
-    return nn.Sequential(
-        *layers, nn.Conv2d(config.channels, config.latent, image_size // 32), nn.ReLU(inplace=True)
-    )
+    last = nn.Conv2d(config.channels, config.latent, image_size // 32)
+    return nn.Sequential(*layers, last, nn.ReLU(inplace=True))
 
 # %% ../nbs/04_architecture.ipynb #04-architecture-25
 def _decoder(config: ModelConfig, image_size: int) -> nn.Sequential:
@@ -143,12 +141,10 @@ def _decoder(config: ModelConfig, image_size: int) -> nn.Sequential:
     C, (start, doublings) = config.channels, decoder_start(image_size)
     layers: list[nn.Module] = [nn.ConvTranspose2d(config.latent, C, start, stride=start)]
     for _ in range(doublings):
-        layers += [
-            *_norm(config, C),
-            nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(C, C, 3, stride=2, padding=1, output_padding=1),
-        ]
-    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if config.decoder_last_relu else []))
+        layers += [*_norm(config, C), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(C, C, 3, stride=2, padding=1, output_padding=1)]
+    last = [nn.ReLU(inplace=True)] if config.decoder_last_relu else []
+    return nn.Sequential(*layers, *last)
 
 # %% ../nbs/04_architecture.ipynb #04-architecture-26
 class Autoencoder(nn.Module):
@@ -161,10 +157,8 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         config = config or ModelConfig()
-        self.image_size, self.built_for = (
-            image_size,
-            256 if config.autoencoder_size == "figure" else image_size,
-        )
+        self.image_size = image_size
+        self.built_for = 256 if config.autoencoder_size == "figure" else image_size
         self.encoder = _encoder(config, self.built_for)
         self.decoders = nn.ModuleList(_decoder(config, self.built_for) for _ in config.depths)
 

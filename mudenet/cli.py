@@ -631,20 +631,23 @@ def run_predict(args: Namespace) -> None:
 def _calibrate_parser() -> Parser:
     parser = Parser(
         allow_abbrev=False,
-        description="Set threshold and p-values from new good parts, without training. "
-        "Networks and statistics stay; what was before stays in the file's history.",
+        description="Set threshold and p-values from new good parts, without training; or from the run's own, with "
+        "--folds. Networks and statistics stay; what was before stays in the file's history.",
     )
     _add_run(parser)
-    parser.add_argument(
-        "images", type=str, help="A folder of good parts that it was not trained on (searched recursively)."
+    images = "A folder of good parts that it was not trained on (searched recursively)."
+    parser.add_argument("images", type=str, nargs="?", help=images)
+    rate = (
+        "Share of good parts that may be called anomalous, e.g. 0.05; default: that of the last calibration, "
     )
-    parser.add_argument(
-        "--false-alarms",
-        type=float,
-        help="Share of good parts that may be called anomalous, e.g. 0.05; default: "
-        "that of the last calibration, else the run's own rule.",
-    )
+    parser.add_argument("--false-alarms", type=float, help=rate + "else the run's own rule.")
     parser.add_argument("--threshold", type=float, help="A threshold to insist on instead.")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        help="In place of images: train as many detectors anew, each without its share of the training images, and let "
+        "each judge those. For whoever has few good parts.",
+    )
     _add_device(parser)
     return parser
 
@@ -680,34 +683,71 @@ def _apart_from(run: Path, files: Sequence[Path]) -> bool:
     return config.statistics_apart or not _same_content(files, category.validation)
 
 # %% ../nbs/11_cli.ipynb #504e6fd6
+def _calibrate_on_folds(run: Path, detector: Detector, args: Namespace) -> None:
+    "Say what it costs, train the detectors of the folds, and settle the threshold by what they say."
+    from mudenet.evaluation import cross_calibrate, fold_jobs, open_job
+
+    if not run.is_dir():
+        raise ConfigError(f"--folds trains below the run's folder, and {run} is a file: give the folder.")
+    job = replace(open_job(_run_config(run)), folder=run)
+    job = replace(job, config=replace(job.config, device=args.device))
+    jobs, count = fold_jobs(job, args.folds), len(job.category.train)
+    print(
+        f"{args.folds} detectors are trained anew, each on {len(jobs[0][0].category.train)} or more of {count} training "
+        f"images: about {args.folds} times what {run} took. They stand in {jobs[0][0].folder.parent}; interrupted, "
+        "it goes on where it stopped.",
+        flush=True,
+    )
+    cross_calibrate(detector, job, args.folds, args.get("false_alarms"))
+
+
+def _one_source(args: Namespace) -> None:
+    "Raises `ConfigError` unless there are images, or else folds without a threshold by hand."
+    if (args.get("images") is None) == (args.get("folds") is None):
+        raise ConfigError(
+            "calibrate takes a folder of good parts, or --folds K for the run's own: one of the two."
+        )
+    if args.get("folds") is not None and args.get("threshold") is not None:
+        raise ConfigError("--threshold insists on a number, and --folds looks for one: give one of the two.")
+
+# %% ../nbs/11_cli.ipynb #1a7fd97d
 def run_calibrate(args: Namespace) -> None:
     "New threshold into the detector's file."
-    from mudenet.decisions import promised, rate_bound, smallest_rate
     from mudenet.images import find_images
     from mudenet.inference import detector_file, load_detector
 
-    run, images = _find_run(args.run), Path(args.images)
+    _one_source(args)
+    run, strange = _find_run(args.run), dict[str, float]()
     detector, path = load_detector(run, args.device), detector_file(run)
-    before, apart = float(detector.threshold), _apart_from(run, find_images(images))
-    strange = detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart)
+    before = float(detector.threshold)
+    if args.get("folds") is not None:
+        _calibrate_on_folds(run, detector, args)
+    else:
+        images = Path(args.images)
+        apart = _apart_from(run, find_images(images))
+        strange = detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart)
     detector.save(path)
-    now = detector.calibration
-    n, asked = (
-        now["n"],
-        f" for a false-alarm rate of {now['asked']:g}" if now["how"] == "rate" else f" ({now['how']})",
-    )
-    print(
-        f"threshold {now['threshold']:.6g}{asked}, before {before:.6g}\n"
-        f"{promised(now)}.\n"
-        f"The least that {n} images can promise is {100 * smallest_rate(n):.3g} % on average, "
-        f"{100 * rate_bound(1, n):.3g} % at confidence 95 %."
-    )
+    _say_calibrated(detector, before)
     for name, score in strange.items():
         print(f"look at {name}: its score {score:.6g} stands apart, and a bad part raises the threshold")
     print(f"{path}: calibration {len(detector.calibrations)} of its history")
     old = [f.name for f in sorted(path.parent.glob("*")) if f.suffix in (".onnx", ".xml", ".pt2")]
     if old:
         print(f"{', '.join(old)} beside it still decide as before: export again")
+
+
+def _say_calibrated(detector: Detector, before: float) -> None:
+    "The threshold, what it was before, and what is promised of it."
+    from mudenet.decisions import promised, rate_bound, smallest_rate
+
+    now = detector.calibration
+    asked = f" for a false-alarm rate of {now['asked']:g}" if now["how"] == "rate" else f" ({now['how']})"
+    print(f"threshold {now['threshold']:.6g}{asked}, before {before:.6g}\n{promised(now)}.")
+    least = (
+        f"The least that {now['n']} images can promise is {100 * smallest_rate(now['n']):.3g} % on average"
+    )
+    sure = f", {100 * rate_bound(1, now['n']):.3g} % at confidence 95 %"
+    print(f"{least}{'' if now.get('folds') else sure}.")
 
 # %% ../nbs/11_cli.ipynb #7ab7cf8d0
 def _threshold_parser() -> Parser:
@@ -758,6 +798,8 @@ def run_threshold(args: Namespace) -> None:
         operating_points(detector.held_out, bad, threshold=float(detector.threshold))
     )
     print(f"{markdown_table(head, rows, 'r' * len(head))}\n\n* the one in use. Intervals are at 95 %.")
+    if folds := detector.calibration.get("folds"):
+        print(f"The held-out scores are those of {folds} detectors of folds: the promises hold roughly only.")
     if bad:
         print("A threshold that is chosen here has seen bad parts: it is no longer label-free.")
     if out:
@@ -785,6 +827,7 @@ def _choose(detector: Detector, threshold: float, bad: Sequence[float], run: Pat
         threshold,
         "labelled" if bad else "given",
         apart=apart(detector),
+        folds=detector.calibration.get("folds", 0),
         date=date.today().isoformat(),
         **shown,
     )

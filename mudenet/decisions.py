@@ -17,7 +17,7 @@ from .core import DataError
 # %% auto #0
 __all__ = ['FEWEST_BAD', 'held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted', 'rank_from_top',
            'rate_threshold', 'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart', 'check_bad',
-           'operating_points', 'operating_table']
+           'operating_points', 'operating_table', 'cross_p_values', 'cross_bound', 'cross_promise']
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-050
 def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
@@ -30,19 +30,23 @@ def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
     return values
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-05
+def _at_least(scores: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.int64]:
+    "How many of the sorted held-out scores are as large as each score or larger. Raises `DataError`."
+    judged = np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(judged).all():
+        raise DataError("a score to judge is not finite")
+    return np.asarray(values.size - np.searchsorted(values, judged, side="left"))
+
+
 def p_values(
     scores: ArrayLike,  # Scores to judge, any shape
     nominal: ArrayLike,  # Held-out scores of good parts, shape (n,)
 ) -> NDArray[np.float64]:  # In [1 / (n + 1), 1], shape of `scores`
     "Conformal p-values, ties counted as larger. Raises `DataError` on a score that is not finite."
     values = held_out(nominal)
-    judged = np.asarray(scores, dtype=np.float64)
-    if not np.isfinite(judged).all():
-        raise DataError("a score to judge is not finite")
-    larger = values.size - np.searchsorted(values, judged, side="left")
-    return np.asarray((1 + larger) / (values.size + 1))
+    return np.asarray((1 + _at_least(scores, values)) / (values.size + 1))
 
-
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-06
 def p_value(
     score: float,  # Of one image
     nominal: ArrayLike,  # Held-out scores, shape (n,); none in a detector's file of before they were kept
@@ -89,7 +93,7 @@ def rate_threshold(scores: ArrayLike, rate: float) -> float:
     values = held_out(scores)
     return float(values[-rank_from_top(rate, values.size)])
 
-
+# %% ../nbs/07b_decisions.ipynb #c4688eaa
 def clopper_pearson(
     count: int,  # k, how many of them
     total: int,  # n, at least 1
@@ -104,22 +108,20 @@ def clopper_pearson(
     low = float(betaincinv(count, total - count + 1, a)) if count else 0.0
     return low, float(betaincinv(count + 1, total - count, 1 - a)) if count < total else 1.0
 
-# %% ../nbs/07b_decisions.ipynb #07b-decisions-083
+# %% ../nbs/07b_decisions.ipynb #97f6b012
 def rate_bound(m: int, n: int, confidence: float = 0.95) -> float:  # In (0, 1)
     "Upper bound of the rate of this one held-out set when the threshold is its `m`-th largest score of `n`."
     if not 1 <= m <= n:
         raise DataError(f"the rank {m} is not among {n} scores")
     return clopper_pearson(m - 1, n, 2 * confidence - 1)[1]
 
-
+# %% ../nbs/07b_decisions.ipynb #07b-decisions-083
 def promise(
     scores: ArrayLike,  # Held-out scores, shape (n,)
     threshold: float,  # Whatever chose it, unless it saw other parts
     confidence: float = 0.95,  # Of the bound
 ) -> dict[str, Any]:  # n, above, rate, bound, confidence
-    """What held-out scores promise of a threshold: the mean false-alarm rate, and the upper bound of this one
-    set's.
-    """
+    "What held-out scores promise of a threshold: the mean false-alarm rate, and this one set's upper bound."
     values = held_out(scores)
     n, above = values.size, int((values > threshold).sum())
     bound = rate_bound(above + 1, n, confidence) if above < n else 1.0
@@ -127,21 +129,28 @@ def promise(
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-08
 def promised(
-    said: Mapping[str, Any],  # Of `promise`, in a detector's history with `apart`
+    said: Mapping[str, Any],  # Of `promise` or `cross_promise`, in a detector's history with `apart`
 ) -> str:  # Without a full stop
     "A promise in words, with its condition where the held-out images gave the statistics too."
     counted = f"{said['above']} of {said['n']} held-out scores lie above the threshold"
+    if said.get("folds"):
+        return f"{counted}, {_of_folds(said)}"
     rates = (
         f"so at most {100 * said['rate']:.3g} % of good parts like these are rejected on average over such "
         f"sets, and for this set at most {100 * said['bound']:.3g} % at confidence "
         f"{100 * said['confidence']:.3g} %"
     )
-    rough = (
-        ""
-        if said.get("apart", True)
-        else "; these images gave the statistics of the maps too, so both hold roughly only"
+    rough = "; these images gave the statistics of the maps too, so both hold roughly only"
+    return f"{counted}, {rates}{'' if said.get('apart', True) else rough}"
+
+
+def _of_folds(said: Mapping[str, Any]) -> str:
+    return (
+        f"each given by one of {said['folds']} detectors that had not seen the part, so about "
+        f"{100 * said['rate']:.3g} % of good parts like these are rejected; proven is at most "
+        f"{100 * said['bound']:.3g} % on average, and of the {said['folds']} together: this one, which learned "
+        "from all parts, keeps it as far as it scores like them"
     )
-    return f"{counted}, {rates}{rough}"
 
 # %% ../nbs/07b_decisions.ipynb #d4933af2
 def standing_apart(
@@ -197,21 +206,12 @@ def operating_points(
     values, faulty, fresh = held_out(nominal), np.asarray(bad, float).ravel(), np.asarray(good, float).ravel()
     if faulty.size:
         check_bad(faulty.size)
+    counted = dict(of=values.size, bad=faulty.size, good=fresh.size)
 
     def one(t: float) -> dict[str, Any]:
-        said = promise(values, t)
-        return dict(
-            threshold=t,
-            now=t == threshold,
-            above=said["above"],
-            of=values.size,
-            rate=said["rate"],
-            bound=said["bound"],
-            found=int((faulty > t).sum()),
-            bad=faulty.size,
-            alarms=int((fresh > t).sum()),
-            good=fresh.size,
-        )
+        said = {k: v for k, v in promise(values, t).items() if k in ("above", "rate", "bound")}
+        over = dict(found=int((faulty > t).sum()), alarms=int((fresh > t).sum()))
+        return dict(threshold=t, now=t == threshold, **said, **over, **counted)
 
     return [one(t) for t in _candidates(values, faulty, threshold)]
 
@@ -239,3 +239,41 @@ def operating_table(
         ]
 
     return head, [cells(p) for p in points]
+
+# %% ../nbs/07b_decisions.ipynb #2eb4c308
+def cross_p_values(
+    scores: Sequence[ArrayLike],  # Of the parts to judge, by each fold's detector: K arrays of one shape
+    nominal: Sequence[ArrayLike],  # What each of them says of its own fold's parts: K arrays, (n_k,) each
+) -> NDArray[np.float64]:  # In [1 / (n + 1), 1], of the shape of one array of `scores`
+    "Cross-conformal p-values (Vovk 2015). Raises `DataError` unless there are two folds or more."
+    if len(scores) != len(nominal) or len(nominal) < 2:
+        raise DataError(
+            f"cross-conformal p-values take the scores of two folds or more and as many sets of held-out "
+            f"scores, not {len(scores)} and {len(nominal)}"
+        )
+    larger = sum(_at_least(s, held_out(h)) for s, h in zip(scores, nominal))
+    return np.asarray((1 + larger) / (1 + sum(np.size(h) for h in nominal)))
+
+# %% ../nbs/07b_decisions.ipynb #7f231176
+def cross_bound(
+    rate: float,  # α, the nominal rate
+    n: int,  # Parts in all folds together
+    folds: int,  # K, from 2 to n
+) -> float:  # At most 1
+    "What is proven of the mean false-alarm rate when p ≤ `rate` rejects. Raises `DataError`."
+    if not 2 <= folds <= n:
+        raise DataError(f"{n} parts make 2 to {n} folds, not {folds}")
+    doubled = 2 * (rate * (n + 1) + folds - 1) / (n + folds)  # Vovk and Wang 2020
+    if n % folds:
+        return min(1.0, doubled)
+    return min(1.0, doubled, 2 * rate + (1 - folds / n) / (folds + 1))  # Barber and others 2021
+
+
+def cross_promise(
+    scores: ArrayLike,  # Of all folds' parts, each by the detector that has not seen it, (n,)
+    threshold: float,  # Whatever chose it
+    folds: int,  # K
+) -> dict[str, Any]:  # As of `promise`, without a confidence, and with `folds`
+    "What the scores of folds say of a threshold: the nominal rate, and what is proven of it on average."
+    said = promise(scores, threshold)
+    return dict(said, bound=cross_bound(said["rate"], said["n"], folds), confidence=None, folds=folds)

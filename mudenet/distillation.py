@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['backbone_names', 'Backbone', 'Target', 'make_target', 'stage1', 'distill', 'architecture_of_t', 'weights_fingerprint',
+__all__ = ['backbone_names', 'Backbone', 'Target', 'make_target', 'stage1', 'architecture_of_t', 'weights_fingerprint',
            'teacher_identity', 'save_teacher', 'config_of', 'load_weights', 'teacher_weights', 'load_teacher',
-           'explained', 'map_statistics']
+           'distill', 'explained', 'map_statistics']
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-021
 from urllib.error import URLError
@@ -63,9 +63,8 @@ _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
 
 def backbone_names() -> list[str]:
     "The torchvision networks that have a ResNet's layers."
-    return [
-        m for m in models.list_models(module=models) if m.startswith(("resnet", "resnext", "wide_resnet"))
-    ]
+    families = "resnet", "resnext", "wide_resnet"
+    return [m for m in models.list_models(module=models) if m.startswith(families)]
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-051
 def _why_not(path: Path, e: Exception) -> str:
@@ -87,18 +86,22 @@ def _why_not(path: Path, e: Exception) -> str:
         return "it holds objects that could run code: save the network's state_dict() alone"
     return "it is cut short, or no .pth or .safetensors file at all"
 
+# %% ../nbs/05_distillation.ipynb #3bc43fc5
+def _read_tensors(path: Path) -> Any:
+    "What a .safetensors or .pth file holds, without running any of it."
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
 # %% ../nbs/05_distillation.ipynb #05-distillation-052
 def _read_weights(path: Path) -> dict[str, Tensor]:
     "A state dict from a local file. Raises `WeightsError`."
     if not path.is_file():
         raise WeightsError(f"backbone.weights={path}: there is no such file.")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found = _read_tensors(path)
     # whatever torch.load makes of a file that is something else: IndexError, KeyError, …
     except Exception as e:
         raise WeightsError(
@@ -106,15 +109,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    if not isinstance(found, dict) or not all(
+    if isinstance(found, dict) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
     ):
-        raise WeightsError(f"backbone.weights={path} holds no state dict (names and tensors).")
-    return found
+        return found
+    raise WeightsError(f"backbone.weights={path} holds no state dict (names and tensors).")
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-05
 def _wrong_tensor(name: str, v: Tensor, want: Tensor) -> str:
-    "What is wrong with a backbone's tensor; nothing if torchvision's network can compute with it."
+    "What is wrong with a backbone's tensor, nothing if torchvision's network can compute with it."
     if v.layout != torch.strided or v.is_meta or v.is_quantized:
         return "holds no plain numbers"
     if v.shape != want.shape:
@@ -129,10 +132,7 @@ def _wrong_tensor(name: str, v: Tensor, want: Tensor) -> str:
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-06
 def _download(name: str, weights: str) -> Mapping[str, Tensor]:
-    """torchvision's weights of that name, from its cache or the network.
-
-    Raises `WeightsError` with the ways out.
-    """
+    "torchvision's weights of that name, from its cache or the network. Raises `WeightsError`."
     known = {w.name: w for w in models.get_model_weights(name)}
     if weights not in known:
         raise WeightsError(
@@ -144,15 +144,18 @@ def _download(name: str, weights: str) -> Mapping[str, Tensor]:
     try:
         return known[weights].get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as e:
-        raise WeightsError(
-            f"the weights {weights} of {name} could not be downloaded ({e}). Three ways out: (1) --teacher "
-            "general takes the teacher that comes with the package and needs no backbone; (2) run once "
-            "where there is a network: torchvision then keeps the weights in its cache; (3) get the file "
-            f"from {known[weights].url} by other means and give its path: --backbone.weights PATH (.pth or "
-            ".safetensors)."
-        ) from None
+        raise WeightsError(_ways_out(name, weights, known[weights].url, e)) from None
     finally:
         socket.setdefaulttimeout(waits)
+
+
+def _ways_out(name: str, weights: str, url: str, e: Exception) -> str:
+    return (
+        f"the weights {weights} of {name} could not be downloaded ({e}). Three ways out: (1) --teacher "
+        "general takes the teacher that comes with the package and needs no backbone; (2) run once "
+        "where there is a network: torchvision then keeps the weights in its cache; (3) get the file "
+        f"from {url} by other means and give its path: --backbone.weights PATH (.pth or .safetensors)."
+    )
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-070
 def _width(layer: Any) -> int:
@@ -161,7 +164,7 @@ def _width(layer: Any) -> int:
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-07
 class Backbone(nn.Module):
-    "conv1 to layer3 of a torchvision ResNet, frozen; equations 13 and 14."
+    "conv1 to layer3 of a torchvision ResNet, frozen: equations 13 and 14."
 
     def __init__(
         self,
@@ -255,9 +258,7 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
-        """Mean and deviation of each channel over batches uint8 (B, 3, S, S), summed in float64; for
-        `zscore='dataset'`.
-        """
+        "For `zscore='dataset'`: mean and deviation of each channel over batches uint8 (B, 3, S, S)."
         device, n = self.drawn.device, 0
         total = torch.zeros(2, len(self.drawn), dtype=torch.float64)
         for batch in progress(images, "statistics of E", unit="batch"):
@@ -276,7 +277,7 @@ def _sample(images: Tensor | Corpus, config: Config) -> Iterable[Tensor]:
     feed = CorpusFeed(images, config)
     return (feed.pixels(k) for k in range(min(len(feed.cut), 4096 // config.distill.batch_size)))
 
-
+# %% ../nbs/05_distillation.ipynb #3da8c808
 def make_target(
     config: Config,  # Backbone and C
     images: Tensor | Corpus,  # uint8 training images, or a corpus, for `zscore="dataset"`
@@ -285,12 +286,30 @@ def make_target(
     "Build E as configured. Raises `WeightsError` where the backbone's weights cannot be had."
     b: BackboneConfig = config.backbone
     backbone = Backbone(b.name, b.weights)
-    target = Target(
-        fold(backbone) if config.compute.fold else backbone, config.model.channels, b.channel_seed, b.zscore
-    ).to(device)
+    if config.compute.fold:
+        backbone = fold(backbone)
+    target = Target(backbone, config.model.channels, b.channel_seed, b.zscore).to(device)
     if b.zscore == "dataset":
         target.measure(_sample(images, config))
     return target.to(memory_format=torch.channels_last) if config.compute.channels_last else target
+
+# %% ../nbs/05_distillation.ipynb #a218ee19
+def _stage1_feed(
+    config: Config, images: Tensor | Corpus, category: str | None, device: torch.device | str
+) -> Feed:
+    "The batch of every step, from a category's images or from a folder of photographs."
+    if isinstance(images, Corpus):
+        return CorpusFeed(images, config, device)
+    return Batches(
+        images,
+        config.distill,
+        seed=config.seed,
+        name="distill",
+        data=config.data,
+        augmentation=stage1_augmentation(config, category),
+        device=device,
+        cache=config.compute.cache,
+    )
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-301
 def stage1(
@@ -304,20 +323,7 @@ def stage1(
     c, target = config.distill, make_target(config, images, device)
     with seeded(config.seed, "weights", "T"):
         teacher = DescriptorNetwork(config.model).to(device)
-    data: Feed = (
-        CorpusFeed(images, config, device)
-        if isinstance(images, Corpus)
-        else Batches(
-            images,
-            c,
-            seed=config.seed,
-            name="distill",
-            data=config.data,
-            augmentation=stage1_augmentation(config, category),
-            device=device,
-            cache=config.compute.cache,
-        )
-    )
+    data = _stage1_feed(config, images, category, device)
     fixed = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)] if c.batchnorm == "fixed" else []
 
     def losses(x: Tensor) -> dict[str, Tensor]:
@@ -326,32 +332,6 @@ def stage1(
         return dict(distillation=distillation_loss(teacher(x), target(x), c))
 
     return teacher, prepared(losses, config.compute, device), data
-
-# %% ../nbs/05_distillation.ipynb #05-distillation-30
-def distill(
-    config: Config,  # What to build and how long to learn
-    images: Tensor | Corpus,  # uint8, (N, 3, S, S), what T learns on, or a folder of it (A-023)
-    category: str | None = None,  # Decides the augmentation
-    folder: Path | None = None,  # Where log and state go
-    device: torch.device | str = "cpu",  # Where to learn
-    # The category's images, where `images` are others; for batchnorm="category" (A-027)
-    own: Tensor | None = None,
-    callbacks: Sequence[Callback] = (),  # Told how it goes
-) -> DescriptorNetwork:  # T, in evaluation mode
-    "Stage 1: teach a fresh T to give E."
-    c, (teacher, losses, data) = config.distill, stage1(config, images, category, device)
-    fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute, callbacks)
-    if isinstance(data, CorpusFeed) and (lost := data.report()):
-        log.warning("%s: %s", data.corpus.root, lost)
-    if c.batchnorm == "category":
-        own = images if own is None and isinstance(images, Tensor) else own
-        if own is None:
-            raise ConfigError(
-                "distill.batchnorm='category' measures T on a category's images, and a teacher that is "
-                "distilled on a folder alone has none; use 'running'."
-            )
-        update_bn((normalize(own[a:b].to(device)) for a, b in batches(len(own), c.batch_size)), teacher)
-    return teacher.eval()
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-320
 _CORPUS = "corpus."  # in front of the names of tensors that are no weights of T
@@ -374,7 +354,7 @@ def _content(path: Path, size: int, changed: int) -> str:
 
 def weights_fingerprint(
     config: Config,  # A configuration
-) -> dict[str, str]:  # `backbone_file`: 16 hex digits; empty where no local file is named
+) -> dict[str, str]:  # `backbone_file`: 16 hex digits. Empty where no local file is named
     "Name and content of the backbone's weights file, read once for each size and time of change."
     path = Path(config.backbone.weights)
     if config.backbone.weights == "random" or not path.is_file():
@@ -391,7 +371,7 @@ def teacher_identity(
     made["backbone"]["weights"] += "".join(f" ({v})" for v in weights_fingerprint(config).values())
     return made
 
-
+# %% ../nbs/05_distillation.ipynb #15e8b8c7
 def save_teacher(
     path: str | Path,  # File to write
     teacher: DescriptorNetwork,  # T
@@ -401,9 +381,8 @@ def save_teacher(
 ) -> Path:
     "Write T as one safetensors file, with its configuration."
     extra = {f"{_CORPUS}{k}": v for k, v in (statistics or {}).items()}
-    return save_tensors(
-        path, {**teacher.state_dict(), **extra}, "teacher", dict(config=portable(config), **about)
-    )
+    about["config"] = portable(config)
+    return save_tensors(path, {**teacher.state_dict(), **extra}, "teacher", about)
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-322
 def config_of(
@@ -433,7 +412,7 @@ def load_weights(
             f"{path}: its tensors do not fit its own configuration: {str(e).splitlines()[0]}"
         ) from None
 
-
+# %% ../nbs/05_distillation.ipynb #0558cd31
 def teacher_weights(
     path: str | Path,  # A file of `save_teacher`
     # T's state without the statistics of its maps, and the file's metadata
@@ -458,6 +437,38 @@ def load_teacher(
     load_weights(teacher, tensors, path)
     return teacher.eval()
 
+# %% ../nbs/05_distillation.ipynb #ea356a47
+def _measure_batchnorm(
+    teacher: DescriptorNetwork, own: Tensor | None, batch_size: int, device: torch.device | str
+) -> None:
+    "Measure T's BatchNorm statistics once more, over the category's images (A-027)."
+    if own is None:
+        raise ConfigError(
+            "distill.batchnorm='category' measures T on a category's images, and a teacher that is "
+            "distilled on a folder alone has none; use 'running'."
+        )
+    update_bn((normalize(own[a:b].to(device)) for a, b in batches(len(own), batch_size)), teacher)
+
+# %% ../nbs/05_distillation.ipynb #05-distillation-30
+def distill(
+    config: Config,  # What to build and how long to learn
+    images: Tensor | Corpus,  # uint8, (N, 3, S, S), what T learns on, or a folder of it (A-023)
+    category: str | None = None,  # Decides the augmentation
+    folder: Path | None = None,  # Where log and state go
+    device: torch.device | str = "cpu",  # Where to learn
+    own: Tensor | None = None,  # The category's images, if `images` are others (A-027)
+    callbacks: Sequence[Callback] = (),  # Told how it goes
+) -> DescriptorNetwork:  # T, in evaluation mode
+    "Stage 1: teach a fresh T to give E."
+    c, (teacher, losses, data) = config.distill, stage1(config, images, category, device)
+    fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute, callbacks)
+    if isinstance(data, CorpusFeed) and (lost := data.report()):
+        log.warning("%s: %s", data.corpus.root, lost)
+    if c.batchnorm == "category":
+        own = images if own is None and isinstance(images, Tensor) else own
+        _measure_batchnorm(teacher, own, c.batch_size, device)
+    return teacher.eval()
+
 # %% ../nbs/05_distillation.ipynb #05-distillation-9bd2e40
 @torch.no_grad()
 def explained(
@@ -466,9 +477,7 @@ def explained(
     images: Iterable[Tensor],  # Batches, uint8 (B, 3, S, S)
     config: DistillConfig,  # `match`, `interpolation` (A-009)
 ) -> dict[str, list[float]]:  # "all", "layer1", "layer2", "layer3" → a share for each level, at most 1
-    """The share of E that each level of T explains, over all drawn channels and over those of each source
-    layer.
-    """
+    "The share of E that each level of T explains, over all channels and over those of each source layer."
     edges = torch.tensor(target.backbone.widths).cumsum(0)
     source = torch.bucketize(target.drawn.cpu(), edges, right=True)  # 0, 1, 2 for each drawn channel
     device, lost, there = target.drawn.device, torch.zeros(()), torch.zeros(())
@@ -479,10 +488,11 @@ def explained(
         lost = lost + torch.stack([(t - m).double().square().sum((0, 2, 3)) for t, m in pairs]).cpu()
         there = there + torch.stack([t.double().square().sum((0, 2, 3)) for t, _ in pairs]).cpu()
     parts = dict(all=source >= 0, **{f"layer{i + 1}": source == i for i in range(len(edges))})
-    share = lambda chosen: (1 - lost[:, chosen].sum(1) / there[:, chosen].sum(1)).tolist()
-    return {
-        name: [round(v, 4) for v in share(chosen)] for name, chosen in parts.items() if bool(chosen.any())
-    }
+    return {name: _shares(lost[:, of], there[:, of]) for name, of in parts.items() if bool(of.any())}
+
+
+def _shares(lost: Tensor, there: Tensor) -> list[float]:
+    return [round(float(v), 4) for v in 1 - lost.sum(1) / there.sum(1)]
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-9bd2e4
 @torch.no_grad()

@@ -26,17 +26,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_memory() -> bool:  # Whether the system does so
-    """Tell glibc to reuse the memory of freed tensors; for the whole process and for good.
-
-    Does nothing elsewhere.
-    """
+    "Tell glibc to reuse the memory of freed tensors, for the whole process and for good."
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    # no block for itself; never give back
+    # no block for itself, and none given back
     accepted = [mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)]
     if not all(accepted):
         log.debug("glibc refused to keep freed memory (mallopt gave %s)", accepted)
@@ -48,7 +45,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def fold(
     module: M,  # In evaluation mode
-) -> M:  # Gives the same; shares the weights that did not change; for inference only
+) -> M:  # Gives the same, shares the weights that did not change, for inference only
     "A copy in which each BatchNorm is merged into the convolution before it."
     if not any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
         return module

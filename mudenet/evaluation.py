@@ -21,8 +21,8 @@ from typing import Any
 # %% auto #0
 __all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'white_of',
            'open_job', 'images_of', 'stage1_images', 'ensure_teacher', 'steps_within', 'calibrate_on',
-           'ensure_detector', 'score_images', 'measure', 'intervals', 'setting_key', 'setting_name', 'evaluate',
-           'run_category', 'metric_values', 'results_table']
+           'ensure_detector', 'fold_jobs', 'cross_calibrate', 'score_images', 'measure', 'intervals', 'setting_key',
+           'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-021
 import numpy as np
@@ -55,6 +55,7 @@ from mudenet.core import (
     did_you_mean,
     digest,
     environment,
+    file_digest,
     fingerprint,
     locked,
     markdown_table,
@@ -65,6 +66,7 @@ from mudenet.core import (
     read_record,
     refuse_foreign,
     remove_parts,
+    rng,
     write_json,
     write_text,
 )
@@ -92,7 +94,7 @@ from mudenet.data import (
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-024
 from .corpus import Corpus
-from .decisions import p_value
+from .decisions import p_value, rank_from_top, rate_threshold
 from mudenet.distillation import (
     Backbone,
     architecture_of_t,
@@ -107,10 +109,11 @@ from mudenet.distillation import (
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
 from .health import health
-from .inference import Detector, calibrate, label_threshold, load_detector, save_detector
+from .inference import Detector, calibrate, label_threshold, load_detector, save_detector, settle
 from .intervals import Interval, auroc_interval, bootstrap
 from .layouts import OTHERS
 from .loop import RUN_FILES, total_steps
+from .regions import survival
 from .report import SHOWN, Case, image_mean, report_html
 from .start import begin
 from .synthetic import write_product_line
@@ -542,6 +545,81 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
     save_detector(path, detector)
     _remove_state(job, "train")
     return detector
+
+# %% ../nbs/09_evaluation.ipynb #46edad7a
+def _check_folds(job: Job, folds: int) -> None:
+    "Raises `ConfigError` or `DataError` where a fold's detector would know the parts that it is to judge."
+    c, items = job.config, job.category.train
+    if not 2 <= folds <= len(items):
+        raise ConfigError(f"--folds {folds}: {len(items)} training images make 2 to {len(items)} folds.")
+    if copies := len(items) - len({file_digest(i.image) for i in items}):
+        raise DataError(
+            f"{copies} training images are copies of others: a fold would know them, take them out."
+        )
+    about = read_meta(c.teacher, "teacher").get("about", {}) if c.teacher else {}
+    if about.get("data") == job.data_fingerprint or (c.teacher is None and c.distill.images == "dataset"):
+        raise DataError(
+            f"the teacher of {job.folder} was distilled on the parts that the folds are to judge. Train with "
+            "--teacher small or general, or with --teacher none on the category's own images."
+        )
+
+# %% ../nbs/09_evaluation.ipynb #9551a92e
+def fold_jobs(
+    job: Job,  # Of a trained run
+    folds: int,  # K, at least 2
+) -> list[tuple[Job, tuple[Item, ...]]]:  # What is to be trained for each fold, and the parts left out
+    "The folds of a run's training images, drawn at random. Raises `ConfigError` or `DataError`."
+    _check_folds(job, folds)
+    items = job.category.train
+    order = rng(job.config.data.holdout_seed, "folds").permutation(len(items))
+
+    def fold(k: int) -> tuple[Job, tuple[Item, ...]]:
+        left_out = set(order[k::folds].tolist())
+        rest = tuple(x for i, x in enumerate(items) if i not in left_out)
+        category = replace(job.category, train=rest, test=())
+        folder = job.folder / f"folds-{folds}" / str(k + 1)
+        return replace(job, category=category, folder=folder), tuple(items[i] for i in sorted(left_out))
+
+    return [fold(k) for k in range(folds)]
+
+# %% ../nbs/09_evaluation.ipynb #49926864
+def _scores_of_fold(
+    job: Job,  # Of `fold_jobs`
+    left_out: Sequence[Item],  # Its fold
+) -> torch.Tensor:  # Score, and what survives of the map, of every part: (2, n)
+    "Train a fold's detector, unless it is there, and let it judge its fold; its file keeps these scores."
+    detector = ensure_detector(job)
+    c = detector.config.inference
+    said = detector.stream([i.image for i in left_out])
+    found = torch.tensor([(p.score, survival(np.asarray(p.grid), c.min_area)) for p in said]).T
+    scores, pixels = found[0], float(found[1].quantile(c.threshold_quantile))
+    detector.calibrations = detector.calibrations[:1]
+    settle(detector, scores, float(scores.quantile(c.threshold_quantile)), "quantile", pixels, apart=True)
+    detector.save(job.folder / "detector.safetensors")
+    return found
+
+# %% ../nbs/09_evaluation.ipynb #3decba2e
+def cross_calibrate(
+    detector: Detector,  # The run's, calibrated; gets threshold, held-out scores, and an entry in its history
+    job: Job,  # The run
+    folds: int,  # K, at least 2: as many trainings
+    false_alarms: float | None = None,  # A rate; default: that of the last calibration, else the run's rule
+) -> None:
+    "Cross-conformal calibration (Vovk 2015). Raises `ConfigError` or `DataError` before anything is trained."
+    c, count = detector.config.inference, len(job.category.train)
+    rate = false_alarms or detector.calibration.get("asked") or c.false_alarms
+    if rate:
+        rank_from_top(rate, count)
+    if detector.about.get("data") != job.data_fingerprint:
+        raise DataError(f"{job.category.root} does not hold the images that {job.folder} was trained on.")
+    scores, survived = torch.cat([_scores_of_fold(*fold) for fold in fold_jobs(job, folds)], 1)
+
+    def limit(values: torch.Tensor) -> float:
+        return rate_threshold(values.numpy(), rate) if rate else label_threshold(values, c)
+
+    how, source = "rate" if rate else "quantile", job.data_fingerprint
+    more = dict(asked=rate, apart=True, source=source, date=date.today().isoformat())
+    settle(detector, scores, limit(scores), how, limit(survived), folds=folds, **more)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-16
 def _case(item: Item, map: torch.Tensor, score: torch.Tensor, parts: torch.Tensor, by: Detector) -> Case:

@@ -31,6 +31,7 @@ from .data import normalize
 from .distillation import config_of, load_weights
 from mudenet.decisions import (
     check_rate,
+    cross_promise,
     held_out,
     p_value,
     promise,
@@ -420,6 +421,7 @@ def settle(
     threshold: float,  # E.g. of `label_threshold`
     how: str,  # What chose it: "quantile", "rate", "given", "labelled"
     pixels: float | None = None,  # Pixel threshold (A-051); default: the same number
+    folds: int = 0,  # Where detectors of so many folds gave the scores, see `cross_promise`
     **more: Any,  # What else the history keeps: asked (a rate), apart, source, date; JSON values
 ) -> None:
     """A threshold with what held-out scores promise of it.
@@ -433,7 +435,8 @@ def settle(
     limit = float(detector.threshold)
     detector.held_out = values.tolist()
     limits = dict(threshold=limit, pixel_threshold=limit if pixels is None else pixels)
-    detector.calibrations = [*detector.calibrations, dict(promise(values, limit), **limits, how=how, **more)]
+    said = cross_promise(values, limit, folds) if folds else promise(values, limit)
+    detector.calibrations = [*detector.calibrations, dict(said, **limits, how=how, **more)]
 
 # %% ../nbs/07_inference.ipynb #07-inference-212
 FEW = 32  # images, evenly chosen, that the learned shares are measured on

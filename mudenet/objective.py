@@ -42,16 +42,15 @@ class _MeanDistance(torch.autograd.Function):
         ctx.types, ctx.places = (a.dtype, b.dtype), d.numel() // d.shape[1]
         # millions of terms: float32 would lose digits
         exact = torch.float32 if d.device.type == "mps" else torch.float64
-        return (
-            torch.stack([torch.linalg.vector_norm(one, dtype=exact).square() for one in d]).sum().float()
-            / ctx.places
-        )
+        sums = [torch.linalg.vector_norm(one, dtype=exact).square() for one in d]
+        return torch.stack(sums).sum().float() / ctx.places
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         d, (a, b) = ctx.saved_tensors[0], ctx.types
         g = d.mul_(2 * grads[0] / ctx.places)
-        return (g.to(a) if ctx.needs_input_grad[0] else None), (-g.to(b) if ctx.needs_input_grad[1] else None)
+        first, second = ctx.needs_input_grad
+        return (g.to(a) if first else None), (-g.to(b) if second else None)
 
 # %% ../nbs/04c_objective.ipynb #05-distillation-1e995a
 def mean_distance(
@@ -59,8 +58,9 @@ def mean_distance(
     b: Tensor,  # The same shape
 ) -> Tensor:  # Scalar; its gradient can be taken once
     "The mean of `distance` over batch and space."
-    # the latter refuses them
-    return _MeanDistance.apply(a, b) if a.shape == b.shape else distance(a, b).mean()
+    if a.shape != b.shape:
+        return distance(a, b).mean()  # which refuses them
+    return _MeanDistance.apply(a, b)
 
 # %% ../nbs/04c_objective.ipynb #05-distillation-d7d622
 def level_loss(
@@ -100,13 +100,9 @@ def raw_scores(
     e: Embeddings,  # The four networks' maps
 ) -> Tensor:  # (B, 2, L, h, w), at least 0
     "Equations 9 and 10: squared distance of every branch and level."
-    return torch.stack(
-        [
-            torch.stack([distance(a, b) for a, b in zip(x, y)], 1)
-            for x, y in ((e.teacher, e.structural), (e.autoencoder, e.logical))
-        ],
-        1,
-    )
+    structural = torch.stack([distance(x, y) for x, y in zip(e.teacher, e.structural)], 1)
+    logical = torch.stack([distance(x, y) for x, y in zip(e.autoencoder, e.logical)], 1)
+    return torch.stack([structural, logical], 1)
 
 # %% ../nbs/04c_objective.ipynb #05-distillation-26
 def match_grid(

@@ -32,7 +32,7 @@ def _maps(
     for batch in progress(images.split(8), text, unit="batch"):
         yield torch.stack(teacher(normalize(batch.to(device))))
 
-# %% ../nbs/05b_start.ipynb #3fee76421
+# %% ../nbs/05b_start.ipynb #61466201
 def evenly_chosen(
     images: Tensor,  # (N, …)
     most: int = ENOUGH,
@@ -40,7 +40,7 @@ def evenly_chosen(
     "What mean and covariance are taken from."
     return images[torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()]
 
-
+# %% ../nbs/05b_start.ipynb #3fee76421
 @torch.no_grad()
 def mean_map(
     teacher: DescriptorNetwork,  # T, in evaluation mode
@@ -82,7 +82,7 @@ def whitening(
 # %% ../nbs/05b_start.ipynb #1ff851ae
 @torch.no_grad()
 def whitened(
-    teacher: DescriptorNetwork,  # T with bare projections (A-004); not changed
+    teacher: DescriptorNetwork,  # T with bare projections (A-004), not changed
     weights: Tensor,  # W, (L, C, C)
     shift: Tensor,  # (L, C), what becomes 0
 ) -> DescriptorNetwork:  # T whose maps are W (X - shift)
@@ -106,14 +106,12 @@ def last_layers(
 @torch.no_grad()
 def begin(
     model: MuDeNet,  # Gets its teacher and its start
-    teacher: DescriptorNetwork,  # T of stage 1; not changed
+    teacher: DescriptorNetwork,  # T of stage 1, not changed
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
     whiten: bool,  # A-049
     device: torch.device | str = "cpu",  # Where to compute
 ) -> MuDeNet:  # The same
-    """Give a fresh model its T, whitened where asked for (A-049), and let its networks begin at T's mean
-    (A-048).
-    """
+    "Give a fresh model its T, whitened where asked for (A-049), and its start at T's mean (A-048)."
     if whiten or model.centre is not None:
         teacher = copy.deepcopy(teacher).to(device).eval()
         images = evenly_chosen(images)

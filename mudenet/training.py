@@ -32,13 +32,13 @@ __all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', '
 def with_frozen_teacher(
     model: MuDeNet,  # T, S1, A, S2
     compute: ComputeConfig,  # `fold`, `channels_last`
-) -> MuDeNet:  # For training; shares S1, A and S2 with `model`
+) -> MuDeNet:  # For training: shares S1, A and S2 with `model`
     "The same model, its teacher folded: what the training steps run."
-    teacher, out = fold(model.teacher) if compute.fold else model.teacher, copy.copy(model)
-    out._modules = dict(
-        model._modules,
-        teacher=teacher.to(memory_format=torch.channels_last) if compute.channels_last else teacher,
-    )
+    teacher = fold(model.teacher) if compute.fold else model.teacher
+    if compute.channels_last:
+        teacher = teacher.to(memory_format=torch.channels_last)
+    out = copy.copy(model)
+    out._modules = dict(model._modules, teacher=teacher)
     return out
 
 # %% ../nbs/06_training.ipynb #06-training-140
@@ -56,7 +56,7 @@ def train_identity(
 def stage2(
     config: Config,  # What to build
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
-    teacher: DescriptorNetwork,  # T of stage 1; copied, then frozen
+    teacher: DescriptorNetwork,  # T of stage 1, copied, then frozen
     category: str | None = None,  # Decides the augmentation
     device: torch.device | str = "cpu",  # Where to learn
 ) -> tuple[MuDeNet, Losses, Batches]:  # For `fit`: the model, what it learns from, the batch of every step
@@ -95,12 +95,11 @@ def held_out_loss(
 def train(
     config: Config,  # What to build and how long to learn
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
-    teacher: DescriptorNetwork,  # T of stage 1; copied, then frozen
+    teacher: DescriptorNetwork,  # T of stage 1, copied, then frozen
     category: str | None = None,  # Decides the augmentation
     folder: Path | None = None,  # Where log and state go
     device: torch.device | str = "cpu",  # Where to learn
-    # uint8, (M, 3, S, S), held-out nominal images; for `train.patience` (A-052)
-    validation: Tensor | None = None,
+    validation: Tensor | None = None,  # uint8, (M, 3, S, S), held out, for `train.patience` (A-052)
     callbacks: Sequence[Callback] = (),  # Told how it goes
 ) -> MuDeNet:  # In evaluation mode
     "Stage 2: S1, A and S2 learn together (equations 3 to 8)."
@@ -118,8 +117,8 @@ def train(
 # %% ../nbs/06_training.ipynb #c95b8079
 def seconds_per_step(
     config: Config,  # What is to be trained
-    images: Tensor,  # uint8, (N, 3, S, S); a batch of them is used
-    teacher: DescriptorNetwork,  # Of the run's shape; copied
+    images: Tensor,  # uint8, (N, 3, S, S), of which a batch is used
+    teacher: DescriptorNetwork,  # Of the run's shape, copied
     device: torch.device | str = "cpu",  # Where to learn
     steps: int = 4,  # That are timed
 ) -> float:  # Median
@@ -133,13 +132,15 @@ def seconds_per_step(
     model.train()
     if config.compute.channels_last:
         model.to(memory_format=torch.channels_last)
-    times = []
-    for _ in range(steps + 1):
-        began = time.perf_counter()
-        optimiser.zero_grad()
-        loss = torch.stack(list(losses(batch).values())).sum()
-        loss.backward()
-        optimiser.step()
-        loss.item()  # waits until a GPU has done it
-        times.append(time.perf_counter() - began)
+    times = [_seconds_of(losses, optimiser, batch) for _ in range(steps + 1)]
     return statistics.median(times[1:])
+
+
+def _seconds_of(losses: Losses, optimiser: torch.optim.Optimizer, batch: Tensor) -> float:
+    began = time.perf_counter()
+    optimiser.zero_grad()
+    loss = torch.stack(list(losses(batch).values())).sum()
+    loss.backward()
+    optimiser.step()
+    loss.item()  # waits until a GPU has done it
+    return time.perf_counter() - began

@@ -49,9 +49,9 @@ def p_values(
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-06
 def p_value(
     score: float,  # Of one image
-    nominal: ArrayLike,  # Held-out scores, shape (n,); none in a detector's file of before they were kept
+    nominal: ArrayLike,  # Held-out scores, shape (n,), none in a file of before they were kept
 ) -> float | None:
-    "The p-value of one image; None where no held-out scores are known."
+    "The p-value of one image, None where no held-out scores are known."
     return float(p_values(score, nominal)) if np.size(nominal) else None
 
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-080
@@ -127,6 +127,15 @@ def promise(
     bound = rate_bound(above + 1, n, confidence) if above < n else 1.0
     return dict(n=n, above=above, rate=(above + 1) / (n + 1), bound=bound, confidence=confidence)
 
+# %% ../nbs/07b_decisions.ipynb #22bdff88
+def _of_folds(said: Mapping[str, Any]) -> str:
+    return (
+        f"each given by one of {said['folds']} detectors that had not seen the part, so about "
+        f"{100 * said['rate']:.3g} % of good parts like these are rejected; proven is at most "
+        f"{100 * said['bound']:.3g} % on average, and of the {said['folds']} together: "
+        "this one, which learned from all parts, keeps it as far as it scores like them"
+    )
+
 # %% ../nbs/07b_decisions.ipynb #07b-decisions-08
 def promised(
     said: Mapping[str, Any],  # Of `promise` or `cross_promise`, in a detector's history with `apart`
@@ -143,21 +152,12 @@ def promised(
     rough = "; these images gave the statistics of the maps too, so both hold roughly only"
     return f"{counted}, {rates}{'' if said.get('apart', True) else rough}"
 
-
-def _of_folds(said: Mapping[str, Any]) -> str:
-    return (
-        f"each given by one of {said['folds']} detectors that had not seen the part, so about "
-        f"{100 * said['rate']:.3g} % of good parts like these are rejected; proven is at most "
-        f"{100 * said['bound']:.3g} % on average, and of the {said['folds']} together: this one, which learned "
-        "from all parts, keeps it as far as it scores like them"
-    )
-
 # %% ../nbs/07b_decisions.ipynb #d4933af2
 def standing_apart(
     scores: ArrayLike,  # Of parts held to be good, shape (n,)
     level: float = 0.05,  # Of naming any part of a good set with an exponential tail
 ) -> int:  # How many of the largest
-    "How many of the largest scores lie too far above the rest to be its tail; 0 for fewer than 10 scores."
+    "How many of the largest scores lie too far above the rest to be its tail, 0 for fewer than 10 scores."
     values = held_out(scores)[::-1]
     tail, most = values.size // 2, min(10, values.size // 10)
     spacings = np.arange(1, tail + 1) * (values[:tail] - values[1 : tail + 1])
@@ -180,7 +180,7 @@ def check_bad(count: int) -> None:
             f"{count} bad parts say too little about a threshold: at least {FEWEST_BAD} are wanted"
         )
 
-
+# %% ../nbs/07b_decisions.ipynb #2a71ab23
 def _candidates(
     nominal: NDArray[np.float64],  # Sorted held-out scores
     bad: NDArray[np.float64],
@@ -224,7 +224,7 @@ def _counted(count: int, total: int) -> str:
 def operating_table(
     points: Sequence[Mapping[str, Any]],  # Of `operating_points`
 ) -> tuple[list[str], list[list[str]]]:  # Titles and rows
-    "A row for each threshold, with 95 % intervals; the present one is marked with a star."
+    "A row for each threshold, with 95 % intervals, the present one is marked with a star."
     head = ["threshold", "held-out above", "false alarms promised", "bound at 95 %"]
     head += ["false alarms seen"] * bool(points[0]["good"]) + ["defects found"] * bool(points[0]["bad"])
 
@@ -268,7 +268,7 @@ def cross_bound(
         return min(1.0, doubled)
     return min(1.0, doubled, 2 * rate + (1 - folds / n) / (folds + 1))  # Barber and others 2021
 
-
+# %% ../nbs/07b_decisions.ipynb #40f461b0
 def cross_promise(
     scores: ArrayLike,  # Of all folds' parts, each by the detector that has not seen it, (n,)
     threshold: float,  # Whatever chose it

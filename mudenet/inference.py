@@ -54,13 +54,12 @@ class Statistics(NamedTuple):
     mean: Tensor
     std: Tensor
     median: Tensor
-    # median absolute deviation from the median, times 1.4826: the deviation of a normal distribution
-    mad: Tensor
+    mad: Tensor  # absolute deviation from the median, its median times 1.4826: a normal one's deviation
 
 # %% ../nbs/07_inference.ipynb #07-inference-09
 def measure_statistics(
     raw: Sequence[Tensor],  # Raw scores of nominal images, (B, 2, L, h, w) each
-    per: str = "level",  # "level": one set for each branch and level; "branch": one for all levels (A-038)
+    per: str = "level",  # "level", or "branch": one set for all levels (A-038)
 ) -> Statistics:
     "Statistics of every branch and level over all images and pixels, in float64."
     x = torch.cat([r.detach().float().cpu() for r in raw]).permute(1, 2, 0, 3, 4).flatten(2)  # (2, L, pixels)
@@ -69,14 +68,8 @@ def measure_statistics(
         x = x.reshape(2, 1, -1)
     wide, median = x.double(), x.median(-1).values
     mad = (x - median[..., None]).abs().median(-1).values
-    found = (
-        x.amin(-1),
-        x.amax(-1),
-        wide.mean(-1).float(),
-        wide.std(-1, correction=0).float(),
-        median,
-        1.4826 * mad,
-    )
+    mean, std = wide.mean(-1).float(), wide.std(-1, correction=0).float()
+    found = x.amin(-1), x.amax(-1), mean, std, median, 1.4826 * mad
     return Statistics(*(v.expand(2, levels).contiguous() for v in found))
 
 # %% ../nbs/07_inference.ipynb #07-inference-11
@@ -98,11 +91,9 @@ def normalise(
 # %% ../nbs/07_inference.ipynb #07-inference-140
 def gaussian_blur(
     maps: Tensor,  # (B, H, W)
-    sigma: float,  # Standard deviation in pixels; 0 changes nothing
+    sigma: float,  # Standard deviation in pixels, 0 changes nothing
 ) -> Tensor:  # The same shape
-    """Gaussian smoothing, cut at 4σ, mirrored at the border; the same as
-    `scipy.ndimage.gaussian_filter(mode='reflect')`.
-    """
+    "Gaussian smoothing, cut at 4σ, mirrored at the border as `scipy.ndimage.gaussian_filter` does."
     if sigma == 0:
         return maps
     radius = int(4 * sigma + 0.5)
@@ -136,7 +127,9 @@ def clamp_parts(
     how: str,  # "none", "zero_one", "zero" (A-019)
 ) -> Tensor:
     "Limit normalised scores before they are added."
-    return parts if how == "none" else parts.clamp(0, 1) if how == "zero_one" else parts.clamp_min(0)
+    if how == "none":
+        return parts
+    return parts.clamp(0, 1) if how == "zero_one" else parts.clamp_min(0)
 
 
 def image_scores(
@@ -178,22 +171,20 @@ def _spread(
     maps: Tensor,  # (N, L, C, h, w)
 ) -> Tensor:  # (L,), at least 0
     "Var X: the mean over images and places of the squared distance to the mean of the place, unbiased."
-    n = len(maps)
-    return (
-        maps.var(0, correction=1).sum(1).mean((1, 2)) if n > 1 else torch.full(maps.shape[1:2], float("nan"))
-    )
+    if len(maps) < 2:
+        return torch.full(maps.shape[1:2], float("nan"))
+    return maps.var(0, correction=1).sum(1).mean((1, 2))
 
 # %% ../nbs/07_inference.ipynb #52a8f081
 def learned_shares(
-    # Of T, S1, A and S2, for nominal images that none has learned from: L maps (N, C, h, w) each
-    maps: Embeddings,
-) -> Tensor:  # λ of S1, A and S2, (3, L), at most 1; NaN where there is one image or nothing varies
+    maps: Embeddings,  # For nominal images that none has learned from: L maps (N, C, h, w) each
+) -> Tensor:  # λ of S1, A and S2, (3, L), at most 1, NaN where there is one image or nothing varies
     "How much of what its target does beyond the mean of the place each network gives."
     t, s1, a, s2 = (torch.stack([m.float() for m in of], 1) for of in maps)
-    away = [(x - y).square().sum(2).mean((0, 2, 3)) for x, y in ((t, s1), (t, a), (a, s2))]
-    return torch.stack([1 - d / v for d, v in zip(away, (_spread(t), _spread(t), _spread(a)))])
+    pairs = (t, s1), (t, a), (a, s2)  # a target, and who imitates it
+    return torch.stack([1 - (x - y).square().sum(2).mean((0, 2, 3)) / _spread(x) for x, y in pairs])
 
-
+# %% ../nbs/07_inference.ipynb #b5c60f16
 def part_weights(
     shares: Tensor,  # Of `learned_shares`, (3, L)
 ) -> Tensor:  # (2, L), from 0 to 1
@@ -205,10 +196,9 @@ def part_weights(
 class Output(NamedTuple):
     "What a detector says about a batch."
 
-    map: Tensor  # S, (B, S, S); larger is more anomalous
+    map: Tensor  # S, (B, S, S), the larger the more anomalous
     score: Tensor  # (B,)
-    # Normalised and weighted scores, (B, 2, L, S/2, S/2): branch (structural, logical) and level
-    parts: Tensor
+    parts: Tensor  # Normalised and weighted, (B, 2, L, S/2, S/2): structural and logical, level
 
 # %% ../nbs/07_inference.ipynb #07-inference-20
 class Detector(nn.Module):
@@ -221,15 +211,13 @@ class Detector(nn.Module):
         self,
         model: MuDeNet,  # T, S1, A, S2
         config: Config,  # What they were made with
-        about: dict[str, Any] | None = None,  # Provenance: category, fingerprint, teacher …; JSON values
+        about: dict[str, Any] | None = None,  # Provenance: category, fingerprint, teacher …
     ):
         super().__init__()
         self.model, self.config, self.about = model.eval(), config, about or {}
-        self.shares: list[list[float]] = []  # of `learned_shares`; not known in older files
-        # scores of the images that gave the threshold, ascending; none known in older files
-        self.held_out: list[float] = []
-        # how each threshold came about, see `settle`; the last one holds
-        self.calibrations: list[dict[str, Any]] = []
+        self.shares: list[list[float]] = []  # of `learned_shares`, not known in older files
+        self.held_out: list[float] = []  # scores behind the threshold, ascending, none in older files
+        self.calibrations: list[dict[str, Any]] = []  # how each came about, see `settle`: the last holds
         self._folded: list[nn.Module] = []  # in a list, so that it is no part of the state
         for name in Statistics._fields:
             self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
@@ -242,12 +230,12 @@ class Detector(nn.Module):
 
     @property
     def calibration(self) -> dict[str, Any]:
-        "How the threshold that holds came about; empty in a file of before there was a history."
+        "How the threshold that holds came about, empty in a file of before there was a history."
         return self.calibrations[-1] if self.calibrations else {}
 
     @property
     def pixel_threshold(self) -> float | None:
-        "Above it pixels are marked (A-051); none in a file of before there were regions."
+        "Above it pixels are marked (A-051), none in a file of before there were regions."
         return self.calibration.get("pixel_threshold")
 
     @property
@@ -263,9 +251,7 @@ class Detector(nn.Module):
         return self.finish(self.raw(images))
 
     def raw(self, images: Tensor) -> Tensor:
-        """Equations 9 and 10 of normalised images (B, 3, S, S), computed as `config.compute` says: (B, 2, L,
-        S/2, S/2).
-        """
+        "Equations 9 and 10 of normalised images (B, 3, S, S): (B, 2, L, S/2, S/2)."
         return raw_scores(self.embeddings(images))
 
     def embeddings(self, images: Tensor) -> Embeddings:
@@ -298,9 +284,7 @@ class Detector(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def parts(self, raw: Tensor, config: InferenceConfig | None = None) -> Tensor:
-        """Raw scores as equation 11 adds them, under the detector's own settings or others: normalised,
-        limited, weighted.
-        """
+        "Raw scores as equation 11 adds them: normalised, limited, weighted, as configured or otherwise."
         c = config or self.config.inference
         parts = clamp_parts(normalise(raw, self.statistics, c.normalization), c.clamp)
         if c.part_weights == "equal" or not self.shares:
@@ -326,12 +310,12 @@ class Detector(nn.Module):
         return super().train(False)
 
     def save(self, path: str | Path) -> Path:
-        "Write it as one safetensors file; see `save_detector`."
+        "Write it as one safetensors file, see `save_detector`."
         return save_detector(path, self)
 
     @staticmethod
     def load(path: str | Path, device: str = "auto", inference: dict[str, Any] | None = None) -> Detector:
-        "Read a file of `save`, or a run's folder; see `load_detector`."
+        "Read a file of `save`, or a run's folder, see `load_detector`."
         return load_detector(path, device, inference)
 
     def recalibrate(
@@ -341,15 +325,15 @@ class Detector(nn.Module):
         threshold: float | None = None,
         apart: bool = True,
     ) -> dict[str, float]:
-        "A new threshold from new good parts, without training; see `recalibrate`."
+        "A new threshold from new good parts, without training, see `recalibrate`."
         return recalibrate(self, inputs, false_alarms, threshold, apart)
 
     def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
-        "Predictions one after the other, nothing is kept; see `stream`."
+        "Predictions one after the other, nothing is kept, see `stream`."
         return stream(self, inputs, without)
 
     def predict(self, inputs: Inputs, without: str | Path | None = None) -> list[Prediction]:
-        "Predictions of a folder, a file, an image, an array, or a list of them; see `predict`."
+        "Predictions of a folder, a file, an image, an array, or a list of them, see `predict`."
         return predict(self, inputs, without)
 
     def marking(self) -> float:
@@ -362,7 +346,7 @@ class Detector(nn.Module):
         )
 
     def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
-        """What is marked in a predicted image, and the mask; see `find_regions`.
+        """What is marked in a predicted image, and the mask, see `find_regions`.
 
         Raises `DataError` without a pixel threshold.
         """
@@ -372,19 +356,19 @@ class Detector(nn.Module):
     def from_pretrained(
         name: str | Path, device: str = "auto", revision: str | None = None, **hub: Any
     ) -> Detector:
-        "A detector from a folder or from the Hugging Face Hub; see `hub.from_pretrained`."
+        "A detector from a folder or from the Hugging Face Hub, see `hub.from_pretrained`."
         from mudenet.hub import from_pretrained
 
         return from_pretrained(name, device, revision, **hub)
 
     def save_pretrained(self, folder: str | Path, **card: Any) -> Path:
-        "Write detector and card as a repository of the hub holds them; see `hub.save_pretrained`."
+        "Write detector and card as a repository of the hub holds them, see `hub.save_pretrained`."
         from mudenet.hub import save_pretrained
 
         return save_pretrained(self, folder, **card)
 
     def push_to_hub(self, repo: str, **how: Any) -> str:
-        "Put detector and card on the hub; see `hub.push_to_hub`."
+        "Put detector and card on the hub, see `hub.push_to_hub`."
         from mudenet.hub import push_to_hub
 
         return push_to_hub(self, repo, **how)
@@ -409,9 +393,7 @@ def label_threshold(
 def apart(
     detector: Detector,  # Calibrated
 ) -> bool:
-    """Whether other images gave the statistics than the held-out ones: what the latter promise holds only
-    then.
-    """
+    "Whether other images gave the statistics than the held-out ones, whose promise holds only then."
     return bool(detector.calibration.get("apart", detector.config.inference.statistics_apart))
 
 # %% ../nbs/07_inference.ipynb #07-inference-211
@@ -420,9 +402,9 @@ def settle(
     scores: Tensor,  # (N,), of held-out nominal images
     threshold: float,  # E.g. of `label_threshold`
     how: str,  # What chose it: "quantile", "rate", "given", "labelled"
-    pixels: float | None = None,  # Pixel threshold (A-051); default: the same number
+    pixels: float | None = None,  # Pixel threshold (A-051), default: the same number
     folds: int = 0,  # Where detectors of so many folds gave the scores, see `cross_promise`
-    **more: Any,  # What else the history keeps: asked (a rate), apart, source, date; JSON values
+    **more: Any,  # What else the history keeps: asked (a rate), apart, source, date
 ) -> None:
     """A threshold with what held-out scores promise of it.
 
@@ -446,7 +428,7 @@ FEW = 32  # images, evenly chosen, that the learned shares are measured on
 def shares_on(
     detector: Detector,  # Its networks
     images: Tensor,  # uint8, (N, 3, S, S): nominal, not trained on
-) -> Tensor:  # (3, L), see `learned_shares`; (0,) where there are fewer than two images
+) -> Tensor:  # (3, L), see `learned_shares`, or (0,) where there are fewer than two images
     "The learned shares of S1, A and S2 (A-050)."
     if len(images) < 2:
         return torch.zeros(0)
@@ -461,6 +443,18 @@ def shares_on(
 
     return learned_shares(Embeddings(*(whole(name) for name in Embeddings._fields))).nan_to_num(0.0)
 
+# %% ../nbs/07_inference.ipynb #d847a9f4
+def _measured(detector: Detector, images: Tensor) -> list[Tensor]:
+    "Raw scores of uint8 images, a batch at a time."
+    found = progress(images.split(detector.config.inference.batch_size), "statistics", unit="batch")
+    return [detector.raw(normalize(b.to(detector.device))).cpu() for b in found]
+
+
+def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:
+    "Scores, and what survives of the maps."
+    out, area = detector.finish(raw.to(detector.device)), detector.config.inference.min_area
+    return out.score.cpu(), torch.tensor([survival(m, area) for m in out.map.float().cpu().numpy()])
+
 # %% ../nbs/07_inference.ipynb #07-inference-21
 @torch.inference_mode()
 def calibrate(
@@ -468,9 +462,7 @@ def calibrate(
     images: Tensor,  # uint8, (N, 3, S, S): nominal, not trained on
     trained: Tensor | None = None,  # uint8: the training images, where `needs_trained` (A-034, A-053)
 ) -> Tensor:  # The scores of `images`, (N,)
-    """Statistics (equation 11) and both thresholds (A-029, A-051) from nominal images; the thresholds always
-    from `images`.
-    """
+    "Statistics (equation 11), and from `images` both thresholds (A-029, A-051)."
     c = detector.config.inference
     if len(images) == 0:
         raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
@@ -478,14 +470,8 @@ def calibrate(
         why = "standardise_places=True" if c.standardise_places else "statistics_images='train'"
         raise DataError(f"inference.{why}: calibration needs the training images too.")
 
-    def measured(x: Tensor) -> list[Tensor]:
-        return [
-            detector.raw(normalize(b.to(detector.device))).cpu()
-            for b in progress(x.split(c.batch_size), "statistics", unit="batch")
-        ]
-
-    raw = measured(images)
-    nominal = measured(trained) if trained is not None and c.statistics_images == "train" else raw
+    raw = _measured(detector, images)
+    nominal = _measured(detector, trained) if trained is not None and c.statistics_images == "train" else raw
     found = measure_statistics(nominal, c.statistics_per)
     for name, value in found._asdict().items():
         getattr(detector, name).copy_(value)
@@ -496,11 +482,7 @@ def calibrate(
         with torch.inference_mode(False):  # it must serve outside of inference mode too
             detector.places = place_statistics(torch.cat(maps).float().clone())
 
-    def judged(r: Tensor) -> tuple[Tensor, Tensor]:
-        out = detector.finish(r.to(detector.device))
-        return out.score.cpu(), torch.tensor([survival(m, c.min_area) for m in out.map.float().cpu().numpy()])
-
-    scores, survived = (torch.cat(v) for v in zip(*map(judged, raw)))
+    scores, survived = (torch.cat(v) for v in zip(*(_judged(detector, r) for r in raw)))
     detector.calibrations = []
     how = "quantile" if c.false_alarms is None else "rate"
     threshold, pixels = label_threshold(scores, c), label_threshold(survived, c)
@@ -534,7 +516,7 @@ def detector_file(
 def load_detector(
     path: str | Path,  # A file of `save_detector`, or a run's folder that holds detector.safetensors
     device: str = "auto",  # "auto", "cpu", "cuda", …
-    inference: dict[str, Any] | None = None,  # Fields of `inference` to change; then calibrate again
+    inference: dict[str, Any] | None = None,  # Fields of `inference` to change, before a new calibration
 ) -> Detector:
     "Read a detector. Raises `CheckpointError` where the file is none."
     path = Path(path)
@@ -548,47 +530,50 @@ def load_detector(
     detector._network()  # folded here, not by the first of several threads that predict
     return detector
 
+# %% ../nbs/07_inference.ipynb #cbfe08b5
+def _answers(
+    detector: Detector,
+    batch: Sequence[tuple[str, np.ndarray]],  # Names and pixels
+) -> Iterator[Prediction]:
+    "The predictions of one batch, each map at the size of its image."
+    c, limit = detector.config.data, float(detector.threshold)
+    square = [resize_image(pixels, c.image_size, c.interpolation) for _, pixels in batch]
+    x = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2)
+    out = Output(*(v.float().cpu() for v in detector(normalize(x.to(detector.device)))))
+    for (name, pixels), m, s, p in zip(batch, *out):
+        full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
+        yield Prediction(
+            name=name,
+            score=float(s),
+            label=float(s) > limit,
+            threshold=limit,
+            map=full.numpy(),
+            parts=p.numpy(),
+            grid=m.numpy(),
+            p_value=p_value(float(s), detector.held_out),
+        )
+
 # %% ../nbs/07_inference.ipynb #07-inference-260
 @torch.inference_mode()
 def stream(
     detector: Detector,  # Calibrated
-    inputs: Inputs,  # Folder, file, image, array, or a list of them; each is read when its turn comes
-    # A folder to leave out where `inputs` is one, e.g. the one that results go to
-    without: str | Path | None = None,
+    inputs: Inputs,  # Folder, file, image, array, or a list, each read when its turn comes
+    without: str | Path | None = None,  # A folder to leave out where `inputs` is one, e.g. for results
 ) -> Iterator[Prediction]:
-    """Predictions one after the other; nothing is kept.
+    """Predictions one after the other, nothing is kept.
 
     Raises `DataError` naming an input that cannot be used.
     """
     if bool(detector.threshold.isnan()):
         raise DataError("this detector has no statistics yet; call `calibrate` first.")
-    c, limit = detector.config.data, float(detector.threshold)
     batch: list[tuple[str, np.ndarray]] = []
-
-    def flush() -> Iterator[Prediction]:
-        square = [resize_image(pixels, c.image_size, c.interpolation) for _, pixels in batch]
-        x = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2)
-        out = Output(*(v.float().cpu() for v in detector(normalize(x.to(detector.device)))))
-        for (name, pixels), m, s, p in zip(batch, *out):
-            full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
-            yield Prediction(
-                name=name,
-                score=float(s),
-                label=float(s) > limit,
-                threshold=limit,
-                map=full.numpy(),
-                parts=p.numpy(),
-                grid=m.numpy(),
-                p_value=p_value(float(s), detector.held_out),
-            )
-
     for one in named_images(inputs, without, white=detector.white):
         batch.append(one)
         if len(batch) == detector.config.inference.batch_size:
-            yield from flush()
+            yield from _answers(detector, batch)
             batch = []
     if batch:
-        yield from flush()
+        yield from _answers(detector, batch)
 
 # %% ../nbs/07_inference.ipynb #07-inference-26
 def predict(
@@ -603,12 +588,8 @@ def predict(
 def _scored(
     detector: Detector,  # Calibrated
     inputs: Inputs,
-    # Digest of pixels → name; in that order scores and what maps survive, (N,) each
-) -> tuple[dict[str, str], Tensor, Tensor]:
-    """What calibration needs of images.
-
-    Raises `DataError`, also for copies: they are not independent and promise nothing.
-    """
+) -> tuple[dict[str, str], Tensor, Tensor]:  # Digest → name, in that order scores and what survives
+    "What calibration needs of images. Raises `DataError`, also for copies, which promise nothing."
     seen = dict[str, str]()
 
     def noted() -> Iterator[np.ndarray]:
@@ -619,10 +600,8 @@ def _scored(
             seen[content] = name
             yield pixels
 
-    said, area = (
-        progress(stream(detector, noted()), "calibrating", unit="image"),
-        detector.config.inference.min_area,
-    )
+    area = detector.config.inference.min_area
+    said = progress(stream(detector, noted()), "calibrating", unit="image")
     found = [(p.score, survival(np.asarray(p.grid), area)) for p in said]
     if not found:
         raise DataError("calibration needs good parts, there is no image.")
@@ -631,23 +610,17 @@ def _scored(
 
 # %% ../nbs/07_inference.ipynb #1fa45268
 def recalibrate(
-    detector: Detector,  # Gets threshold and held-out scores; its networks and statistics stay
+    detector: Detector,  # Gets threshold and held-out scores, its networks and statistics stay
     inputs: Inputs,  # Good parts that it was not trained on
-    # A rate to promise; default: that of the last calibration, else the configured rule
-    false_alarms: float | None = None,
+    false_alarms: float | None = None,  # Default: the last calibration's, else as configured
     threshold: float | None = None,  # Or a number that is insisted on
     apart: bool = True,  # False: these parts gave the statistics too
 ) -> dict[str, float]:  # Names and scores of parts that stand apart from the rest, the highest first
     """A new threshold from new good parts, without training.
 
-    Raises `DataError` or `ConfigError`; the detector then stays as it was.
+    Raises `DataError` or `ConfigError`, and the detector then stays as it was.
     """
-    if false_alarms is not None:
-        check_rate(false_alarms)
-    if threshold is not None and (false_alarms is not None or not math.isfinite(threshold)):
-        raise ConfigError(
-            f"a threshold ({threshold}) is a number in place of a false-alarm rate: give one of the two."
-        )
+    _check_asked(false_alarms, threshold)
     c, last = detector.config.inference, detector.calibration
     rate = None if threshold is not None else false_alarms or last.get("asked") or c.false_alarms
     if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
@@ -662,20 +635,19 @@ def recalibrate(
     if threshold is None:
         threshold = limit(scores)
     source = hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
-    # a file of before there was a history
-    if not last:
+    if not last:  # a file of before there was a history
         detector.calibrations = [dict(threshold=float(detector.threshold))]
-    settle(
-        detector,
-        scores,
-        threshold,
-        how,
-        pixels,
-        asked=rate,
-        apart=apart,
-        source=source,
-        date=date.today().isoformat(),
-    )
+    today = date.today().isoformat()
+    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart, source=source, date=today)
     first = scores.argsort(descending=True)[: standing_apart(scores.numpy())].tolist()
     names = list(seen.values())
     return {names[i]: float(scores[i]) for i in first}
+
+
+def _check_asked(false_alarms: float | None, threshold: float | None) -> None:
+    if false_alarms is not None:
+        check_rate(false_alarms)
+    if threshold is not None and (false_alarms is not None or not math.isfinite(threshold)):
+        raise ConfigError(
+            f"a threshold ({threshold}) is a number in place of a false-alarm rate: give one of the two."
+        )

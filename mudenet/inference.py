@@ -450,6 +450,16 @@ def _measured(detector: Detector, images: Tensor) -> list[Tensor]:
     return [detector.raw(normalize(b.to(detector.device))).cpu() for b in found]
 
 
+def _measured_places(detector: Detector, trained: Tensor) -> Tensor | None:
+    "What brings places to one scale (A-053), from some training images; None where it is not in use."
+    if not detector.config.inference.standardise_places:
+        return None
+    raw = _measured(detector, evenly_chosen(trained))
+    maps = torch.cat([detector.finish(r.to(detector.device)).map for r in raw])
+    with torch.inference_mode(False):  # it must serve outside of inference mode too
+        return place_statistics(maps.float().clone())
+
+
 def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:
     "Scores, and what survives of the maps."
     out, area = detector.finish(raw.to(detector.device)), detector.config.inference.min_area
@@ -476,11 +486,7 @@ def calibrate(
     for name, value in found._asdict().items():
         getattr(detector, name).copy_(value)
     detector.shares = shares_on(detector, images).tolist()
-    detector.places = None
-    if trained is not None and c.standardise_places:
-        maps = [detector.finish(r.to(detector.device)).map for r in measured(evenly_chosen(trained))]
-        with torch.inference_mode(False):  # it must serve outside of inference mode too
-            detector.places = place_statistics(torch.cat(maps).float().clone())
+    detector.places = _measured_places(detector, trained) if trained is not None else None
 
     scores, survived = (torch.cat(v) for v in zip(*(_judged(detector, r) for r in raw)))
     detector.calibrations = []

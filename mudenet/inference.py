@@ -181,8 +181,13 @@ def learned_shares(
 ) -> Tensor:  # λ of S1, A and S2, (3, L), at most 1, NaN where there is one image or nothing varies
     "How much of what its target does beyond the mean of the place each network gives."
     t, s1, a, s2 = (torch.stack([m.float() for m in of], 1) for of in maps)
-    pairs = (t, s1), (t, a), (a, s2)  # a target, and who imitates it
-    return torch.stack([1 - (x - y).square().sum(2).mean((0, 2, 3)) / _spread(x) for x, y in pairs])
+    least = 1e-6 * _spread(t)  # rounding alone makes this much of an A that says one thing only
+
+    def share(target: Tensor, imitation: Tensor) -> Tensor:
+        away, spread = (target - imitation).square().sum(2).mean((0, 2, 3)), _spread(target)
+        return (1 - away / spread).where(spread > least, torch.tensor(float("nan")))
+
+    return torch.stack([share(t, s1), share(t, a), share(a, s2)])
 
 # %% ../nbs/07_inference.ipynb #b5c60f16
 def part_weights(

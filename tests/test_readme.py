@@ -83,6 +83,8 @@ def test_inline_commands(my_parts):
         "mudenet threshold RUN --bad FOLDER",
         "mudenet data check PATH",
         "mudenet zoo list",
+        "mudenet sweep train.lr=0.001,0.002 data.image_size=128,256 --root PATH",
+        "mudenet calibrate RUN --folds 4",
     }
     assert shell("mudenet teachers", my_parts).startswith("general")
     assert "layout folder" in shell("mudenet data check my_parts", my_parts) and "Apache-2.0" in shell(

@@ -178,7 +178,7 @@ class Detector:
     @property
     def white(self) -> int | None:
         "White in images of more than 8 bits; None: 65535."
-        return self.meta["config"]["data"].get("white")
+        return self.meta["config"].get("data", {}).get("white")
 
     @property
     def pixel_threshold(self) -> float | None:

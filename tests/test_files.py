@@ -440,21 +440,21 @@ sys.exit(main())
 
 
 WIDE = dict(
-    twelve_bits=("png", np.uint16, 16, "values up to 4080, which becomes 16 of 255"),
-    eight_in_32=("tif", np.int32, 1, "values up to 255, which becomes 1 of 255"),
+    twelve_bits=("png", np.uint16, 16, "hold no value above 4095"),
+    eight_in_32=("tif", np.int32, 1, "hold no value above 255"),
     whole=("png", np.uint16, 257, ""),
 )
 
 
 @pytest.mark.parametrize("kind", WIDE)
-def test_images_that_use_little_of_their_range_are_noted(tmp_path, capsys, kind):
+def test_white_of_images_that_use_little_of_their_range_is_noted(tmp_path, capsys, kind):
     suffix, dtype, factor, text = WIDE[kind]
     root = part_of(tmp_path / "part", good=0)
     for k in range(4):
         (root / "train/good").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(k)[..., 0].astype(dtype) * factor).save(root / f"train/good/{k}.{suffix}")
     said = checked(root, capsys)
-    noted = "of 16 bits or more use a small part of their range" in said
+    noted = "that is taken for white" in said
     assert noted == bool(text)
     assert text in said
 

@@ -80,8 +80,9 @@ def test_the_container_listens_without_rights():
 @pytest.mark.slow
 def test_the_steps_in_a_clean_environment(tmp_path):
     pytest.importorskip("onnx")
-    from mudenet.config import load_config, override
-    from mudenet.evaluation import ensure_detector, open_job
+    from tiny import tiny_job
+
+    from mudenet.evaluation import ensure_detector
     from mudenet.export import export_detector
 
     source, home = tmp_path / "src", tmp_path / "opt"
@@ -105,22 +106,7 @@ def test_the_steps_in_a_clean_environment(tmp_path):
         [python, "-c", "import mudenet.serve, torch"], env=clean, capture_output=True, text=True
     )
     assert "No module named 'torch'" in heavy.stderr
-    line = write_product_line(
-        tmp_path / "line", size=64, train=8, validation=4, good=1, structural=1, logical=1
-    )
-    job = open_job(
-        override(
-            load_config("demo"),
-            {
-                "dataset": "synthetic",
-                "root": str(line),
-                "out": str(tmp_path / "runs"),
-                "train.steps": 0,
-                "data.image_size": 64,
-                "device": "cpu",
-            },
-        )
-    )
+    job = tiny_job(tmp_path, 1)
     detector = ensure_detector(job)
     export_detector(detector, tmp_path / "detectors" / "detector.onnx")
     found = dict(instructions()[::-1])

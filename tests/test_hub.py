@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_job
 
-from mudenet.config import load_config, override
 from mudenet.core import CheckpointError, WeightsError, digest
-from mudenet.evaluation import ensure_detector, evaluate, open_job
+from mudenet.evaluation import ensure_detector, evaluate
 from mudenet.hub import save_pretrained
 from mudenet.inference import Detector
-from mudenet.synthetic import write_product_line
 
 if importlib.util.find_spec("huggingface_hub") is None:
     pytest.skip("huggingface_hub is not installed: pip install 'mudenet[hub]'", allow_module_level=True)
@@ -110,23 +109,7 @@ def hub():
 def made(tmp_path_factory):
     """A tiny detector and its record."""
     folder = tmp_path_factory.mktemp("made")
-    line = write_product_line(
-        folder / "line", size=64, train=8, validation=4, good=3, structural=3, logical=3
-    )
-    job = open_job(
-        override(
-            load_config("demo"),
-            {
-                "dataset": "synthetic",
-                "root": str(line),
-                "out": str(folder / "runs"),
-                "train.steps": 0,
-                "data.image_size": 64,
-                "device": "cpu",
-                "evaluation.pictures": 0,
-            },
-        )
-    )
+    job = tiny_job(folder, 3, **{"evaluation.pictures": 0})
     detector = ensure_detector(job)
     return detector, evaluate(detector, job)
 

@@ -95,64 +95,36 @@ def test_the_wheel_carries_the_register(dist):
     assert carried == {f.name: f.read_bytes() for f in ROOT.glob("assumptions/A-*.md")}
 
 
+MAIN = "from mudenet.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def of_the_wheel(folder, *arguments, before=""):
+    """The command line with the package from `folder`/site alone."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; {before}{MAIN}", *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(folder / "site")},
+    )
+
+
 def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
     (wheel,) = dist.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = (
-        "import sys, mudenet; print(mudenet.__file__); from mudenet.cli import main; from "
-        "mudenet.synthetic import write_product_line as w; w('line', size=64, train=8, validation=2, "
-        "good=2, structural=2, logical=2); sys.exit(main(sys.argv[1:]))"
+    draw = (
+        "import mudenet; print(mudenet.__file__); from mudenet.synthetic import write_product_line as w; "
+        "w('line', size=64, train=8, validation=2, good=2, structural=2, logical=2); "
     )
-    r = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            "demo",
-            "--root",
-            "line",
-            "--out",
-            "out",
-            "--assume",
-            "A-007=after",
-            "--train.steps=4",
-        ],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-    )
+    options = ["--root", "line", "--out", "out", "--assume", "A-007=after", "--train.steps=4"]
+    r = of_the_wheel(tmp_path, "demo", *options, before=draw)
     assert r.returncode == 0, r.stdout + r.stderr
     assert r.stdout.splitlines()[0].startswith(str(tmp_path / "site"))
     assert len(list((tmp_path / "out").rglob("record.json"))) == 1
     (config,) = (tmp_path / "out").rglob("config.yaml")
     assert "encoder_padding: after" in config.read_text()
-    verified = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
-            "teachers",
-            "verify",
-        ],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-    )
+    verified = of_the_wheel(tmp_path, "teachers", "verify")
     assert verified.returncode == 0, verified.stderr
     assert [x.split(":")[0] for x in verified.stdout.splitlines()] == ["general", "small"]
-    shown = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from mudenet.cli import main; sys.exit(main(sys.argv[1:]))",
-            "assumptions",
-            "check",
-        ],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-    )
+    shown = of_the_wheel(tmp_path, "assumptions", "check")
     assert shown.returncode == 2 and "run it in a checkout" in shown.stderr

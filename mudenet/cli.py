@@ -256,7 +256,7 @@ def _fitted(job: Job, minutes: float) -> Job:
 # %% ../nbs/11_cli.ipynb #11-cli-08
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
-    from mudenet.data import find_passed_by, find_white, threshold_worth
+    from mudenet.data import find_passed_by, threshold_worth
     from mudenet.evaluation import ensure_detector, open_job
     from mudenet.health import Health, advice
 
@@ -264,9 +264,10 @@ def run_train(args: Namespace) -> None:
     if args.get("minutes") is not None:
         job = _fitted(job, args.minutes)
     print(_job_note(job), flush=True)
+    white = job.config.data.white
     notes = [
         *find_passed_by(job.category, "train", "validation"),
-        find_white(job.category) if job.config.data.white else "",
+        f"in images of more than 8 bits {white} is white (--data.white)" if white else "",
         threshold_worth(job.category),
     ]
     for note in filter(None, notes):
@@ -344,14 +345,13 @@ def _run_config(run: Path) -> Config:
     return config_of(file, read_meta(file, "detector"))
 
 # %% ../nbs/11_cli.ipynb #11-cli-104
-def _evaluated(run: Path, given: dict[str, Any]) -> tuple[Job, list[str]]:
+def _evaluated(run: Path, config: Config, given: dict[str, Any]) -> tuple[Job, list[str]]:
     "What is to be evaluated, and which settings are not the run's own."
     from mudenet.data import list_categories
     from mudenet.evaluation import open_job
 
     if given.get("root") and "category" not in given and len(list_categories(given["root"])) == 1:
         given["category"] = None  # one category's folder, whatever it is called
-    config = _run_config(run)
     if config.root is None and not given.get("root"):  # nothing is drawn because a file says so
         raise ConfigError(f"which images? {run} does not say where they are: give --root FOLDER.")
     # it has done its work, and may be gone
@@ -380,8 +380,9 @@ def run_evaluate(args: Namespace) -> None:
 
     run, given = _find_run(args.run), _given(args, "run", "out", only=("inference", "evaluation"))
     detector = load_detector(run, args.get("device", "auto"), given.get("inference"))
-    (job, changed), folder = _evaluated(run, given), run if run.is_dir() else run.parent
-    if note := _teacher_note(_run_config(run), detector.about):
+    config, folder = _run_config(run), run if run.is_dir() else run.parent
+    job, changed = _evaluated(run, config, given)
+    if note := _teacher_note(config, detector.about):
         print(f"note: {note}", flush=True)
     other = job.data_fingerprint != detector.about.get("data")
     anew = any(d.startswith("inference.") for d in changed)
@@ -872,7 +873,7 @@ def _export_parser() -> Parser:
 def _category_at_hand(run: Path) -> Category | None:
     "The run's own images, as far as its folder can be read here."
     try:
-        return _evaluated(run, {})[0].category
+        return _evaluated(run, _run_config(run), {})[0].category
     except MudenetError as e:
         log.info("the run's images are not at hand: %s", str(e).splitlines()[0])
         return None

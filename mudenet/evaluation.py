@@ -22,7 +22,7 @@ from typing import Any
 __all__ = ['log', 'BENCHMARKS', 'SIGNS', 'METRICS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'white_of',
            'open_job', 'images_of', 'stage1_images', 'ensure_teacher', 'steps_within', 'calibrate_on',
            'ensure_detector', 'fold_jobs', 'cross_calibrate', 'score_images', 'measure', 'intervals', 'setting_key',
-           'setting_name', 'evaluate', 'run_category', 'metric_values', 'results_table']
+           'setting_name', 'image_row', 'evaluate', 'run_category', 'metric_values', 'results_table']
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-021
 import numpy as np
@@ -94,7 +94,7 @@ from mudenet.data import (
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-024
 from .corpus import Corpus
-from .decisions import p_value, rank_from_top, rate_threshold
+from .decisions import p_value, rank_from_top
 from mudenet.distillation import (
     Backbone,
     architecture_of_t,
@@ -109,7 +109,16 @@ from mudenet.distillation import (
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
 from .health import health
-from .inference import Detector, calibrate, label_threshold, load_detector, save_detector, settle
+from mudenet.inference import (
+    Detector,
+    asked_rate,
+    calibrate,
+    label_threshold,
+    load_detector,
+    save_detector,
+    settle,
+    threshold_at,
+)
 from .intervals import Interval, auroc_interval, bootstrap
 from .layouts import OTHERS
 from .loop import RUN_FILES, total_steps
@@ -606,20 +615,15 @@ def cross_calibrate(
     false_alarms: float | None = None,  # A rate; default: that of the last calibration, else the run's rule
 ) -> None:
     "Cross-conformal calibration (Vovk 2015). Raises `ConfigError` or `DataError` before anything is trained."
-    c, count = detector.config.inference, len(job.category.train)
-    rate = false_alarms or detector.calibration.get("asked") or c.false_alarms
-    if rate:
-        rank_from_top(rate, count)
+    if rate := asked_rate(detector, false_alarms):
+        rank_from_top(rate, len(job.category.train))
     if detector.about.get("data") != job.data_fingerprint:
         raise DataError(f"{job.category.root} does not hold the images that {job.folder} was trained on.")
     scores, survived = torch.cat([_scores_of_fold(*fold) for fold in fold_jobs(job, folds)], 1)
-
-    def limit(values: torch.Tensor) -> float:
-        return rate_threshold(values.numpy(), rate) if rate else label_threshold(values, c)
-
+    threshold, pixels = (threshold_at(values, rate, detector) for values in (scores, survived))
     how, source = "rate" if rate else "quantile", job.data_fingerprint
     more = dict(asked=rate, apart=True, source=source, date=date.today().isoformat())
-    settle(detector, scores, limit(scores), how, limit(survived), folds=folds, **more)
+    settle(detector, scores, threshold, how, pixels, folds=folds, **more)
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-16
 def _case(item: Item, map: torch.Tensor, score: torch.Tensor, parts: torch.Tensor, by: Detector) -> Case:
@@ -844,7 +848,11 @@ def _noted(note: str, detector: Detector, job: Job) -> str:
     return " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))
 
 
-def _image_row(c: Case, category: Category, threshold: float) -> dict[str, Any]:
+def image_row(
+    c: Case,  # A test image
+    category: Category,  # It lies in
+    threshold: float,  # The detector's
+) -> dict[str, Any]:
     "What a record keeps of one test image."
     return dict(
         image=c.item.image.relative_to(category.root).as_posix(),
@@ -879,7 +887,7 @@ def _record_of(
         detector=digest(detector.state_dict()),
         results=measure(cases, category, config),
         intervals=intervals(cases, category, config),
-        scores=[_image_row(c, category, threshold) for c in cases],
+        scores=[image_row(c, category, threshold) for c in cases],
     )
 
 # %% ../nbs/09_evaluation.ipynb #f161a0b4

@@ -40,7 +40,6 @@ from mudenet.inference import (
     label_threshold,
     load_detector,
     place_statistics,
-    standardised,
 )
 from .intervals import share
 from mudenet.report import (
@@ -185,15 +184,12 @@ def finish(
     places = detector.places if own else place_statistics(nominal_maps)
     on_record = bool(detector.held_out) and own
 
-    def judged(m: Tensor) -> Tensor:
-        return image_scores(standardised(m, places) if c.standardise_places and places is not None else m, c)
-
     if on_record:
         held_out, threshold = np.array(detector.held_out), float(detector.threshold)
     else:
-        nominal = judged(nominal_maps)
+        nominal = image_scores(nominal_maps, c, places)
         held_out, threshold = np.sort(nominal.double().numpy()), label_threshold(nominal, c)
-    scores = judged(maps).numpy()
+    scores = image_scores(maps, c, places).numpy()
     return Outcome(
         parts=parts, maps=maps, scores=scores, held_out=held_out, threshold=threshold, on_record=on_record
     )

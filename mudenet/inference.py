@@ -21,7 +21,7 @@ from torch import Tensor, nn
 __all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts',
            'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights', 'Output', 'Detector',
            'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'save_detector', 'detector_file',
-           'load_detector', 'stream', 'predict', 'recalibrate']
+           'load_detector', 'stream', 'predict', 'asked_rate', 'threshold_at', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -134,9 +134,12 @@ def clamp_parts(
 
 def image_scores(
     maps: Tensor,  # (B, H, W)
-    config: InferenceConfig,  # A-020
+    config: InferenceConfig,  # A-020, A-053
+    places: Tensor | None = None,  # Of `place_statistics`, where they have been measured
 ) -> Tensor:  # (B,)
     "One number an image: the maximum of its map, or the mean of its highest pixels."
+    if config.standardise_places and places is not None:
+        maps = standardised(maps, places)
     flat = maps.flatten(1)
     if config.image_score == "max":
         return flat.amax(1)
@@ -301,14 +304,7 @@ class Detector(nn.Module):
         c = self.config.inference
         parts = self.parts(raw)
         maps = fuse(parts, self.config.data.image_size, c.smoothing, c.upsampling)
-        return Output(maps, self.scores(maps), parts)
-
-    def scores(self, maps: Tensor) -> Tensor:  # S, (B, S, S) → (B,)
-        "What images with these maps score (A-020, A-053)."
-        c = self.config.inference
-        if c.standardise_places and self.places is not None:
-            maps = standardised(maps, self.places)
-        return image_scores(maps, c)
+        return Output(maps, image_scores(maps, c, self.places), parts)
 
     def train(self, mode: bool = True) -> Detector:
         "Always in evaluation mode: a detector has learned."
@@ -619,6 +615,26 @@ def _scored(
     scores, survived = torch.tensor(found).T
     return seen, scores, survived
 
+# %% ../nbs/07_inference.ipynb #c69d2a19
+def asked_rate(
+    detector: Detector,  # Calibrated
+    false_alarms: float | None = None,  # What is asked for now
+) -> float | None:  # None: the plain quantile
+    "The false-alarm rate of a new calibration: asked for now, by the last one, or by the configuration."
+    last = detector.calibration.get("asked")
+    return false_alarms or last or detector.config.inference.false_alarms
+
+
+def threshold_at(
+    scores: Tensor,  # (N,), of nominal images
+    rate: float | None,  # Of `asked_rate`
+    detector: Detector,  # Whose quantile holds where there is no rate
+) -> float:  # An image with a higher score is called anomalous
+    "The threshold of a new calibration. Raises `DataError` where there are too few images."
+    return (
+        rate_threshold(scores.numpy(), rate) if rate else label_threshold(scores, detector.config.inference)
+    )
+
 # %% ../nbs/07_inference.ipynb #1fa45268
 def recalibrate(
     detector: Detector,  # Gets threshold and held-out scores, its networks and statistics stay
@@ -632,21 +648,16 @@ def recalibrate(
     Raises `DataError` or `ConfigError`, and the detector then stays as it was.
     """
     _check_asked(false_alarms, threshold)
-    c, last = detector.config.inference, detector.calibration
-    rate = None if threshold is not None else false_alarms or last.get("asked") or c.false_alarms
+    rate = None if threshold is not None else asked_rate(detector, false_alarms)
     if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
         rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
     seen, scores, survived = _scored(detector, inputs)
     how = "given" if threshold is not None else "rate" if rate else "quantile"
-
-    def limit(values: Tensor) -> float:
-        return rate_threshold(values.numpy(), rate) if rate else label_threshold(values, c)
-
-    pixels = None if threshold is not None else limit(survived)
+    pixels = None
     if threshold is None:
-        threshold = limit(scores)
+        threshold, pixels = (threshold_at(values, rate, detector) for values in (scores, survived))
     source = hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
-    if not last:  # a file of before there was a history
+    if not detector.calibration:  # a file of before there was a history
         detector.calibrations = [dict(threshold=float(detector.threshold))]
     today = date.today().isoformat()
     settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart, source=source, date=today)

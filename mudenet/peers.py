@@ -27,7 +27,7 @@ from .config import portable
 from .data import normalize, summary
 from .decisions import p_value
 from .distillation import Backbone
-from .evaluation import Job, images_of, intervals, measure
+from .evaluation import Job, image_row, images_of, intervals, measure
 from .inference import gaussian_blur, label_threshold
 from .report import Case
 from .start import evenly_chosen
@@ -255,17 +255,9 @@ def _cases(job: Job, found: Answer, held_out: Tensor) -> list[Case]:
 
 def _results(job: Job, cases: list[Case], threshold: float) -> dict[str, Any]:
     "What a record says of the test images."
-    root = job.category.root
-    rows = [
-        dict(
-            image=c.item.image.relative_to(root).as_posix(),
-            defect=c.item.defect,
-            score=c.score,
-            p_value=c.p_value,
-            anomalous=c.score > threshold,
-        )
-        for c in cases
-    ]
+    rows = [image_row(c, job.category, threshold) for c in cases]
+    for row in rows:
+        del row["strongest"]  # a peer has no branch that could speak
     found = dict(results=measure(cases, job.category, job.config), scores=rows)
     return dict(found, intervals=intervals(cases, job.category, job.config), threshold=threshold)
 

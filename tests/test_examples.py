@@ -97,10 +97,10 @@ def test_the_steps_in_a_clean_environment(tmp_path):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, place)
         elif what == "RUN":
-            line = rest.replace("/opt/mudenet", str(home)).replace(
+            step = rest.replace("/opt/mudenet", str(home)).replace(
                 "python -m venv", f"{shlex.quote(sys.executable)} -m venv"
             )
-            subprocess.run(["sh", "-ec", line], cwd=source, env=clean, check=True)
+            subprocess.run(["sh", "-ec", step], cwd=source, env=clean, check=True)
     python = home / "bin" / "python"
     heavy = subprocess.run(
         [python, "-c", "import mudenet.serve, torch"], env=clean, capture_output=True, text=True
@@ -120,7 +120,7 @@ def test_the_steps_in_a_clean_environment(tmp_path):
         said = iter(process.stdout.readline, "")
         port = next(m[1] for m in (re.search(r"http://[\w.]+:(\d+)", text) for text in said) if m)
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).status == 200
-        picture = next((line / "test" / "good").glob("*.png"))
+        picture = next((tmp_path / "line" / "test" / "good").glob("*.png"))
         ask = urllib.request.Request(f"http://127.0.0.1:{port}/predict", data=picture.read_bytes())
         answer = json.loads(urllib.request.urlopen(ask, timeout=60).read())
         assert answer["score"] == pytest.approx(detector.predict(picture)[0].score, abs=1e-3)

@@ -217,6 +217,20 @@ class Backbone(nn.Module):
         size = maps[0].shape[-2:]
         return torch.cat([maps[0], *(F.interpolate(m, size=size, mode="nearest") for m in maps[1:])], 1)
 
+# %% ../nbs/05_distillation.ipynb #4bd800c6
+def _components(
+    correlations: Tensor,  # R of the K channels, float64 (K, K)
+    channels: int,  # C
+) -> Tensor:  # B, (C, K)
+    "The first principal components of standardised channels, with variances that add up to C."
+    values, vectors = torch.linalg.eigh(correlations)
+    values, rows = values.flip(0)[:channels], vectors.T.flip(0)[:channels]
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    log.info(
+        "E keeps %.0f %% of the variance of %d channels", 100 * values.sum() / len(vectors), len(vectors)
+    )
+    return rows * largest.sign() * (channels / values.sum()).sqrt()
+
 # %% ../nbs/05_distillation.ipynb #05-distillation-19
 class Target(nn.Module):
     "The map that every level of T should give: C standardised backbone channels, equations 13 to 15."
@@ -224,6 +238,7 @@ class Target(nn.Module):
     drawn: Tensor
     mean: Tensor
     std: Tensor
+    basis: Tensor
 
     def __init__(
         self,
@@ -231,24 +246,29 @@ class Target(nn.Module):
         channels: int = 128,  # C
         seed: int = 0,  # Of the channel draw
         zscore: str = "sample",  # "sample", "dataset" (call `measure` first), "none"
+        reduction: str = "draw",  # or "pca", with `zscore="dataset"`
     ):
         super().__init__()
         if channels > backbone.channels:
             raise ConfigError(
                 f"model.channels={channels} is more than the {backbone.channels} channels of the backbone."
             )
-        self.backbone, self.zscore = backbone, zscore
-        drawn = torch.randperm(backbone.channels, generator=generator(seed, "channels"))[:channels]
+        self.backbone, self.zscore, self.reduction = backbone, zscore, reduction
+        drawn = torch.arange(backbone.channels)
+        if reduction == "draw":
+            drawn = torch.randperm(backbone.channels, generator=generator(seed, "channels"))[:channels]
         self.register_buffer("drawn", drawn.sort().values)
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.register_buffer("mean", torch.zeros(len(drawn), 1, 1))
+        self.register_buffer("std", torch.ones(len(drawn), 1, 1))
+        self.register_buffer("basis", torch.zeros(channels, len(drawn), 1, 1))  # of pca alone
 
     def features(self, images: Tensor) -> Tensor:
-        "The drawn channels as they are, (B, C, H/4, W/4)."
+        "The drawn channels as they are, all with pca, (B, K, H/4, W/4)."
         return self.backbone(images)[:, self.drawn]
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def standardised(self, images: Tensor) -> Tensor:
+        "The same channels after the z-score."
         x = self.features(images).float()  # E is exact where the convolutions compute in half precision
         if self.zscore == "none":
             return x
@@ -257,17 +277,38 @@ class Target(nn.Module):
         return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True, correction=0).clamp_min(1e-6)
 
     @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.standardised(images)
+        if self.reduction == "draw":
+            return x
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, self.basis)
+
+    def expanded(self, maps: Tensor) -> Tensor:
+        "Maps of C channels as the standardised backbone channels that they stand for."
+        if self.reduction == "draw":
+            return maps
+        inverse = self.basis / self.basis[:1].square().sum()  # every component has one length
+        return F.conv_transpose2d(maps, inverse)
+
+    @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
-        "For `zscore='dataset'`: mean and deviation of each channel over batches uint8 (B, 3, S, S)."
-        device, n = self.drawn.device, 0
-        total = torch.zeros(2, len(self.drawn), dtype=torch.float64)
+        "Mean and deviation of each channel, and components, over batches uint8 (B, 3, S, S)."
+        device, n, K = self.drawn.device, 0, len(self.drawn)
+        total, products = torch.zeros(2, K, dtype=torch.float64), torch.zeros(K, K, dtype=torch.float64)
         for batch in progress(images, "statistics of E", unit="batch"):
             x = self.features(normalize(batch.to(device))).double().cpu()
             total += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-            n += x.numel() // x.shape[1]
+            n += x.numel() // K
+            if self.reduction == "pca":
+                rows = x.movedim(1, 0).flatten(1)
+                products += rows @ rows.T
         mean = total[0] / n
-        self.mean = mean.float().to(device)[:, None, None]
-        self.std = (total[1] / n - mean.square()).clamp_min(1e-12).sqrt().float().to(device)[:, None, None]
+        std = (total[1] / n - mean.square()).clamp_min(1e-12).sqrt()
+        self.mean, self.std = (v.float().to(device)[:, None, None] for v in (mean, std))
+        if self.reduction == "pca":
+            correlations = (products / n - torch.outer(mean, mean)) / torch.outer(std, std)
+            self.basis = _components(correlations, len(self.basis)).float().to(device)[:, :, None, None]
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-300
 def _sample(images: Tensor | Corpus, config: Config) -> Iterable[Tensor]:
@@ -288,7 +329,8 @@ def make_target(
     backbone = Backbone(b.name, b.weights)
     if config.compute.fold:
         backbone = fold(backbone)
-    target = Target(backbone, config.model.channels, b.channel_seed, b.zscore).to(device)
+    channels = config.model.channels
+    target = Target(backbone, channels, b.channel_seed, b.zscore, b.reduction).to(device)
     if b.zscore == "dataset":
         target.measure(_sample(images, config))
     return target.to(memory_format=torch.channels_last) if config.compute.channels_last else target
@@ -477,18 +519,24 @@ def explained(
     images: Iterable[Tensor],  # Batches, uint8 (B, 3, S, S)
     config: DistillConfig,  # `match`, `interpolation`
 ) -> dict[str, list[float]]:  # "all", "layer1", "layer2", "layer3" → a share for each level, at most 1
-    "The share of E that each level of T explains, over all channels and over those of each source layer."
+    "The share of E that each level of T explains, and the share of each source layer's channels."
     edges = torch.tensor(target.backbone.widths).cumsum(0)
-    source = torch.bucketize(target.drawn.cpu(), edges, right=True)  # 0, 1, 2 for each drawn channel
-    device, lost, there = target.drawn.device, torch.zeros(()), torch.zeros(())
+    source = torch.bucketize(target.drawn.cpu(), edges, right=True)  # 0, 1, 2 for each channel
+    sums: dict[str, Tensor] = {}
     for batch in images:
-        x = normalize(batch.to(device))
-        e = target(x)
-        pairs = [match_grid(e, m, config) for m in teacher(x)]
-        lost = lost + torch.stack([(t - m).double().square().sum((0, 2, 3)) for t, m in pairs]).cpu()
-        there = there + torch.stack([t.double().square().sum((0, 2, 3)) for t, _ in pairs]).cpu()
-    parts = dict(all=source >= 0, **{f"layer{i + 1}": source == i for i in range(len(edges))})
-    return {name: _shares(lost[:, of], there[:, of]) for name, of in parts.items() if bool(of.any())}
+        x = normalize(batch.to(target.drawn.device))
+        e, channels, maps = target(x), target.standardised(x), teacher(x)
+        pairs = [match_grid(e, m, config) for m in maps]
+        layers = [match_grid(channels, target.expanded(m), config) for m in maps]
+        for name, of in dict(all=pairs, layers=layers).items():
+            lost = torch.stack([(t - m).double().square().sum((0, 2, 3)) for t, m in of])
+            there = torch.stack([t.double().square().sum((0, 2, 3)) for t, _ in of])
+            sums[name] = sums.get(name, torch.zeros(())) + torch.stack([lost, there]).cpu()
+    shares = dict(all=_shares(*sums["all"]))
+    for i in range(len(edges)):
+        if bool((source == i).any()):
+            shares[f"layer{i + 1}"] = _shares(*sums["layers"][:, :, source == i])
+    return shares
 
 
 def _shares(lost: Tensor, there: Tensor) -> list[float]:

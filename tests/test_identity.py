@@ -135,6 +135,7 @@ TABLE = {
 }
 LATER = {
     "data.white": 4095,
+    "backbone.reduction": "draw",
     "model.centre": "place",
     "train.whiten": True,
     "preset": "fast",

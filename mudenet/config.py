@@ -157,12 +157,10 @@ class BackboneConfig:
     zscore: Literal["sample", "dataset", "none"] = decides("teacher", "sample")
     "What standardises each channel of the target: statistics of the sample, of the data set, none (A-011)."
     reduction: Literal["draw", "pca"] = decides("teacher", "draw", newer=True)
-    "How C channels come of the backbone's: a draw, equation 15, or principal components of all (A-026)."
+    "How the backbone's channels become C: a draw, equation 15, or principal components of all (A-054)."
 
     def __post_init__(self):
         if self.reduction == "pca":
-            fixed = self.zscore == "dataset"
-            _require(self, "reduction", fixed, "goes with backbone.zscore='dataset': components are fixed.")
             _unchanged(self, "channel_seed", rule="draws nothing where backbone.reduction='pca'.")
 
 # %% ../nbs/01_config.ipynb #01-config-11

@@ -219,17 +219,15 @@ class Backbone(nn.Module):
 
 # %% ../nbs/05_distillation.ipynb #4bd800c6
 def _components(
-    correlations: Tensor,  # R of the K channels, float64 (K, K)
+    covariance: Tensor,  # Of the K channels, float64 (K, K)
     channels: int,  # C
 ) -> Tensor:  # B, (C, K)
-    "The first principal components of standardised channels, with variances that add up to C."
-    values, vectors = torch.linalg.eigh(correlations)
-    values, rows = values.flip(0)[:channels], vectors.T.flip(0)[:channels]
+    "The first C principal components, as rows that give variances which add up to C."
+    values, vectors = torch.linalg.eigh(covariance)
+    kept, rows = values.flip(0)[:channels], vectors.T.flip(0)[:channels]
+    log.info("E keeps %.0f %% of the variance of %d channels", 100 * kept.sum() / values.sum(), len(values))
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
-    log.info(
-        "E keeps %.0f %% of the variance of %d channels", 100 * values.sum() / len(vectors), len(vectors)
-    )
-    return rows * largest.sign() * (channels / values.sum()).sqrt()
+    return rows * largest.sign() * (channels / kept.sum()).sqrt()
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-19
 class Target(nn.Module):
@@ -246,7 +244,7 @@ class Target(nn.Module):
         channels: int = 128,  # C
         seed: int = 0,  # Of the channel draw
         zscore: str = "sample",  # "sample", "dataset" (call `measure` first), "none"
-        reduction: str = "draw",  # or "pca", with `zscore="dataset"`
+        reduction: str = "draw",  # or "pca" (call `find_components` first, A-054)
     ):
         super().__init__()
         if channels > backbone.channels:
@@ -293,22 +291,30 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
-        "Mean and deviation of each channel, and components, over batches uint8 (B, 3, S, S)."
-        device, n, K = self.drawn.device, 0, len(self.drawn)
-        total, products = torch.zeros(2, K, dtype=torch.float64), torch.zeros(K, K, dtype=torch.float64)
+        "Mean and deviation of each channel, for `zscore='dataset'`, over batches uint8 (B, 3, S, S)."
+        device, n = self.drawn.device, 0
+        total = torch.zeros(2, len(self.drawn), dtype=torch.float64)
         for batch in progress(images, "statistics of E", unit="batch"):
             x = self.features(normalize(batch.to(device))).double().cpu()
             total += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-            n += x.numel() // K
-            if self.reduction == "pca":
-                rows = x.movedim(1, 0).flatten(1)
-                products += rows @ rows.T
+            n += x.numel() // x.shape[1]
         mean = total[0] / n
-        std = (total[1] / n - mean.square()).clamp_min(1e-12).sqrt()
-        self.mean, self.std = (v.float().to(device)[:, None, None] for v in (mean, std))
-        if self.reduction == "pca":
-            correlations = (products / n - torch.outer(mean, mean)) / torch.outer(std, std)
-            self.basis = _components(correlations, len(self.basis)).float().to(device)[:, :, None, None]
+        self.mean = mean.float().to(device)[:, None, None]
+        self.std = (total[1] / n - mean.square()).clamp_min(1e-12).sqrt().float().to(device)[:, None, None]
+
+    @torch.no_grad()
+    def find_components(self, images: Iterable[Tensor]) -> None:
+        "The basis, for `reduction='pca'`, from the standardised channels of batches uint8 (B, 3, S, S)."
+        K, n = len(self.drawn), 0
+        total, products = torch.zeros(K, dtype=torch.float64), torch.zeros(K, K, dtype=torch.float64)
+        for batch in progress(images, "components of E", unit="batch"):
+            rows = self.standardised(normalize(batch.to(self.drawn.device))).movedim(1, 0).flatten(1)
+            total += rows.double().sum(1).cpu()
+            products += (rows @ rows.T).double().cpu()
+            n += rows.shape[1]
+        covariance = products / n - torch.outer(total, total) / n**2
+        basis = _components(covariance, len(self.basis))
+        self.basis = basis.float().to(self.drawn.device)[:, :, None, None]
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-300
 def _sample(images: Tensor | Corpus, config: Config) -> Iterable[Tensor]:
@@ -333,6 +339,8 @@ def make_target(
     target = Target(backbone, channels, b.channel_seed, b.zscore, b.reduction).to(device)
     if b.zscore == "dataset":
         target.measure(_sample(images, config))
+    if b.reduction == "pca":
+        target.find_components(_sample(images, config))
     return target.to(memory_format=torch.channels_last) if config.compute.channels_last else target
 
 # %% ../nbs/05_distillation.ipynb #a218ee19

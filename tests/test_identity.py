@@ -135,7 +135,7 @@ TABLE = {
 }
 LATER = {
     "data.white": 4095,
-    "backbone.reduction": "draw",
+    "backbone.reduction": "pca",
     "model.centre": "place",
     "train.whiten": True,
     "preset": "fast",
@@ -208,9 +208,11 @@ def test_every_field_has_a_row():
 
 def test_later_fields_name_another_run():
     plain = config_of({})
-    for name in ("model.centre", "train.whiten", "train.patience"):
+    for name in ("backbone.reduction", "model.centre", "train.whiten", "train.patience"):
         assert run_key(config_of({name: LATER[name]})) != run_key(plain), name
-    images_aside = LATER | {"preset": "paper", "data.white": None}
+    components = config_of({"backbone.reduction": "pca"})
+    assert teacher_identity(components) != teacher_identity(plain)
+    images_aside = LATER | {"preset": "paper", "data.white": None, "backbone.reduction": "draw"}
     assert teacher_identity(config_of(images_aside)) == teacher_identity(plain)
 
 

@@ -1,13 +1,14 @@
 """How far the teachers of the package come on other images than those they learned from, and what they see: a record and a picture.
 
-    python tools/measure_teachers.py --weights resnet18.safetensors ROOT [ROOT …]
+    python tools/measure_teachers.py --weights resnet18.safetensors --photographs FOLDER ROOT [ROOT …]
 
-ROOT: a category's folder; its nominal test images are measured. Writes nbs/results/teachers.json and nbs/results/teachers.png."""
+FOLDER: the photographs that the teachers were distilled on, for the statistics of E. ROOT: a category's folder; its nominal test images are measured. Writes nbs/results/teachers.json and nbs/results/teachers.png."""
 
 import argparse
 import io
 import tempfile
 from datetime import date
+from importlib.resources import files
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from mudenet.config import override
 from mudenet.core import atomic, new_record, read_meta, write_json
+from mudenet.corpus import Corpus
 from mudenet.data import load_images, normalize, open_category
 from mudenet.distillation import explained, load_teacher, config_of, make_target
 from mudenet.synthetic import write_product_line
@@ -24,19 +26,16 @@ from mudenet.teachers import checked, teachers
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 
 
-def loaded(path, weights):
+def loaded(path, weights, photographs):
     """T, E and the configuration of one teacher."""
-    config = override(config_of(path, read_meta(path, "teacher")), {"backbone.weights": weights})
-    return (
-        load_teacher(path, config),
-        make_target(config, torch.zeros(1, 3, 64, 64, dtype=torch.uint8)),
-        config,
-    )
+    places = {"backbone.weights": weights, "distill.folder": photographs}
+    config = override(config_of(path, read_meta(path, "teacher")), places)
+    learned, _ = Corpus.of(photographs).split(config.distill.folder_holdout)
+    return load_teacher(path, config), make_target(config, learned), config
 
 
-def draw(path, weights, image):
+def draw(teacher, target, image):
     """One channel of E beside T's three levels, the channel that level 3 matches best, as PNG."""
-    teacher, target, _ = loaded(path, weights)
     with torch.no_grad():
         x = normalize(image)
         maps = teacher(x)
@@ -63,11 +62,14 @@ def main():
     )
     parser.add_argument("roots", nargs="+")
     parser.add_argument("--weights", required=True, help="the backbone's weights")
+    parser.add_argument("--photographs", required=True, help="what the teachers were distilled on")
     args = parser.parse_args()
-    found = {}
-    for name in ("general", "small"):
-        path = teachers()[name]
-        teacher, target, config = loaded(path, args.weights)
+    shipped = files("mudenet") / "weights"
+    found, seen = {}, {}
+    for name, path in teachers().items():
+        if path.parent != shipped:
+            continue
+        teacher, target, config = seen[name] = loaded(path, args.weights, args.photographs)
         found[name] = {"photographs held out": checked(path).about["explained"]}
         for root in args.roots:
             category = open_category(root)
@@ -86,7 +88,7 @@ def main():
         )
         image = load_images([next((line / "test" / "good").glob("*.png"))], 256)
         with atomic(RESULTS / "teachers.png") as part:
-            part.write_bytes(draw(teachers()["general"], args.weights, image))
+            part.write_bytes(draw(*seen["general"][:2], image))
 
 
 if __name__ == "__main__":

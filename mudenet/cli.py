@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from jsonargparse import Namespace
 
 from . import __version__
-from .cli_compare import _ablate_parser, _bench_parser, _benchmark_parser, _sweep_parser
+from .cli_compare import ablate_parser, bench_parser, benchmark_parser, sweep_parser
 from .cli_compare import run_ablate, run_bench, run_benchmark, run_sweep
-from .cli_deploy import _calibrate_parser, _export_parser, _serve_parser, _threshold_parser
-from .cli_deploy import _watch_parser, run_calibrate, run_export, run_serve, run_threshold, run_watch
-from .cli_inspect import _assumptions_parser, _data_parser, _teachers_parser, _zoo_parser
+from .cli_deploy import calibrate_parser, export_parser, serve_parser, threshold_parser
+from .cli_deploy import watch_parser, run_calibrate, run_export, run_serve, run_threshold, run_watch
+from .cli_inspect import assumptions_parser, data_parser, teachers_parser, zoo_parser
 from .cli_inspect import run_assumptions, run_data, run_teachers, run_zoo
-from .cli_options import _train_parser
-from .cli_train import _demo_parser, _detector_parser, _evaluate_parser, _predict_parser
+from .cli_options import train_parser
+from .cli_train import demo_parser, detector_parser, evaluate_parser, predict_parser
 from .cli_train import run_demo, run_distill, run_evaluate, run_predict, run_train
 from .config import Parser
 from .core import run_command, start_logging
@@ -31,42 +31,58 @@ __all__ = ['log', 'COMMANDS', 'make_parser', 'main']
 log = logging.getLogger("mudenet")
 
 # %% ../nbs/11_cli.ipynb #11-cli-200
-COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]]] = dict(
-    demo=("run everything on a small product line that the package draws itself", _demo_parser, run_demo),
-    distill=(
-        "stage 1: make a teacher from a pretrained backbone",
-        lambda: _train_parser("Stage 1: teach a small network what a pretrained one sees."),
-        run_distill,
-    ),
-    train=("both stages: from nominal images to a detector", _detector_parser, run_train),
-    teachers=("teachers by name: list, show one, check all, add one", _teachers_parser, run_teachers),
-    evaluate=("measure a detector on test images, write record and report", _evaluate_parser, run_evaluate),
-    predict=("score images with a detector", _predict_parser, run_predict),
-    calibrate=(
-        "new threshold and p-values from new good parts, without training",
-        _calibrate_parser,
-        run_calibrate,
-    ),
-    threshold=(
-        "what thresholds would do: false alarms against found defects",
-        _threshold_parser,
-        run_threshold,
-    ),
-    export=("write a detector as one file for a process without PyTorch", _export_parser, run_export),
-    watch=("score every image that appears in a folder", _watch_parser, run_watch),
-    serve=("answer over HTTP, with a page to drop images on", _serve_parser, run_serve),
-    data=("look at a data set, check it, or draw the product line", _data_parser, run_data),
-    assumptions=(
-        "what the paper leaves open: list, show an entry, check the register",
-        _assumptions_parser,
-        run_assumptions,
-    ),
-    benchmark=("all categories with several seeds, and the table", _benchmark_parser, run_benchmark),
-    zoo=("trained detectors: list, fetch, check, take in", _zoo_parser, run_zoo),
-    bench=("measure how fast a part is", _bench_parser, run_bench),
-    ablate=("flip assumptions and measure what changes", _ablate_parser, run_ablate),
-    sweep=("several values of any fields, in one table", _sweep_parser, run_sweep),
+_SAYS = dict(
+    demo="run everything on a small product line that the package draws itself",
+    distill="stage 1: make a teacher from a pretrained backbone",
+    train="both stages: from nominal images to a detector",
+    teachers="teachers by name: list, show one, check all, add one",
+    evaluate="measure a detector on test images, write record and report",
+    predict="score images with a detector",
+    calibrate="new threshold and p-values from new good parts, without training",
+    threshold="what thresholds would do: false alarms against found defects",
+    export="write a detector as one file for a process without PyTorch",
+    watch="score every image that appears in a folder",
+    serve="answer over HTTP, with a page to drop images on",
+    data="look at a data set, check it, or draw the product line",
+    assumptions="what the paper leaves open: list, show an entry, check the register",
+    benchmark="all categories with several seeds, and the table",
+    zoo="trained detectors: list, fetch, check, take in",
+    bench="measure how fast a part is",
+    ablate="flip assumptions and measure what changes",
+    sweep="several values of any fields, in one table",
 )
+
+# %% ../nbs/11_cli.ipynb #b1978c03
+def _distill_parser() -> Parser:
+    return train_parser("Stage 1: teach a small network what a pretrained one sees.")
+
+
+_DOES: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], None]]] = dict(
+    demo=(demo_parser, run_demo),
+    distill=(_distill_parser, run_distill),
+    train=(detector_parser, run_train),
+    teachers=(teachers_parser, run_teachers),
+    evaluate=(evaluate_parser, run_evaluate),
+    predict=(predict_parser, run_predict),
+    calibrate=(calibrate_parser, run_calibrate),
+    threshold=(threshold_parser, run_threshold),
+    export=(export_parser, run_export),
+)
+
+# %% ../nbs/11_cli.ipynb #f2c54709
+_DOES |= dict(
+    watch=(watch_parser, run_watch),
+    serve=(serve_parser, run_serve),
+    data=(data_parser, run_data),
+    assumptions=(assumptions_parser, run_assumptions),
+    benchmark=(benchmark_parser, run_benchmark),
+    zoo=(zoo_parser, run_zoo),
+    bench=(bench_parser, run_bench),
+    ablate=(ablate_parser, run_ablate),
+    sweep=(sweep_parser, run_sweep),
+)
+# name → what it does in a sentence, what makes its options, and what it runs
+COMMANDS = {name: (text, *_DOES[name]) for name, text in _SAYS.items()}
 
 # %% ../nbs/11_cli.ipynb #11-cli-201
 def make_parser(
@@ -98,7 +114,7 @@ _RESUMED = (
 # whose options have their defaults filled in
 _WHOLE = ("predict", "calibrate", "threshold", "export", "watch", "serve", "data")
 
-
+# %% ../nbs/11_cli.ipynb #3a3b056a
 def main(
     argv: Sequence[str] | None = None,  # Arguments; default: the process's
 ) -> int:  # Exit code

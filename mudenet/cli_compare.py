@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from .cli_options import _add_assume, _given, _job_parser, _show_defaults, configure
-from .config import Config, Parser, config_parser, merge, read_config
+from .cli_options import configure, given_fields, job_parser, show_defaults
+from .config import Config, Parser, merge, read_config
 from .core import ConfigError, TrainingError, atomic, write_json
 
 # %% auto #0
-__all__ = ['run_ablate', 'run_sweep', 'run_benchmark', 'run_bench']
+__all__ = ['ablate_parser', 'run_ablate', 'sweep_parser', 'run_sweep', 'benchmark_parser', 'run_benchmark', 'bench_parser',
+           'run_bench']
 
 # %% ../nbs/11e_cli_compare.ipynb #8b58bbd2
 if TYPE_CHECKING:
     from mudenet.experiments import Here, OnRay, Run
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-23fbff0
-def _ablate_parser() -> Parser:
-    parser = _job_parser(
+def ablate_parser() -> Parser:
+    "A job, and which assumptions."
+    parser = job_parser(
         "Compare an assumption's alternatives with the choice on record: same seeds, same images, same "
         "order, nothing else changed. What is finished is not made again. An oracle study: judged on test "
         "labels."
@@ -43,7 +45,6 @@ def _ablate_parser() -> Parser:
 def _chosen_variants(args: Namespace) -> dict[str, Any]:
     "Assumption → its variants."
     from mudenet.ablations import variants
-    from mudenet.core import ConfigError
 
     names, values = list(dict.fromkeys(a.upper() for a in args.assumptions)), args.get("values")
     if values and len(names) > 1:
@@ -51,59 +52,56 @@ def _chosen_variants(args: Namespace) -> dict[str, Any]:
     return {a: variants(a, values) for a in names}
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-23fbff
+def _ask_ablation(runs: Sequence[Run], yes: bool) -> None:
+    "Measure a step, say what the plan takes, and ask before a long one."
+    from mudenet.ablations import confirm
+    from mudenet.experiments import clock, expected, measure_cost
+
+    s = measure_cost(runs[0].config)
+    wait = expected(runs, {r.setting: s for r in runs})["seconds"]
+    print(
+        f"Measured here: {s['distill']:.2f} s a step of stage 1, {s['train']:.2f} s of stage 2, "
+        f"{s['image']:.3f} s an image; about {clock(wait)} in all.",
+        flush=True,
+    )
+    confirm(wait, yes)
+
+# %% ../nbs/11e_cli_compare.ipynb #4946b2a5
+def _say_ablation(record: dict[str, Any], path: Path) -> None:
+    "Tables, findings and a picture."
+    from mudenet import ablations as ab
+
+    print(f"\n{ab.ablation_table(record)}\n\nBy kind of defect:\n\n{ab.kinds_table(record)}\n")
+    print(f"Without labels, on held-out nominal images:\n\n{ab.losses_table(record)}\n")
+    print(f"{ab.findings(record)}\n\nrecord: {path}", flush=True)
+    with atomic(path.with_suffix(".png")) as f:
+        ab.forest(record).savefig(f, format="png", dpi=120)
+
+# %% ../nbs/11e_cli_compare.ipynb #cd3a5295
 def run_ablate(args: Namespace) -> None:
     "Plan, measure a step, ask, run, compare."
     from mudenet import ablations as ab
-    from mudenet.experiments import clock, expected, measure_cost
 
     own = ("assumptions", "seeds", "values", "yes")
-    chosen, config = _chosen_variants(args), configure(_given(args, *own), args.get("config"))
+    chosen, config = _chosen_variants(args), configure(given_fields(args, *own), args.get("config"))
     seeds = range(config.seed, config.seed + args.get("seeds", 3))
     paths = {a: ab.record_path(config, a, choices, seeds) for a, choices in chosen.items()}
     runs = ab.plan(config, chosen, seeds)
     print(f"{ab.plan_table(runs)}\n", flush=True)
     if any(r.todo for r in runs):
-        s = measure_cost(runs[0].config)
-        wait = expected(runs, {r.setting: s for r in runs})["seconds"]
-        print(
-            f"Measured here: {s['distill']:.2f} s a step of stage 1, {s['train']:.2f} s of stage 2, "
-            f"{s['image']:.3f} s an image; about {clock(wait)} in all.",
-            flush=True,
-        )
-        ab.confirm(wait, bool(args.get("yes")))
+        _ask_ablation(runs, bool(args.get("yes")))
     for a, choices in chosen.items():
-        record = ab.ablate(config, choices, seeds, a)
-        print(
-            f"\n{ab.ablation_table(record)}\n\nBy kind of defect:\n\n{ab.kinds_table(record)}\n\n"
-            f"Without labels, on held-out nominal images:\n\n{ab.losses_table(record)}\n\n"
-            f"{ab.findings(record)}\n\nrecord: {paths[a]}",
-            flush=True,
-        )
-        with atomic(paths[a].with_suffix(".png")) as f:
-            ab.forest(record).savefig(f, format="png", dpi=120)
+        _say_ablation(ab.ablate(config, choices, seeds, a), paths[a])
 
 # %% ../nbs/11e_cli_compare.ipynb #4116a6fd
-_SWEEP = dict(fields=None, seeds=3, ray=None, threads=None, gpus=1.0, yes=False)  # options and defaults
-
-
 def _add_cluster(parser: Parser) -> None:
-    parser.add_argument(
-        "--ray",
-        type=str,
-        help="Run on a Ray cluster: auto (the one that is there, else a local one), local, or "
-        "an address. Its machines must see the same folders.",
-    )
-    parser.add_argument(
-        "--threads",
-        type=PositiveInt,
-        help="CPU threads of a run. Runs with as many threads on equal machines give the same bits.",
-    )
-    parser.add_argument(
-        "--gpus",
-        type=float,
-        default=1.0,
-        help="With --ray: GPUs that a run asks for, e.g. 0.5 for two a GPU.",
-    )
+    "Where runs are run."
+    ray = "Run on a Ray cluster: auto (the one that is there, else a local one), local, or "
+    threads = "CPU threads of a run. Runs with as many threads on equal machines give the same bits."
+    gpus = "With --ray: GPUs that a run asks for, e.g. 0.5 for two a GPU."
+    parser.add_argument("--ray", type=str, help=ray + "an address. Its machines must see the same folders.")
+    parser.add_argument("--threads", type=PositiveInt, help=threads)
+    parser.add_argument("--gpus", type=float, default=1.0, help=gpus)
 
 
 def _pool(own: Mapping[str, Any], device: str) -> Here | OnRay:
@@ -115,8 +113,12 @@ def _pool(own: Mapping[str, Any], device: str) -> Here | OnRay:
     return Here(own["threads"])
 
 # %% ../nbs/11e_cli_compare.ipynb #832cbd38
-def _sweep_parser() -> Parser:
-    parser = _job_parser(
+_SWEEP = dict(fields=None, seeds=3, ray=None, threads=None, gpus=1.0, yes=False)  # options and defaults
+
+
+def sweep_parser() -> Parser:
+    "A job, and several values of its fields."
+    parser = job_parser(
         "Run every combination of values with the same seeds and put the settings side by side. What is "
         "finished is not made again. An oracle study: judged on test labels."
     )
@@ -132,7 +134,7 @@ def _sweep_parser() -> Parser:
     parser.add_argument("--yes", action="store_true", help="Do not ask before a long run.")
     return parser
 
-
+# %% ../nbs/11e_cli_compare.ipynb #faf78c98
 def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     "Raise `ConfigError` where a swept field is also given as a single option."
     for field in values:
@@ -141,24 +143,30 @@ def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
             raise ConfigError(f"--{field} is given, and the sweep takes several values of it; leave it out.")
 
 # %% ../nbs/11e_cli_compare.ipynb #3b7313d6
-def run_sweep(args: Namespace) -> None:
-    "Plan, price, ask, run, table. Raises `TrainingError` at the end where a run failed."
+def _priced_sweep(runs: Sequence[Run], values: Mapping[str, Any], pool: Here | OnRay, yes: bool) -> Any:
+    "The record of a sweep, once somebody agreed to what it takes."
     from mudenet import ablations as ab
     from mudenet.experiments import price
 
+    try:
+        priced = price(runs, pool)
+        ab.confirm(priced["expected"]["seconds"], yes)
+        return ab.sweep(runs, values, pool, priced)
+    finally:
+        pool.close()
+
+# %% ../nbs/11e_cli_compare.ipynb #f30d9afc
+def run_sweep(args: Namespace) -> None:
+    "Plan, price, ask, run, table. Raises `TrainingError` at the end where a run failed."
+    from mudenet import ablations as ab
+
     own = {k: args.get(k, v) for k, v in _SWEEP.items()}
-    values, given = ab.read_values(own["fields"]), _given(args, *own)
+    values, given = ab.read_values(own["fields"]), given_fields(args, *own)
     _refuse_both(given, values)
     config = configure(given, args.get("config"))
     runs = ab.plan_sweep(config, values, range(config.seed, config.seed + own["seeds"]))
     print(f"{ab.plan_table(runs)}\n", flush=True)
-    pool = _pool(own, config.device)
-    try:
-        priced = price(runs, pool)
-        ab.confirm(priced["expected"]["seconds"], bool(own["yes"]))
-        record = ab.sweep(runs, values, pool, priced)
-    finally:
-        pool.close()
+    record = _priced_sweep(runs, values, _pool(own, config.device), bool(own["yes"]))
     path = ab.sweep_path(runs)
     tables = f"{path.with_suffix('.md')}, {path.with_suffix('.csv')}"
     print(f"\n{ab.sweep_table(record)}\n\nrecord: {path}\ntables: {tables}")
@@ -181,55 +189,45 @@ _BENCHMARK = dict(
 )  # options and defaults
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-0942141
-def _benchmark_parser() -> Parser:
-    parser = config_parser(
-        description="Run all categories with several seeds and make the table of means and deviations. "
+def _add_which(parser: Parser) -> None:
+    "Which categories, how often, and in which variants."
+    roots = "Folders of data sets or categories, instead of --root; the word "
+    roots += "synthetic stands for the product line that the package draws."
+    seeds, variants = "How many seeds, beginning with --seed.", "A YAML file with NAME: {FIELD: VALUE, …}, "
+    parser.add_argument("--roots", type=str, nargs="+", help=roots)
+    parser.add_argument("--categories", type=str, nargs="+", help="Only these.")
+    parser.add_argument("--seeds", type=PositiveInt, default=_BENCHMARK["seeds"], help=seeds)
+    parser.add_argument("--variants", type=str, help=variants + "each of them a variant to run.")
+
+
+def _add_outcome(parser: Parser) -> None:
+    "What becomes of the plan and of the runs."
+    plan = "Say what there is to do and what it will take there, and end."
+    note, zoo = _BENCHMARK["note"], "Folder of a zoo that takes in every run that finishes; see mudenet zoo."
+    licence = "For --zoo: of the training images, where the data set does not tell."
+    parser.add_argument("--plan", action="store_true", help=plan)
+    parser.add_argument("--note", type=str, default=note, help="A sentence for record and table.")
+    parser.add_argument("--zoo", type=str, help=zoo)
+    parser.add_argument("--licence", type=str, help=licence)
+
+# %% ../nbs/11e_cli_compare.ipynb #2ad16daf
+def benchmark_parser() -> Parser:
+    "A job for each category, several seeds, perhaps variants."
+    parser = job_parser(
+        "Run all categories with several seeds and make the table of means and deviations. "
         "Finished runs are kept, interrupted ones go on, failing ones are reported at the end."
     )
-    parser.add_argument(
-        "--config", type=str, help="A YAML file with any of the fields below; single options win over it."
-    )
-    _add_assume(parser)
-    parser.add_argument(
-        "--roots",
-        type=str,
-        nargs="+",
-        help="Folders of data sets or categories, instead of --root; the word "
-        "synthetic stands for the product line that the package draws.",
-    )
-    parser.add_argument("--categories", type=str, nargs="+", help="Only these.")
-    parser.add_argument(
-        "--seeds",
-        type=PositiveInt,
-        default=_BENCHMARK["seeds"],
-        help="How many seeds, beginning with --seed.",
-    )
-    parser.add_argument(
-        "--variants",
-        type=str,
-        help="A YAML file with NAME: {FIELD: VALUE, …}, each of them a variant to run.",
-    )
+    _add_which(parser)
     _add_cluster(parser)
-    parser.add_argument(
-        "--plan", action="store_true", help="Say what there is to do and what it will take there, and end."
-    )
-    parser.add_argument(
-        "--note", type=str, default=_BENCHMARK["note"], help="A sentence for record and table."
-    )
-    parser.add_argument(
-        "--zoo", type=str, help="Folder of a zoo that takes in every run that finishes; see mudenet zoo."
-    )
-    parser.add_argument(
-        "--licence", type=str, help="For --zoo: of the training images, where the data set does not tell."
-    )
-    return _show_defaults(parser, {"evaluation.pictures": 0})
+    _add_outcome(parser)
+    return show_defaults(parser, {"evaluation.pictures": 0})
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-0942142
 def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
     "A configuration for each category."
     from mudenet.benchmark import choose_categories
 
-    given, file = _given(args, *own), args.get("config")
+    given, file = given_fields(args, *own), args.get("config")
     tree = merge(dict(evaluation=dict(pictures=0)), read_config(file) if file else {}, given)
     drawn = ["synthetic"] if tree.get("dataset") == "synthetic" else []
     roots = own["roots"] or ([tree["root"]] if tree.get("root") else drawn)
@@ -238,16 +236,13 @@ def _benchmark_configs(args: Namespace, own: Mapping[str, Any]) -> list[Config]:
             "which images? Give --root FOLDER, or --roots with several folders or the word synthetic."
         )
     wanted = own["categories"] or ([tree["category"]] if tree.get("category") else [])
-
-    def one(root: Path | None, category: str | None) -> Config:
-        where = (
-            dict(root=str(root), category=category)
-            if root
-            else dict(root=None, category=None, dataset="synthetic")
-        )
-        return configure(merge(tree, where))
-
-    return [one(*c) for c in choose_categories(roots, wanted)]
+    places = [
+        dict(root=str(root), category=category)
+        if root
+        else dict(root=None, category=None, dataset="synthetic")
+        for root, category in choose_categories(roots, wanted)
+    ]
+    return [configure(merge(tree, place)) for place in places]
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-0942143
 def _taken_in(runs: Sequence[Run], zoo: str, licence: str | None) -> str:
@@ -262,15 +257,29 @@ def _taken_in(runs: Sequence[Run], zoo: str, licence: str | None) -> str:
     return f"in the zoo {zoo}: {', '.join(names) or 'nothing'}"
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-094214
+def _say_benchmark(record: Mapping[str, Any], out: Path) -> None:
+    "The table, and where everything is. Raises `TrainingError` where a run failed."
+    from mudenet.benchmark import benchmark_table
+
+    print(
+        f"\n{benchmark_table(record)}\n\nrecord: {out / 'benchmark.json'}\n"
+        f"tables: {out / 'benchmark.md'}, {out / 'benchmark.csv'}"
+    )
+    if n := sum(bool(r["error"]) for r in record["results"]):
+        raise TrainingError(
+            f"{n} of {len(record['results'])} runs failed; the table is made of the others. The same command "
+            "tries them again."
+        )
+
+# %% ../nbs/11e_cli_compare.ipynb #b6ae4642
 def run_benchmark(args: Namespace) -> None:
     "Plan, run, table. Raises `TrainingError` at the end where a run failed."
-    from mudenet.benchmark import benchmark, benchmark_table, plan, plan_table
+    from mudenet.benchmark import benchmark, plan, plan_table
     from mudenet.experiments import price, read_variants
 
     own = {k: args.get(k, v) for k, v in _BENCHMARK.items()}
     configs = _benchmark_configs(args, own)
-    out = configs[0].out
-    pool = _pool(own, configs[0].device)
+    out, pool = configs[0].out, _pool(own, configs[0].device)
     try:
         runs = plan(configs, own["seeds"], read_variants(own["variants"]) if own["variants"] else None)
         print(f"{plan_table(runs)}\n", flush=True)
@@ -282,39 +291,23 @@ def run_benchmark(args: Namespace) -> None:
         pool.close()
     if own["zoo"]:
         print(_taken_in(runs, own["zoo"], own["licence"]))
-    print(
-        "\n"
-        f"{benchmark_table(record)}\n"
-        "\n"
-        f"record: {out / 'benchmark.json'}\n"
-        f"tables: {out / 'benchmark.md'}, {out / 'benchmark.csv'}"
-    )
-    if n := sum(bool(r["error"]) for r in record["results"]):
-        raise TrainingError(
-            f"{n} of {len(runs)} runs failed; the table is made of the others. The same command tries them "
-            "again."
-        )
+    _say_benchmark(record, out)
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-180
-def _bench_parser() -> Parser:
-    parser = _job_parser(
+def bench_parser() -> Parser:
+    "A job, and which of its parts."
+    what = "distill, train: steps of a stage; infer: images to scores, also in other engines; "
+    what += "data: reading and feeding images; these four of a configuration. "
+    what += "metrics: AU-PRO and the others against other ways to compute them."
+    parts = ["distill", "train", "infer", "data", "metrics"]
+    rounds = "Turns that each variant gets; default 7 for stages, else 5, for metrics its own."
+    quick = "metrics: tiny sets, seconds instead of minutes."
+    parser = job_parser(
         "Measure how fast a part is, as ratios within one run; the record goes to OUT/bench_WHAT.json."
     )
-    parser.add_argument(
-        "what",
-        choices=["distill", "train", "infer", "data", "metrics"],
-        help="distill, train: steps of a stage; infer: images to scores, also in other engines; "
-        "data: reading and feeding images; these four of a configuration. "
-        "metrics: AU-PRO and the others against other ways to compute them.",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=PositiveInt,
-        help="Turns that each variant gets; default 7 for stages, else 5, for metrics its own.",
-    )
-    parser.add_argument(
-        "--quick", type=bool, default=False, help="metrics: tiny sets, seconds instead of minutes."
-    )
+    parser.add_argument("what", choices=parts, help=what)
+    parser.add_argument("--rounds", type=PositiveInt, help=rounds)
+    parser.add_argument("--quick", type=bool, default=False, help=quick)
     return parser
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-181
@@ -335,7 +328,7 @@ def _bench_engines(c: Config, turns: dict[str, Any]) -> None:
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-18
 def run_bench(args: Namespace) -> None:
     "Benchmark, record, table."
-    c = configure(_given(args, "what", "rounds", "quick"), args.get("config"), base="folder")
+    c = configure(given_fields(args, "what", "rounds", "quick"), args.get("config"), base="folder")
     if args.what == "metrics":
         from mudenet.speed import bench_metrics, bench_table as table
 

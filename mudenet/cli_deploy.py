@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from .cli_options import _add_device, _add_run, _evaluated, _find_run, _run_config
+from .cli_options import add_device, add_run, job_to_measure, find_run, run_config
 from .config import Parser
 from .core import ConfigError, DataError, MudenetError, atomic, file_digest, markdown_table, progress
 
 # %% auto #0
-__all__ = ['log', 'run_calibrate', 'run_threshold', 'run_export', 'run_watch', 'run_serve']
+__all__ = ['log', 'calibrate_parser', 'run_calibrate', 'threshold_parser', 'run_threshold', 'export_parser', 'run_export',
+           'watch_parser', 'run_watch', 'serve_parser', 'run_serve']
 
 # %% ../nbs/11c_cli_deploy.ipynb #464e3201
 if TYPE_CHECKING:
@@ -29,29 +30,14 @@ if TYPE_CHECKING:
 # %% ../nbs/11c_cli_deploy.ipynb #d2d80b11
 log = logging.getLogger("mudenet")
 
-# %% ../nbs/11c_cli_deploy.ipynb #504e6fd60
-def _calibrate_parser() -> Parser:
-    parser = Parser(
-        allow_abbrev=False,
-        description="Set threshold and p-values from new good parts, without training; or from the run's own, with "
-        "--folds. Networks and statistics stay; what was before stays in the file's history.",
-    )
-    _add_run(parser)
-    images = "A folder of good parts that it was not trained on (searched recursively)."
-    parser.add_argument("images", type=str, nargs="?", help=images)
-    rate = (
-        "Share of good parts that may be called anomalous, e.g. 0.05; default: that of the last calibration, "
-    )
-    parser.add_argument("--false-alarms", type=float, help=rate + "else the run's own rule.")
-    parser.add_argument("--threshold", type=float, help="A threshold to insist on instead.")
-    parser.add_argument(
-        "--folds",
-        type=int,
-        help="In place of images: train as many detectors anew, each without its share of the training images, and let "
-        "each judge those. For whoever has few good parts.",
-    )
-    _add_device(parser)
-    return parser
+# %% ../nbs/11c_cli_deploy.ipynb #c0d904911
+def _category_at_hand(run: Path) -> Category | None:
+    "The run's own images, as far as its folder can be read here."
+    try:
+        return job_to_measure(run, run_config(run), {})[0].category
+    except MudenetError as e:
+        log.info("the run's images are not at hand: %s", str(e).splitlines()[0])
+        return None
 
 # %% ../nbs/11c_cli_deploy.ipynb #504e6fd61
 def _same_content(files: Sequence[Path], items: Sequence[Item]) -> int:
@@ -66,6 +52,8 @@ def _apart_from(run: Path, files: Sequence[Path]) -> bool:
 
     Raises `DataError` for images that were trained on.
     """
+    from mudenet.images import image_mode
+
     if (category := _category_at_hand(run)) is None:
         return True
     if k := _same_content(files, category.train):
@@ -73,16 +61,33 @@ def _apart_from(run: Path, files: Sequence[Path]) -> bool:
             f"{k} of {len(files)} images were trained on: their scores are smaller than new parts' are. "
             "Give others."
         )
-    from mudenet.images import image_mode
-
     here, there = {image_mode(f) for f in files}, {image_mode(i.image) for i in category.train[:1]}
     if here != there:
-        print(
-            f"note: pixels are {', '.join(sorted(here))} here, {', '.join(sorted(there))} in the images "
-            "trained on"
-        )
-    config = _run_config(run).inference
-    return config.statistics_apart or not _same_content(files, category.validation)
+        modes = [", ".join(sorted(m)) for m in (here, there)]
+        print(f"note: pixels are {modes[0]} here, {modes[1]} in the images trained on")
+    apart = run_config(run).inference.statistics_apart
+    return apart or not _same_content(files, category.validation)
+
+# %% ../nbs/11c_cli_deploy.ipynb #504e6fd60
+def calibrate_parser() -> Parser:
+    "Good parts, or folds of the run's own, and what is asked of the threshold."
+    what = (
+        "Set threshold and p-values from new good parts, without training; or from the run's own, with "
+        "--folds. Networks and statistics stay; what was before stays in the file's history."
+    )
+    images = "A folder of good parts that it was not trained on (searched recursively)."
+    rate = "Share of good parts that may be called anomalous, e.g. 0.05; default: that of the last "
+    rate += "calibration, else the run's own rule."
+    folds = "In place of images: train as many detectors anew, each without its share of the training "
+    folds += "images, and let each judge those. For whoever has few good parts."
+    parser = Parser(allow_abbrev=False, description=what)
+    add_run(parser)
+    parser.add_argument("images", type=str, nargs="?", help=images)
+    parser.add_argument("--false-alarms", type=float, help=rate)
+    parser.add_argument("--threshold", type=float, help="A threshold to insist on instead.")
+    parser.add_argument("--folds", type=int, help=folds)
+    add_device(parser)
+    return parser
 
 # %% ../nbs/11c_cli_deploy.ipynb #504e6fd6
 def _calibrate_on_folds(run: Path, detector: Detector, args: Namespace) -> None:
@@ -91,18 +96,18 @@ def _calibrate_on_folds(run: Path, detector: Detector, args: Namespace) -> None:
 
     if not run.is_dir():
         raise ConfigError(f"--folds trains below the run's folder, and {run} is a file: give the folder.")
-    job = replace(open_job(_run_config(run)), folder=run)
+    job = replace(open_job(run_config(run)), folder=run)
     job = replace(job, config=replace(job.config, device=args.device))
-    jobs, count = fold_jobs(job, args.folds), len(job.category.train)
+    jobs, count, k = fold_jobs(job, args.folds), len(job.category.train), args.folds
     print(
-        f"{args.folds} detectors are trained anew, each on {len(jobs[0][0].category.train)} or more of {count} training "
-        f"images: about {args.folds} times what {run} took. They stand in {jobs[0][0].folder.parent}; interrupted, "
-        "it goes on where it stopped.",
+        f"{k} detectors are trained anew, each on {len(jobs[0][0].category.train)} or more of {count} "
+        f"training images: about {k} times what {run} took. They stand in "
+        f"{jobs[0][0].folder.parent}; interrupted, it goes on where it stopped.",
         flush=True,
     )
-    cross_calibrate(detector, job, args.folds, args.get("false_alarms"))
+    cross_calibrate(detector, job, k, args.get("false_alarms"))
 
-
+# %% ../nbs/11c_cli_deploy.ipynb #571ef02b
 def _one_source(args: Namespace) -> None:
     "Raises `ConfigError` unless there are images, or else folds without a threshold by hand."
     if (args.get("images") is None) == (args.get("folds") is None):
@@ -113,31 +118,6 @@ def _one_source(args: Namespace) -> None:
         raise ConfigError("--threshold insists on a number, and --folds looks for one: give one of the two.")
 
 # %% ../nbs/11c_cli_deploy.ipynb #1a7fd97d
-def run_calibrate(args: Namespace) -> None:
-    "New threshold into the detector's file."
-    from mudenet.images import find_images
-    from mudenet.inference import detector_file, load_detector
-
-    _one_source(args)
-    run, strange = _find_run(args.run), dict[str, float]()
-    detector, path = load_detector(run, args.device), detector_file(run)
-    before = float(detector.threshold)
-    if args.get("folds") is not None:
-        _calibrate_on_folds(run, detector, args)
-    else:
-        images = Path(args.images)
-        apart = _apart_from(run, find_images(images))
-        strange = detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart)
-    detector.save(path)
-    _say_calibrated(detector, before)
-    for name, score in strange.items():
-        print(f"look at {name}: its score {score:.6g} stands apart, and a bad part raises the threshold")
-    print(f"{path}: calibration {len(detector.calibrations)} of its history")
-    old = [f.name for f in sorted(path.parent.glob("*")) if f.suffix in (".onnx", ".xml", ".pt2")]
-    if old:
-        print(f"{', '.join(old)} beside it still decide as before: export again")
-
-
 def _say_calibrated(detector: Detector, before: float) -> None:
     "The threshold, what it was before, and what is promised of it."
     from mudenet.decisions import promised, rate_bound, smallest_rate
@@ -151,25 +131,52 @@ def _say_calibrated(detector: Detector, before: float) -> None:
     sure = f", {100 * rate_bound(1, now['n']):.3g} % at confidence 95 %"
     print(f"{least}{'' if now.get('folds') else sure}.")
 
+# %% ../nbs/11c_cli_deploy.ipynb #2a4ac717
+def _calibrated(run: Path, detector: Detector, args: Namespace) -> dict[str, float]:
+    "Calibrate by folds or by images; gives the images whose scores stand apart."
+    from mudenet.images import find_images
+
+    if args.get("folds") is not None:
+        _calibrate_on_folds(run, detector, args)
+        return {}
+    images = Path(args.images)
+    apart = _apart_from(run, find_images(images))
+    return detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart)
+
+# %% ../nbs/11c_cli_deploy.ipynb #e92bd3cf
+def run_calibrate(args: Namespace) -> None:
+    "New threshold into the detector's file."
+    from mudenet.inference import detector_file, load_detector
+
+    _one_source(args)
+    run = find_run(args.run)
+    detector, path = load_detector(run, args.device), detector_file(run)
+    before = float(detector.threshold)
+    strange = _calibrated(run, detector, args)
+    detector.save(path)
+    _say_calibrated(detector, before)
+    for name, score in strange.items():
+        print(f"look at {name}: its score {score:.6g} stands apart, and a bad part raises the threshold")
+    print(f"{path}: calibration {len(detector.calibrations)} of its history")
+    old = [f.name for f in sorted(path.parent.glob("*")) if f.suffix in (".onnx", ".xml", ".pt2")]
+    if old:
+        print(f"{', '.join(old)} beside it still decide as before: export again")
+
 # %% ../nbs/11c_cli_deploy.ipynb #7ab7cf8d0
-def _threshold_parser() -> Parser:
-    parser = Parser(
-        allow_abbrev=False,
-        description="What thresholds would do: false alarms by held-out good parts, and "
-        "defects found where bad parts are given. Writes nothing but what --out and --set ask for.",
+def threshold_parser() -> Parser:
+    "A detector, perhaps bad parts, and perhaps a choice."
+    what = (
+        "What thresholds would do: false alarms by held-out good parts, and "
+        "defects found where bad parts are given. Writes nothing but what --out and --set ask for."
     )
-    _add_run(parser)
-    parser.add_argument(
-        "--bad", type=str, help="A folder of bad parts, at least eight (searched recursively)."
-    )
+    bad = "A folder of bad parts, at least eight (searched recursively)."
+    chosen = "Take this threshold. With --bad the detector is no longer label-free, and its history and "
+    parser = Parser(allow_abbrev=False, description=what)
+    add_run(parser)
+    parser.add_argument("--bad", type=str, help=bad)
     parser.add_argument("--out", type=str, help="A picture of the same: a .png or .svg file.")
-    parser.add_argument(
-        "--set",
-        type=float,
-        help="Take this threshold. With --bad the detector is no longer label-free, and its "
-        "history and records say so.",
-    )
-    _add_device(parser)
+    parser.add_argument("--set", type=float, help=chosen + "records say so.")
+    add_device(parser)
     return parser
 
 # %% ../nbs/11c_cli_deploy.ipynb #7ab7cf8d1
@@ -182,37 +189,27 @@ def _scores(detector: Detector, folder: str) -> list[float]:
     return [p.score for p in progress(detector.stream(Path(folder)), "scoring", total=n, unit="image")]
 
 # %% ../nbs/11c_cli_deploy.ipynb #7ab7cf8d2
-def run_threshold(args: Namespace) -> None:
-    "Table, picture, choice."
+def _say_points(detector: Detector, bad: Sequence[float]) -> None:
+    "The table of thresholds, and what to think of it."
     from mudenet.decisions import operating_points, operating_table
-    from mudenet.inference import load_detector
 
-    run, out, chosen = _find_run(args.run), args.get("out") and Path(args.out), args.get("set")
-    if out and out.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--out {out}: a picture ends in .png or .svg.")
-    detector = load_detector(run, args.device)
-    if not detector.held_out:
-        raise DataError(
-            f"{run} is from before held-out scores were kept: mudenet calibrate {run} IMAGES makes new ones."
-        )
-    bad = _scores(detector, args.bad) if args.get("bad") else []
-    head, rows = operating_table(
-        operating_points(detector.held_out, bad, threshold=float(detector.threshold))
-    )
+    points = operating_points(detector.held_out, bad, threshold=float(detector.threshold))
+    head, rows = operating_table(points)
     print(f"{markdown_table(head, rows, 'r' * len(head))}\n\n* the one in use. Intervals are at 95 %.")
     if folds := detector.calibration.get("folds"):
         print(f"The held-out scores are those of {folds} detectors of folds: the promises hold roughly only.")
     if bad:
         print("A threshold that is chosen here has seen bad parts: it is no longer label-free.")
-    if out:
-        from mudenet.report import operating_figure
 
-        figure = operating_figure(detector.held_out, bad, float(detector.threshold))
-        with atomic(out) as f:
-            figure.savefig(f, format=out.suffix[1:], dpi=120)
-        print(f"picture: {out}")
-    if chosen is not None:
-        _choose(detector, chosen, bad, run)
+
+def _draw_points(detector: Detector, bad: Sequence[float], out: Path) -> None:
+    "The same as a picture."
+    from mudenet.report import operating_figure
+
+    figure = operating_figure(detector.held_out, bad, float(detector.threshold))
+    with atomic(out) as f:
+        figure.savefig(f, format=out.suffix[1:], dpi=120)
+    print(f"picture: {out}")
 
 # %% ../nbs/11c_cli_deploy.ipynb #7ab7cf8d
 def _choose(detector: Detector, threshold: float, bad: Sequence[float], run: Path) -> None:
@@ -222,62 +219,60 @@ def _choose(detector: Detector, threshold: float, bad: Sequence[float], run: Pat
     from mudenet.decisions import promised
     from mudenet.inference import apart, detector_file, settle
 
-    path, shown = detector_file(run), dict(bad=len(bad)) if bad else {}
-    settle(
-        detector,
-        torch.tensor(detector.held_out),
-        threshold,
-        "labelled" if bad else "given",
-        apart=apart(detector),
-        folds=detector.calibration.get("folds", 0),
-        date=date.today().isoformat(),
-        **shown,
-    )
+    path = detector_file(run)
+    facts: dict[str, Any] = dict(folds=detector.calibration.get("folds", 0), date=date.today().isoformat())
+    if bad:
+        facts["bad"] = len(bad)
+    how = "labelled" if bad else "given"
+    settle(detector, torch.tensor(detector.held_out), threshold, how, apart=apart(detector), **facts)
     detector.save(path)
     marked = ", marked as chosen with bad parts in view" if bad else ""
-    print(
-        f"{path}: threshold {float(detector.threshold):.6g}{marked}; evaluate and export again.\n"
-        f"{promised(detector.calibration)}."
-    )
+    now = float(detector.threshold)
+    print(f"{path}: threshold {now:.6g}{marked}; evaluate and export again.")
+    print(f"{promised(detector.calibration)}.")
+
+# %% ../nbs/11c_cli_deploy.ipynb #948346a5
+def run_threshold(args: Namespace) -> None:
+    "Table, picture, choice."
+    from mudenet.inference import load_detector
+
+    run, out, chosen = find_run(args.run), args.get("out") and Path(args.out), args.get("set")
+    if out and out.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--out {out}: a picture ends in .png or .svg.")
+    detector = load_detector(run, args.device)
+    if not detector.held_out:
+        raise DataError(
+            f"{run} is from before held-out scores were kept: mudenet calibrate {run} IMAGES makes new ones."
+        )
+    bad = _scores(detector, args.bad) if args.get("bad") else []
+    _say_points(detector, bad)
+    if out:
+        _draw_points(detector, bad, out)
+    if chosen is not None:
+        _choose(detector, chosen, bad, run)
 
 # %% ../nbs/11c_cli_deploy.ipynb #c0d904910
-def _export_parser() -> Parser:
-    parser = Parser(
-        allow_abbrev=False,
-        description="Write a detector as one file, from pixels to decision, and compare the two.",
-    )
-    _add_run(parser)
-    parser.add_argument(
-        "--to",
-        choices=["onnx", "openvino", "pt2"],
-        default="onnx",
-        help="onnx: ONNX Runtime and others; openvino: .xml and .bin; pt2: torch.export.",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["float32", "bfloat16", "int8"],
-        default="float32",
-        help="Of the networks; below float32, statistics and threshold are measured again, and the file is "
-        "refused where image AUROC or decisions change too much.",
-    )
-    parser.add_argument(
-        "--out",
-        type=str,
-        help="File to write; default: detector.onnx, detector-int8.xml … in the run's folder.",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="Write it though it is not faithful; its metadata then say so."
-    )
+def export_parser() -> Parser:
+    "A detector, a format and a precision."
+    what = "Write a detector as one file, from pixels to decision, and compare the two."
+    to = "onnx: ONNX Runtime and others; openvino: .xml and .bin; pt2: torch.export."
+    precision = "Of the networks; below float32, statistics and threshold are measured again, and the file "
+    precision += "is refused where image AUROC or decisions change too much."
+    precisions = ["float32", "bfloat16", "int8"]
+    out = "File to write; default: detector.onnx, detector-int8.xml … in the run's folder."
+    force = "Write it though it is not faithful; its metadata then say so."
+    parser = Parser(allow_abbrev=False, description=what)
+    add_run(parser)
+    parser.add_argument("--to", choices=["onnx", "openvino", "pt2"], default="onnx", help=to)
+    parser.add_argument("--precision", choices=precisions, default="float32", help=precision)
+    parser.add_argument("--out", type=str, help=out)
+    parser.add_argument("--force", action="store_true", help=force)
     return parser
 
-# %% ../nbs/11c_cli_deploy.ipynb #c0d904911
-def _category_at_hand(run: Path) -> Category | None:
-    "The run's own images, as far as its folder can be read here."
-    try:
-        return _evaluated(run, _run_config(run), {})[0].category
-    except MudenetError as e:
-        log.info("the run's images are not at hand: %s", str(e).splitlines()[0])
-        return None
+# %% ../nbs/11c_cli_deploy.ipynb #2c78aa52
+def _short(value: Any) -> str:
+    "A number in four digits, or several of them as a change."
+    return " → ".join(map(_short, value)) if isinstance(value, list) else f"{value:.4g}"
 
 # %% ../nbs/11c_cli_deploy.ipynb #c0d90491
 def run_export(args: Namespace) -> None:
@@ -285,7 +280,7 @@ def run_export(args: Namespace) -> None:
     from mudenet.export import SUFFIX, export_detector
     from mudenet.inference import load_detector
 
-    run, precision = _find_run(args.run), args.precision
+    run, precision = find_run(args.run), args.precision
     name = "detector" if precision == "float32" else f"detector-{precision}"
     out = Path(args.get("out") or (run if run.is_dir() else run.parent) / f"{name}{SUFFIX[args.to]}")
     found = export_detector(
@@ -296,12 +291,9 @@ def run_export(args: Namespace) -> None:
     for what, value in found.items():
         print(f"  {what}: {_short(value)}")
 
-
-def _short(value: Any) -> str:
-    return " → ".join(map(_short, value)) if isinstance(value, list) else f"{value:.4g}"
-
 # %% ../nbs/11c_cli_deploy.ipynb #28c7d8220
-def _watch_parser() -> Parser:
+def watch_parser() -> Parser:
+    "As in the distribution without PyTorch."
     from mudenet.watch import watch_arguments
 
     parser = Parser(
@@ -310,8 +302,17 @@ def _watch_parser() -> Parser:
     watch_arguments(parser)
     return parser
 
+
+def run_watch(args: Namespace) -> None:
+    "See `watch`."
+    from mudenet.watch import run_watch as run
+
+    args.detector = str(find_run(args.detector))
+    run(args)
+
 # %% ../nbs/11c_cli_deploy.ipynb #28c7d822
-def _serve_parser() -> Parser:
+def serve_parser() -> Parser:
+    "As in the distribution without PyTorch."
     from mudenet.serve import serve_arguments
 
     parser = Parser(
@@ -319,14 +320,6 @@ def _serve_parser() -> Parser:
     )
     serve_arguments(parser)
     return parser
-
-
-def run_watch(args: Namespace) -> None:
-    "See `watch`."
-    from mudenet.watch import run_watch as run
-
-    args.detector = str(_find_run(args.detector))
-    run(args)
 
 
 def run_serve(args: Namespace) -> None:

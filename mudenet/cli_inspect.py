@@ -6,18 +6,70 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from .cli_options import _find_run
+from .cli_options import find_run
 from .config import Parser
 from .core import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['run_data', 'run_teachers', 'run_assumptions', 'run_zoo']
+__all__ = ['data_parser', 'run_data', 'teachers_parser', 'run_teachers', 'assumptions_parser', 'run_assumptions', 'zoo_parser',
+           'run_zoo']
+
+# %% ../nbs/11d_cli_inspect.ipynb #f4e8f151
+if TYPE_CHECKING:
+    from mudenet.data import Category
+
+# %% ../nbs/11d_cli_inspect.ipynb #11-cli-14
+def _draw(folder: str, seed: int, size: int) -> None:
+    "Write the embedded product line."
+    from mudenet.synthetic import write_product_line
+
+    print(f"product line: {write_product_line(folder, seed=seed, size=size)}")
+
+
+def _said(category: Category) -> str:
+    "How many images there are of each kind."
+    from mudenet.data import summary
+
+    s = summary(category)
+    kinds = ", ".join(f"{k} {n}" for k, n in s["test"].items()) or "none"
+    masks = "yes" if s["masks"] else "no"
+    return f"{s['name']}: train {s['train']}, validation {s['validation']}, test {kinds}; masks {masks}"
+
+
+def _noted(category: Category) -> list[str]:
+    "What is no fault, and still worth knowing."
+    from mudenet.data import find_odd_masks, find_passed_by, find_white, threshold_worth
+
+    passed_by = find_passed_by(category, "train", "validation", "test")
+    notes = [*passed_by, find_white(category), *find_odd_masks(category), threshold_worth(category)]
+    return [n for n in notes if n]
+
+# %% ../nbs/11d_cli_inspect.ipynb #4ba76bb7
+def _look(folder: str, name: str, check: bool) -> list[str]:
+    "Say what a category holds; gives its problems, for which every file is read if `check`."
+    from mudenet.data import find_problems, open_category
+
+    try:
+        category = open_category(folder, name)
+        said = _said(category)
+    except DataError as e:
+        print(f"{name}: cannot be used")
+        return [str(e)]
+    print(said)
+    if not check:
+        return []
+    problems = find_problems(category)
+    for note in _noted(category):
+        print(f"note: {note}")
+    return problems
 
 # %% ../nbs/11d_cli_inspect.ipynb #11-cli-140
-def _data_parser() -> Parser:
+def data_parser() -> Parser:
+    "An action, and a folder."
     parser = Parser(
         allow_abbrev=False,
         description="Look at a data set, check every file of it, or draw the product line.",
@@ -35,93 +87,63 @@ def _data_parser() -> Parser:
     parser.add_argument("--size", type=int, default=256, help="draw: side of the images in pixels.")
     return parser
 
-# %% ../nbs/11d_cli_inspect.ipynb #11-cli-14
+# %% ../nbs/11d_cli_inspect.ipynb #67a39e35
 def run_data(args: Namespace) -> None:
-    "show, check or draw."
-    from mudenet.data import (
-        find_white,
-        find_odd_masks,
-        find_passed_by,
-        find_problems,
-        list_categories,
-        open_category,
-        recognise,
-        summary,
-        threshold_worth,
-    )
+    "show, check or draw. Raises `DataError` with every problem that was found."
+    from mudenet.data import list_categories, recognise
 
     if args.action == "draw":
-        from mudenet.synthetic import write_product_line
-
-        print(f"product line: {write_product_line(args.folder, seed=args.seed, size=args.size)}")
+        _draw(args.folder, args.seed, args.size)
         return
     print(f"{args.folder}: layout {recognise(args.folder)}")
-    problems: list[str] = []
-    for name in [args.category] if args.category else list_categories(args.folder):
-        try:
-            s = summary(category := open_category(args.folder, name))
-        except DataError as e:
-            print(f"{name}: cannot be used")
-            problems.append(str(e))
-            continue
-        kinds = ", ".join(f"{k} {n}" for k, n in s["test"].items()) or "none"
-        print(
-            f"{s['name']}: train {s['train']}, validation {s['validation']}, test {kinds}; masks "
-            f"{'yes' if s['masks'] else 'no'}"
-        )
-        if args.action == "show":
-            continue
-        problems += find_problems(category)
-        notes = [
-            *find_passed_by(category, "train", "validation", "test"),
-            find_white(category),
-            *find_odd_masks(category),
-            threshold_worth(category),
-        ]
-        for note in filter(None, notes):
-            print(f"note: {note}")
+    names = [args.category] if args.category else list_categories(args.folder)
+    problems = [p for name in names for p in _look(args.folder, name, args.action == "check")]
     if problems:
         raise DataError("\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *problems]))
     if args.action == "check":
         print("every file can be read and fits its image")
 
 # %% ../nbs/11d_cli_inspect.ipynb #11-cli-77c1e40
-def _teachers_parser() -> Parser:
-    parser = Parser(
-        allow_abbrev=False,
-        description="Teachers that can be called by their name: those of the package, and those in "
-        "$MUDENET_TEACHERS (by default the user's cache).",
-    )
+def teachers_parser() -> Parser:
+    "An action, and what it acts on."
+    what = "Teachers that can be called by their name: those of the package, and those in "
+    actions = "list (default): all in short; show: one; verify: check every file against its card; "
+    licence = "add: the licence of its sources, and what follows for the weights."
+    parser = Parser(allow_abbrev=False, description=what + "$MUDENET_TEACHERS (by default the user's cache).")
     parser.add_argument(
         "action",
         nargs="?",
         choices=["list", "show", "verify", "add"],
-        help="list (default): all in short; show: one; verify: check every file against its card; "
-        "add: take in a file that `mudenet distill` wrote.",
+        help=actions + "add: take in a file that `mudenet distill` wrote.",
     )
     parser.add_argument("name", nargs="?", type=str, help="show, add: which one.")
     parser.add_argument("file", nargs="?", type=str, help="add: the teacher's file.")
     parser.add_argument("--corpus", type=str, help="add: what it was distilled on, in words.")
-    parser.add_argument(
-        "--licence", type=str, help="add: the licence of its sources, and what follows for the weights."
-    )
+    parser.add_argument("--licence", type=str, help=licence)
     return parser
 
 # %% ../nbs/11d_cli_inspect.ipynb #11-cli-77c1e4
+def _add_teacher(name: str, args: Namespace) -> None:
+    "Take in a file. Raises `ConfigError` unless it comes with its card."
+    from mudenet.teachers import add_teacher
+
+    if lacks := [k for k in ("file", "corpus", "licence") if not args.get(k)]:
+        raise ConfigError(
+            f"mudenet teachers add NAME FILE --corpus TEXT --licence TEXT: {', '.join(lacks)} missing."
+        )
+    path = add_teacher(name, Path(args.file), args.corpus, args.licence)
+    print(f"teacher: {path}\nUse it with: mudenet train --teacher {name} …")
+
+# %% ../nbs/11d_cli_inspect.ipynb #188e43d0
 def run_teachers(args: Namespace) -> None:
     "list, show, verify or add."
-    from mudenet.teachers import add_teacher, checked, find_teacher, teachers
+    from mudenet.teachers import checked, find_teacher, teachers
 
     action, name = args.get("action") or "list", args.get("name")
     if (action in ("show", "add")) != (name is not None):
         raise ConfigError(f"mudenet teachers {action}: show and add take a name, the others take none.")
     if action == "add":
-        if lacks := [k for k in ("file", "corpus", "licence") if not args.get(k)]:
-            raise ConfigError(
-                f"mudenet teachers add NAME FILE --corpus TEXT --licence TEXT: {', '.join(lacks)} missing."
-            )
-        path = add_teacher(str(name), Path(args.file), args.corpus, args.licence)
-        print(f"teacher: {path}\nUse it with: mudenet train --teacher {name} …")
+        _add_teacher(str(name), args)
     elif action == "show":
         for field, text in checked(find_teacher(str(name))).summary().items():
             print(f"{field:13s} {text}")
@@ -132,7 +154,8 @@ def run_teachers(args: Namespace) -> None:
             print(brief if action == "list" else f"{known}: {s['digest']} as on its card")
 
 # %% ../nbs/11d_cli_inspect.ipynb #11-cli-88f2e90
-def _assumptions_parser() -> Parser:
+def assumptions_parser() -> Parser:
+    "An action, and perhaps an entry."
     parser = Parser(
         allow_abbrev=False, description="What the paper leaves open, what was chosen, and what else could be."
     )
@@ -167,36 +190,45 @@ def run_assumptions(args: Namespace) -> None:
         print(tried(read_register()))
 
 # %% ../nbs/11d_cli_inspect.ipynb #d8ba9dc70
-def _zoo_parser() -> Parser:
+def zoo_parser() -> Parser:
+    "An action, and what it acts on."
+    what = "Trained detectors with their records and cards. Without --zoo: "
+    actions = "list (default): what there is; pull: fetch one; verify: check every file; add: take a run in."
+    licence = "add: of the training images, where the data set does not tell."
     parser = Parser(
         allow_abbrev=False,
-        description="Trained detectors with their records and cards. Without --zoo: "
-        "what was trained for this project, as the package describes it.",
+        description=what + "what was trained for this project, as the package describes it.",
     )
-    parser.add_argument(
-        "action",
-        nargs="?",
-        choices=["list", "pull", "verify", "add"],
-        help="list (default): what there is; pull: fetch one; verify: check every file; add: take a run in.",
-    )
+    parser.add_argument("action", nargs="?", choices=["list", "pull", "verify", "add"], help=actions)
     parser.add_argument("name", nargs="?", type=str, help="pull, add: which one.")
     parser.add_argument("run", nargs="?", type=str, help="add: the run's folder.")
     parser.add_argument("--zoo", type=str, help="A zoo's folder, or for list and pull its URL.")
     parser.add_argument("--out", type=str, help="pull: folder to put it in; default: zoo.")
-    parser.add_argument(
-        "--licence", type=str, help="add: of the training images, where the data set does not tell."
-    )
+    parser.add_argument("--licence", type=str, help=licence)
     parser.add_argument("--command", type=str, help="add: what makes it again.")
     return parser
 
 # %% ../nbs/11d_cli_inspect.ipynb #d8ba9dc7
+def _verify(zoo: str | None) -> None:
+    "Raise `DataError` with every file that is not the one of the manifest."
+    from mudenet.zoo import verify_zoo
+
+    if zoo is None:
+        raise ConfigError("mudenet zoo verify --zoo FOLDER: which folder?")
+    if wrong := verify_zoo(zoo):
+        raise DataError("\n".join([f"{len(wrong)} files are not those of the manifest:", *wrong]))
+    print("every file is the one of the manifest")
+
+# %% ../nbs/11d_cli_inspect.ipynb #77d690bc
+_NEEDS = dict(pull=("name",), add=("name", "run", "zoo"))  # what an action cannot do without
+
+
 def run_zoo(args: Namespace) -> None:
     "list, pull, verify or add."
-    from mudenet.zoo import add_detector, pull_detector, read_manifest, shipped_zoo, verify_zoo, zoo_table
+    from mudenet.zoo import add_detector, pull_detector, read_manifest, shipped_zoo, zoo_table
 
     action, zoo = args.get("action") or "list", args.get("zoo") or shipped_zoo()
-    lacks = [k for k in dict(pull=("name",), add=("name", "run", "zoo")).get(action, ()) if not args.get(k)]
-    if lacks:
+    if lacks := [k for k in _NEEDS.get(action, ()) if not args.get(k)]:
         raise ConfigError(f"mudenet zoo {action}: {', '.join(lacks)} missing; see mudenet zoo --help.")
     if action == "list":
         print(zoo_table(read_manifest(zoo)))
@@ -204,11 +236,7 @@ def run_zoo(args: Namespace) -> None:
         path = pull_detector(args.name, zoo, args.get("out") or "zoo")
         print(f"detector: {path / 'detector.safetensors'}\nUse it with: mudenet predict {path} IMAGES")
     elif action == "add":
-        add_detector(args.name, _find_run(args.run), args.zoo, args.get("licence"), args.get("command") or "")
+        add_detector(args.name, find_run(args.run), args.zoo, args.get("licence"), args.get("command") or "")
         print(f"taken in: {Path(args.zoo) / args.name}")
-    elif args.get("zoo") is None:
-        raise ConfigError("mudenet zoo verify --zoo FOLDER: which folder?")
-    elif wrong := verify_zoo(zoo):
-        raise DataError("\n".join([f"{len(wrong)} files are not those of the manifest:", *wrong]))
     else:
-        print("every file is the one of the manifest")
+        _verify(args.get("zoo"))

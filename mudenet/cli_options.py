@@ -16,40 +16,46 @@ from .config import load_config, merge, nest, read_config, read_yaml, shipped, t
 from .core import ConfigError, pick_device, read_meta
 
 # %% auto #0
-__all__ = ['own_preset', 'configure']
+__all__ = ['given_fields', 'add_assume', 'own_preset', 'configure', 'show_defaults', 'job_parser', 'train_parser', 'add_run',
+           'add_device', 'find_run', 'run_config', 'job_to_measure']
 
 # %% ../nbs/11a_cli_options.ipynb #8978e417
 if TYPE_CHECKING:
     from mudenet.evaluation import Job
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-060
-def _given(
+def _assumed_fields(
+    choices: Sequence[str],  # What --assume said, e.g. "A-002=max"
+    given: Mapping[str, Any],  # What single options said, nested
+    only: Sequence[str],  # Sections that may change here; empty: all
+) -> dict[str, Any]:  # Dotted field → value
+    "The fields that --assume sets. Raises `ConfigError` where it must not set one, or an option does too."
+    from mudenet.assumptions import assumed
+
+    said, fields = f"--assume {' '.join(choices)}", assumed(choices)
+    for name in fields:
+        section, _, field = name.rpartition(".")
+        if only and section not in only:
+            allowed = " and ".join(only)
+            raise ConfigError(f"{said}: {name} decides what is trained; here only {allowed} can change.")
+        if field in given.get(section, {}):
+            raise ConfigError(f"{said} sets {name}, and so does --{name}; give one of the two.")
+    return fields
+
+# %% ../nbs/11a_cli_options.ipynb #abc7f742
+def given_fields(
     args: Namespace,  # Of a command
     *extra: str,  # Its own options, which are no fields of the configuration
     only: Sequence[str] = (),  # Sections that --assume may change here; default: all
 ) -> dict[str, Any]:  # Nested plain values
     "What the command line says about the configuration, --assume included. Raises `ConfigError`."
     given = {k: v for k, v in args.as_dict().items() if k not in ("config", "assume", *extra)}
-    if not (choices := args.get("assume")):
-        return given
-    from mudenet.assumptions import assumed
-
-    fields = assumed(choices)
-    for name in fields:
-        section, _, field = name.rpartition(".")
-        if only and section not in only:
-            raise ConfigError(
-                f"--assume {' '.join(choices)}: {name} decides what is trained; here only "
-                f"{' and '.join(only)} can change."
-            )
-        if field in given.get(section, {}):
-            raise ConfigError(
-                f"--assume {' '.join(choices)} sets {name}, and so does --{name}; give one of the two."
-            )
-    return merge(given, nest(fields))
+    choices = args.get("assume")
+    return merge(given, nest(_assumed_fields(choices, given, only))) if choices else given
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-061
-def _add_assume(parser: Parser) -> None:
+def add_assume(parser: Parser) -> None:
+    "Another reading of the paper as an option."
     parser.add_argument(
         "--assume",
         action="append",
@@ -58,12 +64,30 @@ def _add_assume(parser: Parser) -> None:
         help="Another reading of the paper, e.g. A-002=max; may be repeated. See mudenet assumptions.",
     )
 
-
+# %% ../nbs/11a_cli_options.ipynb #5cef7d3d
 def own_preset(
     device: str,  # As configured
 ) -> str:  # "paper" or "fast"
     "What a folder of one's own begins with: the paper's setting wants a GPU."
     return "fast" if pick_device(device).type == "cpu" else "paper"
+
+# %% ../nbs/11a_cli_options.ipynb #300fe4f6
+def _data_set(
+    tree: Mapping[str, Any],  # File and options together
+    given: Mapping[str, Any],  # Options alone
+    recognised: bool,  # Look into the folder where nothing names the data set
+) -> str:  # Its name, or "auto"
+    "The data set. Raises `ConfigError` where it does not have the category that is asked of it."
+    name, root, category = tree.get("dataset", "auto"), tree.get("root"), tree.get("category")
+    if recognised and name == "auto":
+        from mudenet.evaluation import recognise_dataset
+
+        return recognise_dataset(root, category)
+    if "dataset" in given and root:
+        from mudenet.evaluation import check_category
+
+        check_category(name, root, category)
+    return name
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-062
 def configure(
@@ -73,20 +97,13 @@ def configure(
 ) -> Config:
     "The configuration of a command. Raises `ConfigError`, `DataError`, or `CheckpointError` for --teacher."
     tree = merge(read_config(file) if file else {}, given)
-    name = tree.get("dataset", "auto")
-    if base is None and name == "auto":
-        from mudenet.evaluation import recognise_dataset
-
-        name = tree["dataset"] = recognise_dataset(tree.get("root"), tree.get("category"))
-    elif "dataset" in given and tree.get("root"):
-        from mudenet.evaluation import check_category
-
-        check_category(name, tree["root"], tree.get("category"))
-    base = base or (name if name in shipped() else None)
+    name = _data_set(tree, given, base is None)
+    found: dict[str, Any] = {"dataset": name} if base is None or "dataset" in tree else {}
+    tree = {**tree, **found}
     if name == "folder" and "preset" not in tree:
-        given = {**given, "preset": own_preset(tree.get("device", "auto"))}
+        found["preset"] = own_preset(tree.get("device", "auto"))
     config = load_config(
-        base, [file] if file else [], {**given, **({"dataset": tree["dataset"]} if "dataset" in tree else {})}
+        base or (name if name in shipped() else None), [file] if file else [], {**given, **found}
     )
     if config.teacher is None:
         return config
@@ -95,24 +112,30 @@ def configure(
     return with_teacher(config, tree)
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-06
-def _show_defaults(parser: Parser, defaults: Mapping[str, Any]) -> Parser:
+def show_defaults(parser: Parser, defaults: Mapping[str, Any]) -> Parser:
     "Defaults for --help where they are not those of the classes; parsing leaves defaults out."
     for a in parser._actions:
         a.default = defaults.get(a.dest, a.default)
     return parser
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-080
-def _job_parser(what: str) -> Parser:
+def job_parser(
+    what: str,  # The command in a sentence, for its help
+) -> Parser:
+    "Every field of the configuration as an option, a file of them, and --assume."
     parser = config_parser(description=what)
     parser.add_argument(
         "--config", type=str, help="A YAML file with any of the fields below; single options win over it."
     )
-    _add_assume(parser)
+    add_assume(parser)
     return parser
 
-
-def _train_parser(what: str) -> Parser:
-    parser = _job_parser(what)
+# %% ../nbs/11a_cli_options.ipynb #3a3fd929
+def train_parser(
+    what: str,  # The command in a sentence, for its help
+) -> Parser:
+    "A job that keeps its state and can go on."
+    parser = job_parser(what)
     parser.add_argument(
         "--resume",
         type=bool,
@@ -123,7 +146,8 @@ def _train_parser(what: str) -> Parser:
     return parser
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-100
-def _add_run(parser: Parser) -> None:
+def add_run(parser: Parser) -> None:
+    "The detector, by its run."
     parser.add_argument(
         "run",
         type=str,
@@ -131,11 +155,12 @@ def _add_run(parser: Parser) -> None:
     )
 
 
-def _add_device(parser: Parser) -> None:
+def add_device(parser: Parser) -> None:
+    "Where to compute."
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-102
-def _find_run(path: str) -> Path:
+def find_run(path: str) -> Path:
     """A run's folder or a detector's file; in a category's folder the one run that it holds.
 
     Raises `ConfigError` for several.
@@ -150,7 +175,7 @@ def _find_run(path: str) -> Path:
     )
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-103
-def _run_config(run: Path) -> Config:
+def run_config(run: Path) -> Config:
     """The configuration of a run: of its folder where it is one (it knows where the images are), else of the
     file, without places.
     """
@@ -163,8 +188,15 @@ def _run_config(run: Path) -> Config:
     return config_of(file, read_meta(file, "detector"))
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-104
-def _evaluated(run: Path, config: Config, given: dict[str, Any]) -> tuple[Job, list[str]]:
-    "What is to be evaluated, and which settings are not the run's own."
+def job_to_measure(
+    run: Path,  # Its folder or file
+    config: Config,  # Of the run
+    given: dict[str, Any],  # Nested values of single options
+) -> tuple[Job, list[str]]:
+    """What is to be evaluated, and which settings are not the run's own.
+
+    Raises `ConfigError` where nobody says which images.
+    """
     from mudenet.data import list_categories
     from mudenet.evaluation import open_job
 

@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jsonargparse import Namespace
 
-from .cli_options import _add_assume, _add_device, _add_run, _evaluated, _find_run, _given
-from .cli_options import _run_config, _show_defaults, _train_parser, configure
+from .cli_options import add_assume, add_device, add_run, job_to_measure, find_run, given_fields
+from .cli_options import run_config, show_defaults, train_parser, configure
 from .config import Config, EvaluationConfig, InferenceConfig, Parser, field_names, load_config, merge
 from .config import read_config
 from .core import ConfigError, DataError, MudenetError, StorageError, atomic, locked, pick_device
 from .core import progress, refuse_foreign, remove_parts, storage_error
 
 # %% auto #0
-__all__ = ['log', 'run_distill', 'run_train', 'run_evaluate', 'run_predict', 'run_demo']
+__all__ = ['log', 'run_distill', 'detector_parser', 'run_train', 'evaluate_parser', 'run_evaluate', 'predict_parser',
+           'run_predict', 'demo_parser', 'run_demo']
 
 # %% ../nbs/11b_cli_train.ipynb #0736686a
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mudenet.evaluation import Job
     from mudenet.images import Prediction
     from mudenet.inference import Detector
+    from mudenet.line import Marked
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-653d62
 log = logging.getLogger("mudenet")
@@ -43,7 +45,7 @@ def run_distill(args: Namespace) -> None:
     "Stage 1 only."
     from mudenet.evaluation import ensure_teacher, open_job
 
-    given, resume = _given(args, "resume"), args.get("resume", True)
+    given, resume = given_fields(args, "resume"), args.get("resume", True)
     tree = merge(read_config(args.config) if args.get("config") else {}, given)
     if tree.get("distill", {}).get("images") == "folder" and not tree.get("root"):
         from mudenet.teachers import distill_corpus
@@ -57,6 +59,7 @@ def run_distill(args: Namespace) -> None:
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-082
 def _called(teacher: str) -> str:
+    "A teacher's name, as `mudenet teachers` knows it."
     from mudenet.teachers import teacher_name
 
     return teacher_name(teacher)
@@ -67,20 +70,35 @@ _OTHER_PRESET = dict(
     paper=" (hours on a GPU; --preset fast trains within minutes on a CPU)",
 )
 
-
+# %% ../nbs/11b_cli_train.ipynb #e6e54730
 def _job_note(job: Job) -> str:
     "What is about to be trained, and how: the parts that were recognised rather than said."
     c, n = job.config, job.category
     given = f", teacher {_called(c.teacher)} ({c.backbone.name}, {c.backbone.weights})" if c.teacher else ""
+    augmentation = ", ".join(c.data.augmentation(c.category)) or "none"
     return (
         f"{c.dataset} {n.name}: {len(n.train)} images to train on, {len(n.validation)} for statistics; "
-        f"augmentation {', '.join(c.data.augmentation(c.category)) or 'none'}{given}; preset {c.preset}"
-        f"{_OTHER_PRESET[c.preset]}; results in {job.folder}"
+        f"augmentation {augmentation}{given}; preset {c.preset}{_OTHER_PRESET[c.preset]}; "
+        f"results in {job.folder}"
     )
 
+# %% ../nbs/11b_cli_train.ipynb #a7367431
+def _data_notes(job: Job) -> list[str]:
+    "What somebody should know of the images: files passed by, what is white, too few for a threshold."
+    from mudenet.data import find_passed_by, threshold_worth
+
+    white = job.config.data.white
+    notes = [
+        *find_passed_by(job.category, "train", "validation"),
+        f"in images of more than 8 bits {white} is white (--data.white)" if white else "",
+        threshold_worth(job.category),
+    ]
+    return [n for n in notes if n]
+
 # %% ../nbs/11b_cli_train.ipynb #11-cli-083
-def _detector_parser() -> Parser:
-    parser = _train_parser(
+def detector_parser() -> Parser:
+    "A job that may be given its time."
+    parser = train_parser(
         "Train a detector on the nominal images of one category; distils a teacher first where none is "
         "given. An interrupted run goes on when the same command is given again."
     )
@@ -109,21 +127,14 @@ def _fitted(job: Job, minutes: float) -> Job:
 # %% ../nbs/11b_cli_train.ipynb #11-cli-08
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
-    from mudenet.data import find_passed_by, threshold_worth
     from mudenet.evaluation import ensure_detector, open_job
     from mudenet.health import Health, advice
 
-    job = open_job(configure(_given(args, "resume", "minutes"), args.get("config")))
+    job = open_job(configure(given_fields(args, "resume", "minutes"), args.get("config")))
     if args.get("minutes") is not None:
         job = _fitted(job, args.minutes)
     print(_job_note(job), flush=True)
-    white = job.config.data.white
-    notes = [
-        *find_passed_by(job.category, "train", "validation"),
-        f"in images of more than 8 bits {white} is white (--data.white)" if white else "",
-        threshold_worth(job.category),
-    ]
-    for note in filter(None, notes):
+    for note in _data_notes(job):
         print(f"note: {note}", flush=True)
     about = ensure_detector(job, resume=args.get("resume", True)).about
     if about.get("health"):
@@ -131,31 +142,44 @@ def run_train(args: Namespace) -> None:
             print(f"note: {sentence}")
     print(f"detector: {job.folder / 'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 
+# %% ../nbs/11b_cli_train.ipynb #11-cli-124
+_PARTS = ("train", "test", "validation", "val", "ground_truth")  # of a data set
+
+
+def _check_out(out: Path, images: Path | None = None) -> None:
+    "Raise `ConfigError` for a folder of results in which they would be taken for images, or mixed with them."
+    whole = out.resolve()
+    if images is not None and images.is_dir() and whole == images.resolve():
+        raise ConfigError(f"--out {out} is the folder of the images; name another one.")
+    for here in (whole, *whole.parents):
+        if here.name in _PARTS and (here.parent / "train").is_dir():
+            raise ConfigError(
+                f"--out {out} lies in {here}, a part of a data set that then could not be read; name "
+                "another place."
+            )
+
 # %% ../nbs/11b_cli_train.ipynb #11-cli-101
-def _evaluate_parser() -> Parser:
-    parser = Parser(
-        allow_abbrev=False, description="Measure a trained detector on the test images of its category."
-    )
-    _add_run(parser)
-    parser.add_argument(
-        "--root",
-        type=str,
-        help="Folder of the data set or category; default: the one the run was trained on.",
-    )
+def _add_place(parser: Parser) -> None:
+    "Which images are measured, and where the record goes."
+    root = "Folder of the data set or category; default: the one the run was trained on."
+    out = "Folder for record.json and report.html; default: the run's. Needed where "
+    parser.add_argument("--root", type=str, help=root)
     parser.add_argument("--category", type=str, help="Category; default: the run's.")
-    parser.add_argument(
-        "--out",
-        type=str,
-        help="Folder for record.json and report.html; default: the run's. Needed where "
-        "images or settings are not the run's own.",
-    )
-    _add_device(parser)
-    _add_assume(parser)
+    parser.add_argument("--out", type=str, help=out + "images or settings are not the run's own.")
+
+
+def evaluate_parser() -> Parser:
+    "A run, and what may be measured otherwise."
+    what = "Measure a trained detector on the test images of its category."
+    parser = Parser(allow_abbrev=False, description=what)
+    add_run(parser)
+    _add_place(parser)
+    add_device(parser)
+    add_assume(parser)
     parser.add_class_arguments(InferenceConfig, "inference")
     parser.add_class_arguments(EvaluationConfig, "evaluation")
-    return _show_defaults(
-        parser, {n: "the run's" for n in field_names() if n.startswith(("inference.", "evaluation."))}
-    )
+    own = [n for n in field_names() if n.startswith(("inference.", "evaluation."))]
+    return show_defaults(parser, dict.fromkeys(own, "the run's"))
 
 # %% ../nbs/11b_cli_train.ipynb #4408585d
 def _teacher_note(config: Config, about: Mapping[str, Any]) -> str:
@@ -167,64 +191,74 @@ def _teacher_note(config: Config, about: Mapping[str, Any]) -> str:
         return ""
     if digest(teacher_weights(config.teacher)[0]) == about.get("teacher", {}).get("digest"):
         return ""
-    return f"{config.teacher} has changed since this run was trained. What is measured is the run's own T, as it was."
+    return (
+        f"{config.teacher} has changed since this run was trained. "
+        "What is measured is the run's own T, as it was."
+    )
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-10
-def run_evaluate(args: Namespace) -> None:
-    "Metrics, record, report."
-    from mudenet.evaluation import calibrate_on, evaluate, setting_name
-    from mudenet.inference import load_detector
-    from mudenet.report import metrics_table
-
-    run, given = _find_run(args.run), _given(args, "run", "out", only=("inference", "evaluation"))
-    detector = load_detector(run, args.get("device", "auto"), given.get("inference"))
-    config, folder = _run_config(run), run if run.is_dir() else run.parent
-    job, changed = _evaluated(run, config, given)
-    if note := _teacher_note(config, detector.about):
-        print(f"note: {note}", flush=True)
-    other = job.data_fingerprint != detector.about.get("data")
-    anew = any(d.startswith("inference.") for d in changed)
-    if anew and other:
+def _refuse_mixing(
+    run: Path,  # Its folder or file
+    job: Job,  # What is to be measured
+    changed: Sequence[str],  # Settings that are not the run's own
+    other: bool,  # The images are not those that the run was made from
+    record: Path | None,  # That of the run, if it is to be written
+) -> None:
+    "Raise where images trained on would calibrate, or the run's record would be one of something else."
+    if other and any(d.startswith("inference.") for d in changed):
         raise DataError(
             f"--inference.* calibrates the detector anew on held-out images, and {job.category.root} does "
             f"not hold those that {run} was made from: some may have been trained on. Evaluate without it, "
             "or train on these images."
         )
-    if not args.get("out") and (changed or other and ("root" in given or "category" in given)):
+    if record and (changed or other):
         raise ConfigError(
-            f"{folder / 'record.json'} is for the run's own images and settings, and these are others "
+            f"{record} is for the run's own images and settings, and these are others "
             f"({'; '.join(changed) or job.category.root}). Give the new record a place: --out FOLDER."
         )
-    if anew:
+
+# %% ../nbs/11b_cli_train.ipynb #183fd67a
+def _prepared(args: Namespace, run: Path, folder: Path) -> tuple[Detector, Job, bool]:
+    "The detector as it is to be measured, on what, and whether under settings that are not the run's own."
+    from mudenet.evaluation import calibrate_on
+    from mudenet.inference import load_detector
+
+    given = given_fields(args, "run", "out", only=("inference", "evaluation"))
+    detector = load_detector(run, args.get("device", "auto"), given.get("inference"))
+    config = run_config(run)
+    job, changed = job_to_measure(run, config, given)
+    if note := _teacher_note(config, detector.about):
+        print(f"note: {note}", flush=True)
+    other = job.data_fingerprint != detector.about.get("data")
+    moved = other and not {"root", "category"} & set(given)  # the run's own place holds other images now
+    record = None if args.get("out") or (moved and not changed) else folder / "record.json"
+    _refuse_mixing(run, job, changed, other, record)
+    if any(d.startswith("inference.") for d in changed):
         calibrate_on(detector, job)
+    return detector, job, bool(changed)
+
+# %% ../nbs/11b_cli_train.ipynb #74743ceb
+def run_evaluate(args: Namespace) -> None:
+    "Metrics, record, report."
+    from mudenet.evaluation import evaluate, setting_name
+    from mudenet.report import metrics_table
+
+    run = find_run(args.run)
+    folder = run if run.is_dir() else run.parent
+    detector, job, changed = _prepared(args, run, folder)
     out, name = Path(args.get("out") or folder), folder.resolve().name
     _check_out(out)
-    record = evaluate(
-        detector, replace(job, folder=out), run=setting_name(name, job.config) if changed else name
-    )
+    called = setting_name(name, job.config) if changed else name
+    record = evaluate(detector, replace(job, folder=out), run=called)
     print(f"{metrics_table(record)}\n\nrecord: {out / 'record.json'}\nreport: {out / 'report.html'}")
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-120
-def _predict_parser() -> Parser:
-    parser = Parser(
-        allow_abbrev=False,
-        description="Score images with a trained detector. What cannot be read is listed, the "
-        "others are scored, and the exit code is then 2.",
-    )
-    parser.add_argument(
-        "run",
-        type=str,
-        help="A run's folder, a detector.safetensors file, a category's folder with one run, or a file of "
-        "mudenet export (.onnx, .xml).",
-    )
-    parser.add_argument(
-        "images",
-        type=str,
-        help="An image, or a folder (searched recursively; what predict wrote is left out).",
-    )
+def _add_answers(parser: Parser) -> None:
+    "What predict writes and says besides the table."
+    maps, pictures = "Write each raw anomaly map as 32-bit TIFF.", "Write each image beside its map as PNG."
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")
-    parser.add_argument("--maps", type=bool, default=True, help="Write each raw anomaly map as 32-bit TIFF.")
-    parser.add_argument("--pictures", type=bool, default=True, help="Write each image beside its map as PNG.")
+    parser.add_argument("--maps", type=bool, default=True, help=maps)
+    parser.add_argument("--pictures", type=bool, default=True, help=pictures)
     parser.add_argument(
         "--regions",
         action="store_true",
@@ -236,13 +270,31 @@ def _predict_parser() -> Parser:
         default=0.01,
         help="Chance of a false alarm about drifting scores, the images taken in their order; 0: no test.",
     )
-    _add_device(parser)
+
+# %% ../nbs/11b_cli_train.ipynb #b3b096f1
+def predict_parser() -> Parser:
+    "A detector, trained or exported, and images."
+    what = (
+        "Score images with a trained detector. What cannot be read is listed, the "
+        "others are scored, and the exit code is then 2."
+    )
+    run = (
+        "A run's folder, a detector.safetensors file, a category's folder with one run, or a file of "
+        "mudenet export (.onnx, .xml)."
+    )
+    images = "An image, or a folder (searched recursively; what predict wrote is left out)."
+    parser = Parser(allow_abbrev=False, description=what)
+    parser.add_argument("run", type=str, help=run)
+    parser.add_argument("images", type=str, help=images)
+    _add_answers(parser)
+    add_device(parser)
     return parser
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-122
 def _write_prediction(
     p: Prediction, file: Path, out: Path, maps: bool, pictures: bool, white: int | None
 ) -> None:
+    "The map of one image, and the image beside it in colours."
     from PIL import Image
     from mudenet.images import read_image
     from mudenet.line import fitting
@@ -274,22 +326,6 @@ def _to_score(images: Path, out: Path) -> dict[Path, str]:
         print(passed_by(left), flush=True)
     return {f: f.relative_to(images).as_posix() for f in found}
 
-# %% ../nbs/11b_cli_train.ipynb #11-cli-124
-def _check_out(out: Path, images: Path | None = None) -> None:
-    "Raise `ConfigError` for a folder of results in which they would be taken for images, or mixed with them."
-    whole = out.resolve()
-    if images is not None and images.is_dir() and whole == images.resolve():
-        raise ConfigError(f"--out {out} is the folder of the images; name another one.")
-    for here in (whole, *whole.parents):
-        if (
-            here.name in ("train", "test", "validation", "val", "ground_truth")
-            and (here.parent / "train").is_dir()
-        ):
-            raise ConfigError(
-                f"--out {out} lies in {here}, a part of a data set that then could not be read; name "
-                "another place."
-            )
-
 # %% ../nbs/11b_cli_train.ipynb #11-cli-125
 def _readable(
     files: Mapping[Path, str], read: deque[Path], bad: dict[Path, str], white: int | None
@@ -309,15 +345,9 @@ def _readable(
             yield pixels
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-126
-@contextlib.contextmanager
-def _table(
-    out: Path, files: Mapping[Path, str], written: Sequence[str]
-) -> Iterator[Callable[[Sequence[Any]], None]]:
-    """Gives what adds a row to the table of predictions, which is there from the first row on, whatever
-    happens later.
-    """
-    from mudenet.images import ANSWER, HEAD, TABLE
-    from mudenet.line import fitting
+def _refuse_mixed(out: Path, written: Sequence[str]) -> None:
+    "Raise `ConfigError` for a folder that holds results which this program did not write."
+    from mudenet.images import HEAD, TABLE
 
     refuse_foreign(out / TABLE, HEAD)
     if not (out / TABLE).exists() and (mixed := [str(out / w) for w in written if (out / w).exists()]):
@@ -325,59 +355,96 @@ def _table(
             f"{' and '.join(mixed)} is there, and no {TABLE} that says by what it was written; name another "
             "--out."
         )
-    kinds = [(w, k) for w, k in (("maps", ".tiff"), ("pictures", ".png"), ("masks", ".png")) if w in written]
+
+
+def _remove_stale(out: Path, files: Mapping[Path, str], written: Sequence[str]) -> None:
+    "Remove what a call that was killed left half-written."
+    from mudenet.line import fitting
+
+    suffix = dict(maps=".tiff", pictures=".png", masks=".png")
+    remove_parts(out / w / fitting(n, suffix[w]) for w in written for n in files.values())
+
+# %% ../nbs/11b_cli_train.ipynb #dd73666c
+def _adder(f: TextIO) -> Callable[[Sequence[Any]], None]:
+    "Gives what adds a row to a table; its first row is written, and each is in the file at once."
+    from mudenet.images import ANSWER
+
+    rows = csv.writer(f, lineterminator="\n")
+
+    def add(cells: Sequence[Any]) -> None:
+        rows.writerow(cells)
+        f.flush()
+
+    add(["image", *ANSWER, "error"])
+    return add
+
+# %% ../nbs/11b_cli_train.ipynb #3111f362
+@contextlib.contextmanager
+def _table(
+    out: Path, files: Mapping[Path, str], written: Sequence[str]
+) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """Gives what adds a row to the table of predictions, which is there from the first row on, whatever
+    happens later.
+    """
+    from mudenet.images import TABLE
+
+    _refuse_mixed(out, written)
     try:
         with locked(out):
-            remove_parts(out / w / fitting(n, k) for w, k in kinds for n in files.values())
+            _remove_stale(out, files, written)
             with open(out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
-                rows = csv.writer(f, lineterminator="\n")
-
-                def add(cells: Sequence[Any]) -> None:
-                    rows.writerow(cells)
-                    f.flush()
-
-                add(["image", *ANSWER, "error"])
-                yield add
+                yield _adder(f)
+    except MudenetError:
+        raise
     except OSError as e:
-        if isinstance(e, MudenetError):
-            raise
         raise storage_error(out / TABLE, e) from e
 
+# %% ../nbs/11b_cli_train.ipynb #72b601e7
+@contextlib.contextmanager
+def _noted(bad: dict[Path, str], file: Path) -> Iterator[None]:
+    "What cannot be read or written costs this file and not the others."
+    try:
+        yield
+    except (StorageError, DataError) as e:
+        bad[file] = str(e)
+
 # %% ../nbs/11b_cli_train.ipynb #11-cli-127
+def _in_turn(
+    detector: Detector,
+    files: Mapping[Path, str],  # And what they are called
+    bad: dict[Path, str],  # Takes in what was wrong with which
+) -> Iterator[tuple[Path, Prediction | None]]:
+    "Every file in its turn with its prediction, or without one where it could not be read."
+    read, waiting = deque[Path](), deque(files)
+    pixels = _readable(files, read, bad, detector.white)
+    for p in progress(detector.stream(pixels), "predicting", total=len(files), unit="image"):
+        scored = read.popleft()
+        while (f := waiting.popleft()) != scored:
+            yield f, None
+        yield f, replace(p, name=files[f])
+    for f in waiting:
+        yield f, None
+
+# %% ../nbs/11b_cli_train.ipynb #57af7b51
 def _scored(
     detector: Detector,
     files: Mapping[Path, str],
-    out: Path,
-    written: Sequence[str],
-    add: Callable[[Sequence[Any]], None],
-    also: Callable[[Prediction], None],
-) -> tuple[int, int, dict[Path, str]]:
-    """A row for each file.
-
-    Gives how many were scored, how many called anomalous, and what went wrong with the others.
-    """
+    finish: Callable[[Prediction, Path], None],  # What becomes of it besides its row
+    add: Callable[[Sequence[Any]], None],  # Takes in a row
+) -> tuple[int, int, dict[Path, str]]:  # Scored, called anomalous, and what went wrong with which
+    "A row for each file."
     from mudenet.images import ANSWER
 
-    read, bad, waiting, n, called = deque[Path](), dict[Path, str](), deque(files), 0, 0
-
-    def catch_up(to: Path | None) -> None:
-        while waiting and waiting[0] != to:
-            add([files[f := waiting.popleft()], *[""] * len(ANSWER), bad[f]])
-
-    pixels = _readable(files, read, bad, detector.white)
-    for p in progress(detector.stream(pixels), "predicting", total=len(files), unit="image"):
-        p = replace(p, name=files[f := read.popleft()])
-        catch_up(f)
-        try:
-            _write_prediction(p, f, out, "maps" in written, "pictures" in written, detector.white)
-            also(p)
-        except (StorageError, DataError) as e:
-            bad[f] = str(e)
+    bad, found = dict[Path, str](), list[int]()
+    for f, p in _in_turn(detector, files, bad):
+        if p is None:
+            add([files[f], *[""] * len(ANSWER), bad[f]])
+            continue
+        with _noted(bad, f):
+            finish(p, f)
         add([p.name, *p.cells(), bad.get(f, "")])
-        n, called = n + 1, called + p.label
-        waiting.popleft()
-    catch_up(None)
-    return n, called, bad
+        found.append(p.label)
+    return len(found), sum(found), bad
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-12
 def _opened(run: str, device: str) -> Any:
@@ -385,7 +452,7 @@ def _opened(run: str, device: str) -> Any:
     from mudenet.inference import load_detector
     from mudenet.runtime import is_export, open_detector
 
-    return open_detector(run) if is_export(run) else load_detector(_find_run(run), device)
+    return open_detector(run) if is_export(run) else load_detector(find_run(run), device)
 
 
 def _refused(bad: Mapping[Path, str], count: int, most: int = 20) -> DataError:
@@ -397,29 +464,43 @@ def _refused(bad: Mapping[Path, str], count: int, most: int = 20) -> DataError:
     return DataError("\n".join([first, *list(bad.values())[:most], *last]))
 
 # %% ../nbs/11b_cli_train.ipynb #cb220cf6
-def run_predict(args: Namespace) -> None:
-    "Score images, row by row. Raises `DataError` at the end where something could not be read or written."
+def _finisher(
+    detector: Any,  # Trained, or exported
+    out: Path,  # Folder to write to
+    args: Namespace,  # Of the command
+    marked: list[Marked],  # Takes in the regions
+) -> Callable[[Prediction, Path], None]:
+    "What becomes of a prediction besides its row: map, picture, mask, and the test for drift."
     from mudenet.drift import open_drift
-    from mudenet.images import TABLE
-    from mudenet.line import Marked, refuse_regions, write_mask, write_regions
+    from mudenet.line import write_mask
     from mudenet.runtime import detector_id
 
-    detector, images, out = _opened(args.run, args.device), Path(args.images), Path(args.out)
-    _check_out(out, images)
-    if args.regions:
-        refuse_regions(detector, out)
-    drift, marked = open_drift(detector, args.drift, int(detector_id(detector), 16)), list[Marked]()
+    drift = open_drift(detector, args.drift, int(detector_id(detector), 16))
 
-    def also(p: Prediction) -> None:
+    def finish(p: Prediction, file: Path) -> None:
+        _write_prediction(p, file, out, args.maps, args.pictures, detector.white)
         if args.regions:
             marked.append(write_mask(detector, p, out))
         if drift and drift.add(p.score):
             log.warning("%s: %s", p.name, drift.advice())
 
-    files, wanted = _to_score(images, out), dict(maps=args.maps, pictures=args.pictures, masks=args.regions)
-    written = [what for what, asked in wanted.items() if asked]
-    with _table(out, files, written) as add:
-        n, called, bad = _scored(detector, files, out, written, add, also)
+    return finish
+
+# %% ../nbs/11b_cli_train.ipynb #895faf85
+def run_predict(args: Namespace) -> None:
+    "Score images, row by row. Raises `DataError` at the end where something could not be read or written."
+    from mudenet.images import TABLE
+    from mudenet.line import Marked, refuse_regions, write_regions
+
+    detector, images, out = _opened(args.run, args.device), Path(args.images), Path(args.out)
+    _check_out(out, images)
+    if args.regions:
+        refuse_regions(detector, out)
+    marked = list[Marked]()
+    finish, files = _finisher(detector, out, args, marked), _to_score(images, out)
+    wanted = dict(maps=args.maps, pictures=args.pictures, masks=args.regions)
+    with _table(out, files, [what for what, asked in wanted.items() if asked]) as add:
+        n, called, bad = _scored(detector, files, finish, add)
     print(f"{n} images, {called} called anomalous; {out / TABLE}")
     if marked:
         print(write_regions(detector, marked, out))
@@ -427,47 +508,47 @@ def run_predict(args: Namespace) -> None:
         raise _refused(bad, len(files))
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-160
-def _demo_parser() -> Parser:
-    parser = _train_parser(
+def demo_parser() -> Parser:
+    "A job that begins with the demonstration's configuration."
+    parser = train_parser(
         "Draw a product line, train, evaluate and report: the whole way in a few minutes, offline."
     )
-    return _show_defaults(
-        parser, {n: reduce(getattr, n.split("."), load_config("demo")) for n in field_names()}
-    )
+    demo = load_config("demo")
+    return show_defaults(parser, {n: reduce(getattr, n.split("."), demo) for n in field_names()})
 
 
 def _demo_note(c: Config) -> str:
-    stage1 = (
-        f"teacher {_called(c.teacher)}"
-        if c.teacher
-        else f"{c.backbone.name}, {c.distill.steps} steps of stage 1"
-    )
+    "How small the demonstration is."
+    made = f"{c.backbone.name}, {c.distill.steps} steps of stage 1"
+    stage1 = f"teacher {_called(c.teacher)}" if c.teacher else made
     return (
         f"demonstration configuration: {c.data.image_size} px, {c.model.channels} channels, trunk "
         f"{c.model.width}, {stage1}, {c.train.steps} steps of {c.train.batch_size} images"
     )
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-16
-def run_demo(args: Namespace) -> None:
-    "Product line, training, evaluation, report."
-    from mudenet.evaluation import ensure_detector, evaluate, open_job
-    from mudenet.report import metrics_table
+_THE_PAPERS = "The paper's is 256 px, 128 channels, trunk 64, wide_resnet50_2, 500 epochs of batches of 8."
 
-    c = configure(_given(args, "resume"), args.get("config"), base="demo")
-    pick_device(c.device)
-    print(
-        f"{_demo_note(c)[0].upper()}{_demo_note(c)[1:]}.\nThe paper's is 256 px, 128 channels, trunk 64, "
-        "wide_resnet50_2, 500 epochs of batches of 8.",
-        flush=True,
-    )
-    job = open_job(c)
-    record = evaluate(ensure_detector(job, resume=args.get("resume", True)), job, _demo_note(c))
-    print(
-        "\n"
-        f"{metrics_table(record)}\n"
-        "\n"
+
+def _places(job: Job) -> str:
+    "Where everything is."
+    return (
         f"images:   {job.category.root}\n"
         f"detector: {job.folder / 'detector.safetensors'}\n"
         f"record:   {job.folder / 'record.json'}\n"
         f"report:   {job.folder / 'report.html'} (open it in a browser)"
     )
+
+# %% ../nbs/11b_cli_train.ipynb #a0734616
+def run_demo(args: Namespace) -> None:
+    "Product line, training, evaluation, report."
+    from mudenet.evaluation import ensure_detector, evaluate, open_job
+    from mudenet.report import metrics_table
+
+    c = configure(given_fields(args, "resume"), args.get("config"), base="demo")
+    pick_device(c.device)
+    note = _demo_note(c)
+    print(f"{note[0].upper()}{note[1:]}.\n{_THE_PAPERS}", flush=True)
+    job = open_job(c)
+    record = evaluate(ensure_detector(job, resume=args.get("resume", True)), job, note)
+    print(f"\n{metrics_table(record)}\n\n{_places(job)}")

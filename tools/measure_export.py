@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mudenet.cli_options import _evaluated, _run_config
+from mudenet.cli_options import job_to_measure, run_config
 from mudenet.config import override, portable
 from mudenet.core import new_record, progress, write_json
 from mudenet.data import load_images
@@ -52,7 +52,7 @@ def main():
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=RESULTS / "export_precision.json")
     args = parser.parse_args()
-    job, _ = _evaluated(args.run, _run_config(args.run), {})
+    job, _ = job_to_measure(args.run, run_config(args.run), {})
     detector = load_detector(args.run, "cpu")
     detector.config = override(detector.config, {"compute.precision": "float32"})
     size, how = detector.config.data.image_size, detector.config.data.interpolation

@@ -118,7 +118,9 @@ def places(tmp_path_factory):
 
 
 def refuses(places, capsys, command, says):
-    """A command ends with 2, says what it should without a traceback, and leaves nothing and the run as it was."""
+    """A command ends with 2, says what it should without a traceback, and leaves nothing and the run as it
+    was.
+    """
     before = {p: p.read_bytes() for p in places["runs"].rglob("*") if p.is_file()}
     try:
         code = main(command.format(**places).split())

@@ -1,8 +1,10 @@
-"""What lower precision does to a run's scores and decisions, and to its speed, with and without statistics measured again.
+"""What lower precision does to a run's scores and decisions, and to its speed, with and without statistics
+measured again.
 
     python tools/measure_export.py RUN [OUT]
 
-RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json. An oracle study: the
+RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json. An
+oracle study: the
 rows are compared by labels of test images; which of them the package uses is fixed in notebook 15."""
 
 import argparse

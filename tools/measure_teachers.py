@@ -1,8 +1,10 @@
-"""How far the teachers of the package come on other images than those they learned from, and what they see: a record and a picture.
+"""How far the teachers of the package come on other images than those they learned from, and what they see:
+a record and a picture.
 
     python tools/measure_teachers.py --weights resnet18.safetensors ROOT [ROOT …]
 
-ROOT: a category's folder; its nominal test images are measured. Writes nbs/results/teachers.json and nbs/results/teachers.png."""
+ROOT: a category's folder; its nominal test images are measured. Writes nbs/results/teachers.json and
+nbs/results/teachers.png."""
 
 import argparse
 import io

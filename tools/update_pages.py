@@ -1,4 +1,5 @@
-"""Write what is read off the records in nbs/results: README.md's tables, pages/results.md, the register's numbers and table.
+"""Write what is read off the records in nbs/results: README.md's tables, pages/results.md, the register's
+numbers and table.
 
 python tools/update_pages.py           # write them again
 python tools/update_pages.py --check   # exit 1 if one of them would change
@@ -124,7 +125,9 @@ def readme_section() -> str:
 
 
 def beside_peers() -> str:
-    """PaDiM and PatchCore beside the detectors that were run on the same images at the same size; what they cost."""
+    """PaDiM and PatchCore beside the detectors that were run on the same images at the same size; what they
+    cost.
+    """
     found = list(read_records(RESULTS, "peer").values())
 
     def of(r: Mapping[str, Any]) -> tuple[str, int]:

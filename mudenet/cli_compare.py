@@ -23,6 +23,7 @@ __all__ = ['ablate_parser', 'run_ablate', 'sweep_parser', 'run_sweep', 'benchmar
 
 # %% ../nbs/11e_cli_compare.ipynb #8b58bbd2
 if TYPE_CHECKING:
+    from mudenet.ablations import Comparison
     from mudenet.experiments import Here, OnRay, Run
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-23fbff0
@@ -143,7 +144,9 @@ def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
             raise ConfigError(f"--{field} is given, and the sweep takes several values of it; leave it out.")
 
 # %% ../nbs/11e_cli_compare.ipynb #3b7313d6
-def _priced_sweep(runs: Sequence[Run], values: Mapping[str, Any], pool: Here | OnRay, yes: bool) -> Any:
+def _priced_sweep(
+    runs: Sequence[Comparison], values: Mapping[str, Any], pool: Here | OnRay, yes: bool
+) -> Any:
     "The record of a sweep, once somebody agreed to what it takes."
     from mudenet import ablations as ab
     from mudenet.experiments import price

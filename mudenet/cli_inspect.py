@@ -172,7 +172,8 @@ def assumptions_parser() -> Parser:
 # %% ../nbs/11d_cli_inspect.ipynb #11-cli-88f2e9
 def run_assumptions(args: Namespace) -> None:
     "list, show or check."
-    from mudenet.assumptions import check, overview, read_register, show, tried
+    from mudenet.assumptions import overview, read_register, show
+    from mudenet.register_checks import check, tried
 
     action, entry = args.get("action") or "list", args.get("entry")
     if (action == "show") != (entry is not None):

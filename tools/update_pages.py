@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mudenet.assumptions import filled, read_register, with_table
+from mudenet.assumptions import read_register, with_table
 from mudenet.config import from_saved
 from mudenet.core import markdown_table, read_records, write_text
 from mudenet.evaluation import results_table
 from mudenet.experiments import departures
 from mudenet.peers import cost_table
+from mudenet.register_checks import filled
 from mudenet.report import interval_note, metrics_table, teacher_of, verdict
 
 ROOT = Path(__file__).parent.parent

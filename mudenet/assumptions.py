@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import html
 import re
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -26,7 +26,7 @@ __all__ = ['register_faults', 'validate', 'filled', 'number_faults', 'disagreeme
 
 # %% ../nbs/12a_register_checks.ipynb #12a-reg-03
 from .assumptions import SECTIONS, STATUSES, Assumption, _among, _frozen, _same, _say, beside
-from .assumptions import find_register, read_entry, read_register, read_value, register_table
+from .assumptions import find_register, read_entry, read_value, register_table
 
 # %% ../nbs/12a_register_checks.ipynb #12-assumptions-d10a02
 def _interval(

@@ -49,11 +49,14 @@ _SAYS = dict(
     zoo="trained detectors: list, fetch, check, take in",
     bench="measure how fast a part is",
     ablate="flip assumptions and measure what changes",
-    sweep="several values of any fields, in one table",
 )
 
 # %% ../nbs/11_cli.ipynb #b1978c03
+_SAYS["sweep"] = "several values of any fields, in one table"
+
+
 def _distill_parser() -> Parser:
+    "A job that ends with stage 1."
     return train_parser("Stage 1: teach a small network what a pretrained one sees.")
 
 

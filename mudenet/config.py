@@ -335,7 +335,7 @@ class InferenceConfig:
     top_fraction: float = decides("scores", 0.001)
     "Share of the pixels that `top_mean` takes."
     standardise_places: bool = decides("scores", False, newer=True)
-    "Standardise a map place by place, by the training images' maps, before it gives the image's score (A-053)."
+    "Standardise a map place by place, by the training images' maps, before it gives the score (A-053)."
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float | None = decides("scores", None)

@@ -34,10 +34,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from tqdm.auto import tqdm
 
@@ -114,6 +113,8 @@ def rng(
     *purpose: str | int,  # What the numbers are for
 ) -> np.random.Generator:  # PCG64
     "A NumPy generator for one purpose."
+    import numpy as np
+
     return np.random.Generator(np.random.PCG64(seed_for(seed, *purpose)))
 
 # %% ../nbs/00_core.ipynb #00-core-160

@@ -241,10 +241,12 @@ STYLE = """<style>
 .mudenet figure{margin:0;line-height:1.2;width:min-content}
 .mudenet figcaption{font-size:12px;opacity:.8}
 .mudenet img{display:block;height:auto;margin:0}
-.mudenet .gallery figure{width:76px}.mudenet .tiles{display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start}
+.mudenet .gallery figure{width:76px}
+.mudenet .tiles{display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start}
 .mudenet table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 .mudenet th,.mudenet td{padding:2px 10px;text-align:right}.mudenet th:first-child{text-align:left}
-.mudenet .scroll{overflow-x:auto}.mudenet caption{caption-side:bottom;text-align:left;font-size:12px;opacity:.8}
+.mudenet .scroll{overflow-x:auto}
+.mudenet caption{caption-side:bottom;text-align:left;font-size:12px;opacity:.8}
 .mudenet p{margin:4px 0;max-width:70ch}
 .mudenet svg{width:100%;max-width:420px;height:auto}
 .mudenet .parts{display:grid;grid-template-columns:repeat(var(--levels),auto);gap:4px 8px}

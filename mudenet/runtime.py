@@ -191,7 +191,8 @@ class Detector:
             return self.pixel_threshold
         raise DataError(
             "this file has no pixel threshold: it, or the calibration of its detector, is older than "
-            "regions. Calibrate the run where there is none, mudenet calibrate RUN IMAGES, and export it again."
+            "regions. Calibrate the run where there is none, mudenet calibrate RUN IMAGES, and export it "
+            "again."
         )
 
     def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from mudenet.ablations import resolve_variants, variants
-from mudenet.assumptions import check, read_register, write_table
+from mudenet.assumptions import read_register, write_table
 from mudenet.cli import main
 from mudenet.config import load_config
+from mudenet.register_checks import check
 from mudenet.synthetic import write_product_line
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,6 @@
-"""`mudenet bench WHAT` measures at toy size, prints its table and writes a record that the notebooks can read."""
+"""`mudenet bench WHAT` measures at toy size, prints its table and writes a record that the notebooks can
+read.
+"""
 
 import json
 from statistics import median

@@ -1,4 +1,6 @@
-"""A benchmark on a local Ray cluster of two workers makes the sequential table, whatever is killed in the middle of a run."""
+"""A benchmark on a local Ray cluster of two workers makes the sequential table, whatever is killed in the
+middle of a run.
+"""
 
 import importlib.util
 import logging

@@ -1,4 +1,6 @@
-"""p-values and thresholds against independent implementations: crepes (Boström 2022) and MAPIE (Taquet and others 2022)."""
+"""p-values and thresholds against independent implementations: crepes (Boström 2022) and MAPIE (Taquet and
+others 2022).
+"""
 
 import warnings
 
@@ -68,7 +70,9 @@ def test_threshold_is_the_half_width_of_mapie(mapie, kind, rate):
 
 @pytest.mark.parametrize("rate", [0.1, 0.2])
 def test_what_lies_outside_of_mapies_cv_interval_is_rejected(mapie, rate):
-    """CV+ intervals hold what cross-conformal prediction accepts, so that what they leave out is rejected here too."""
+    """CV+ intervals hold what cross-conformal prediction accepts, so that what they leave out is rejected
+    here too.
+    """
     from sklearn.linear_model import LinearRegression
     from sklearn.model_selection import KFold
 

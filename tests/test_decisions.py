@@ -1,4 +1,6 @@
-"""A promised false-alarm rate, p-values, and one decision whoever asks: Python, command line, report, explorer, exported file."""
+"""A promised false-alarm rate, p-values, and one decision whoever asks: Python, command line, report,
+explorer, exported file.
+"""
 
 import csv
 import json

@@ -1,4 +1,6 @@
-"""The drift test: its p-values are independent and uniform, its false alarms are bounded over the stream, a shift is found."""
+"""The drift test: its p-values are independent and uniform, its false alarms are bounded over the stream, a
+shift is found.
+"""
 
 import json
 

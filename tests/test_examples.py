@@ -1,4 +1,6 @@
-"""The container's steps in a clean environment, and the workflow's commands on a small line: the files are read and run."""
+"""The container's steps in a clean environment, and the workflow's commands on a small line: the files are
+read and run.
+"""
 
 import fnmatch
 import json

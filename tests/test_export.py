@@ -1,4 +1,6 @@
-"""The exported file answers as the detector does, in every engine that is installed, and in an environment without PyTorch."""
+"""The exported file answers as the detector does, in every engine that is installed, and in an environment
+without PyTorch.
+"""
 
 import configparser
 import json

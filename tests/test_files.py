@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import resnet18
 
-from mudenet import cli
+from mudenet import cli_train
 from mudenet.cli import main
 from mudenet.core import DataError, load_tensors, remove_parts, save_tensors, storage_error
 from mudenet.engine import fold
@@ -243,14 +243,14 @@ def test_training_on_names_that_are_no_text(tmp_path):
 def test_a_map_that_cannot_be_written_costs_that_map(run, tmp_path, monkeypatch, capsys):
     for k in range(3):
         put(tmp_path / f"images/{k}.png", k)
-    real = cli._write_prediction
+    real = cli_train._write_prediction
 
     def failing(p, *args):
         if p.name == "1.png":
             raise storage_error(Path("1.png.tiff"), OSError(errno.EACCES, "Permission denied"))
         real(p, *args)
 
-    monkeypatch.setattr(cli, "_write_prediction", failing)
+    monkeypatch.setattr(cli_train, "_write_prediction", failing)
     assert predict(run, tmp_path / "images", tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert "1 of 3 images could not be scored or drawn" in err

@@ -1,4 +1,6 @@
-"""`mudenet calibrate RUN --folds K`: detectors that have not seen the parts they judge, and a threshold from all of them."""
+"""`mudenet calibrate RUN --folds K`: detectors that have not seen the parts they judge, and a threshold from
+all of them.
+"""
 
 import shutil
 

@@ -1,4 +1,6 @@
-"""The hub: huggingface_hub itself, against a server on this machine that answers the calls used, and from its cache alone."""
+"""The hub: huggingface_hub itself, against a server on this machine that answers the calls used, and from
+its cache alone.
+"""
 
 import base64
 import hashlib

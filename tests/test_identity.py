@@ -1,4 +1,6 @@
-"""What a configuration is compared by: every projection answers as it did before fields said what they decide."""
+"""What a configuration is compared by: every projection answers as it did before fields said what they
+decide.
+"""
 
 import hashlib
 import json

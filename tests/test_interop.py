@@ -1,4 +1,6 @@
-"""anomalib's engine runs the model on its own data module; the scores are mudenet's. Run with --slow where anomalib is."""
+"""anomalib's engine runs the model on its own data module; the scores are mudenet's. Run with --slow where
+anomalib is.
+"""
 
 import importlib.util
 import subprocess

@@ -46,7 +46,9 @@ def runs(page):
 
 
 def labels_hold(page):
-    """What the page calls Newcombe's solves Newcombe's equation, and what it calls drawn is what was drawn."""
+    """What the page calls Newcombe's solves Newcombe's equation, and what it calls drawn is what was
+    drawn.
+    """
     note = re.search(r"Brackets: 95 % intervals over the test images \((.*)\)", page)[1]
     by = {method: names.split(", ") for names, method in (s.split(": ") for s in note.split("; "))}
     assert "image AUROC" in by["Newcombe's"] and "pixel AUROC" in by["bootstrap"]

@@ -1,4 +1,6 @@
-"""A clean clone holds what the code imports; sdist and wheel build, and the wheel alone runs the demonstration."""
+"""A clean clone holds what the code imports; sdist and wheel build, and the wheel alone runs the
+demonstration.
+"""
 
 import ast
 import os

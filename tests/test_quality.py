@@ -1,6 +1,8 @@
-"""The switches of `ComputeConfig` change how a detector is computed, not how well it detects: three of their settings, three seeds.
+"""The switches of `ComputeConfig` change how a detector is computed, not how well it detects: three of their
+settings, three seeds.
 
-python tests/test_quality.py nbs/results/compute_quality.json   # also writes the record that notebook 07a shows
+python tests/test_quality.py nbs/results/compute_quality.json   # also writes the record that notebook 07a
+shows
 """
 
 import copy

@@ -1,4 +1,6 @@
-"""Every command of README.md runs. The first two are run whole by .ci/run and on a new machine; here the demo is shrunk."""
+"""Every command of README.md runs. The first two are run whole by .ci/run and on a new machine; here the
+demo is shrunk.
+"""
 
 import os
 import re

@@ -1,4 +1,6 @@
-"""Regions: the pixel threshold keeps its promise exactly, and masks, polygons and the file for other tools say the same."""
+"""Regions: the pixel threshold keeps its promise exactly, and masks, polygons and the file for other tools
+say the same.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""`mudenet serve` without PyTorch: broken, huge and half-sent requests, a stop while it answers, and its page in a browser."""
+"""`mudenet serve` without PyTorch: broken, huge and half-sent requests, a stop while it answers, and its
+page in a browser.
+"""
 
 import base64
 import http.client

@@ -1,4 +1,5 @@
-"""What can be known of the site without building it: pages, links, names in backticks, figures, and what they load.
+"""What can be known of the site without building it: pages, links, names in backticks, figures, and what
+they load.
 
 Every notebook passes the filter that the build runs; Quarto itself is needed only to build.
 """
@@ -129,7 +130,9 @@ def test_filter(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_exported_code_is_on_its_page(path):
-    """Every line of it, but for imports; and in no fence a link, which a reader would see as it is written."""
+    """Every line of it, but for imports; and in no fence a link, which a reader would see as it is
+    written.
+    """
     page = "\n".join(cells(filtered(path), "code"))
     for source in cells(notebook(path), "code"):
         if source.startswith("#| export") and not re.search(r"^(from|import) ", source, re.M):
@@ -424,7 +427,9 @@ def members(owner):
 
 @functools.cache
 def ours():
-    """What a bare name may be: a definition of the package or of a script, or a member of one of our classes."""
+    """What a bare name may be: a definition of the package or of a script, or a member of one of our
+    classes.
+    """
     classes = {
         v
         for vs in defined().values()

@@ -1,4 +1,6 @@
-"""Whatever ends a run, it ends with a message and its last good state; given again, the command ends where it would have ended."""
+"""Whatever ends a run, it ends with a message and its last good state; given again, the command ends where
+it would have ended.
+"""
 
 import signal
 import subprocess

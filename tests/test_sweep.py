@@ -1,4 +1,6 @@
-"""A sweep refuses what cannot be compared before anything runs, and its files hold every setting in the order given."""
+"""A sweep refuses what cannot be compared before anything runs, and its files hold every setting in the
+order given.
+"""
 
 import csv
 import io

@@ -1,4 +1,6 @@
-"""`mudenet watch` without PyTorch, killed many times while a camera writes: each file is in the results exactly once."""
+"""`mudenet watch` without PyTorch, killed many times while a camera writes: each file is in the results
+exactly once.
+"""
 
 import csv
 import json

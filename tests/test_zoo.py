@@ -1,4 +1,6 @@
-"""The zoo from the command line: a benchmark packs what it made, it is listed, fetched and checked; what was changed is named."""
+"""The zoo from the command line: a benchmark packs what it made, it is listed, fetched and checked; what was
+changed is named.
+"""
 
 import functools
 import json

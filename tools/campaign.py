@@ -1,11 +1,15 @@
-"""Spoil what the program reads, and kill it while it writes: a record of what was tried, refused, and what failed.
+"""Spoil what the program reads, and kill it while it writes: a record of what was tried, refused, and what
+failed.
 
     python tools/campaign.py WORK                  # hours at leisure (nice); goes on where it was interrupted
     python tools/campaign.py WORK --share 0.01     # a look at it
 
-WORK is a folder for inputs, results and the journal. A spoilt input must be refused in words, or do no harm: no traceback, no
-hang, nothing half-written. A command that was killed must leave whole files only, and end as undisturbed when it is given again.
-Writes nbs/results/campaign.json when all of it is done, and ends with 1 where something failed. Needs fork, so Linux or macOS."""
+WORK is a folder for inputs, results and the journal. A spoilt input must be refused in words, or do no
+harm: no traceback, no
+hang, nothing half-written. A command that was killed must leave whole files only, and end as undisturbed
+when it is given again.
+Writes nbs/results/campaign.json when all of it is done, and ends with 1 where something failed. Needs fork,
+so Linux or macOS."""
 
 import argparse
 import copy

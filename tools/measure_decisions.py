@@ -1,9 +1,12 @@
-"""Whether promised false-alarm rates hold: a demonstration's detector on thousands of fresh nominal images; runs on real images.
+"""Whether promised false-alarm rates hold: a demonstration's detector on thousands of fresh nominal images;
+runs on real images.
 
     python tools/measure_decisions.py RUN [RECORD …] [--images 6000] [--out FILE]
 
-RUN: a run of `mudenet demo`; nominal images of its product line are drawn anew. RECORD: record.json of other runs, with held-out
-scores that gave no statistics. Writes nbs/results/decisions.json. What is said of found defects is read from labels of test images
+RUN: a run of `mudenet demo`; nominal images of its product line are drawn anew. RECORD: record.json of
+other runs, with held-out
+scores that gave no statistics. Writes nbs/results/decisions.json. What is said of found defects is read
+from labels of test images
 at thresholds that none of them chose."""
 
 import argparse
@@ -50,7 +53,9 @@ def scored(detector, count):
 
 
 def realised(pool, n, choose, name, times=TIMES):
-    """The share of the other images above the threshold that `choose` takes from n of them, again and again."""
+    """The share of the other images above the threshold that `choose` takes from n of them, again
+    and again.
+    """
     stream, ordered, found = rng(0, "calibrations", name, n), np.sort(pool), np.empty(times)
     for t in range(times):
         chosen = stream.choice(ordered, n, replace=False)
@@ -98,7 +103,9 @@ def quantiles(pool):
 
 
 def of_its_own(detector, pool):
-    """What the detector's own held-out images promise, which gave its statistics too, and what comes of it."""
+    """What the detector's own held-out images promise, which gave its statistics too, and what comes
+    of it.
+    """
     held, rows = detector.held_out, []
     for rate in RATES:
         if not images_wanted(rate, len(held)):

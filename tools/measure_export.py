@@ -1,8 +1,10 @@
-"""What lower precision does to a run's scores and decisions, and to its speed, with and without statistics measured again.
+"""What lower precision does to a run's scores and decisions, and to its speed, with and without statistics
+measured again.
 
     python tools/measure_export.py RUN [OUT]
 
-RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json. An oracle study: the
+RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json. An
+oracle study: the
 rows are compared by labels of test images; which of them the package uses is fixed in notebook 15."""
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mudenet.cli import _evaluated
+from mudenet.cli_options import job_to_measure, run_config
 from mudenet.config import override, portable
 from mudenet.core import new_record, progress, write_json
 from mudenet.data import load_images
@@ -52,7 +54,7 @@ def main():
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=RESULTS / "export_precision.json")
     args = parser.parse_args()
-    job, _ = _evaluated(args.run, {})
+    job, _ = job_to_measure(args.run, run_config(args.run), {})
     detector = load_detector(args.run, "cpu")
     detector.config = override(detector.config, {"compute.precision": "float32"})
     size, how = detector.config.data.image_size, detector.config.data.interpolation

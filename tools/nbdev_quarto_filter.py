@@ -1,7 +1,10 @@
-"""Quarto ipynb-filter: give each notebook nbdev's treatment (#| hide, front matter) as Quarto reads it, and show its code.
+"""Quarto ipynb-filter: give each notebook nbdev's treatment (#| hide, front matter) as Quarto reads it, and
+show its code.
 
-Quarto runs this in the notebook's folder, with the notebook on stdin, and takes what it prints. nbdev's own pages leave exported
-code out and print signatures that it makes by running it; these pages show the code as it stands, each public definition under a
+Quarto runs this in the notebook's folder, with the notebook on stdin, and takes what it prints. nbdev's own
+pages leave exported
+code out and print signatures that it makes by running it; these pages show the code as it stands, each
+public definition under a
 heading that names lead to (tools/doclinks.lua). Nothing is run.
 """
 

@@ -3,7 +3,8 @@
     python tools/run_nbs.py [nbs/01_arch.ipynb ...]     # default: every numbered notebook
     python tools/run_nbs.py --tidy [...]                # do not run; only tidy what JupyterLab saved
 
-Cells marked `#| eval: false` or `#| slow`, and nbdev_export() cells, are not run and keep the outputs they have.
+Cells marked `#| eval: false` or `#| slow`, and nbdev_export() cells, are not run and keep the outputs they
+have.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""Write what is read off the records in nbs/results: README.md's tables, pages/results.md, the register's numbers and table.
+"""Write what is read off the records in nbs/results: README.md's tables, pages/results.md, the register's
+numbers and table.
 
 python tools/update_pages.py           # write them again
 python tools/update_pages.py --check   # exit 1 if one of them would change
@@ -12,12 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mudenet.assumptions import filled, read_register, with_table
+from mudenet.assumptions import read_register, with_table
 from mudenet.config import from_saved
 from mudenet.core import markdown_table, read_records, write_text
 from mudenet.evaluation import results_table
 from mudenet.experiments import departures
 from mudenet.peers import cost_table
+from mudenet.register_checks import filled
 from mudenet.report import interval_note, metrics_table, teacher_of, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +126,9 @@ def readme_section() -> str:
 
 
 def beside_peers() -> str:
-    """PaDiM and PatchCore beside the detectors that were run on the same images at the same size; what they cost."""
+    """PaDiM and PatchCore beside the detectors that were run on the same images at the same size; what they
+    cost.
+    """
     found = list(read_records(RESULTS, "peer").values())
 
     def of(r: Mapping[str, Any]) -> tuple[str, int]:

@@ -140,19 +140,13 @@ def resolve_variants(
     choices: Variants,  # The first one is the baseline
     assumption: str = "",  # Named in errors
 ) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → its configuration, and variant left out → why
-    "Fit variants to a configuration. Raises `ConfigError` where it sets what they turn, or nothing is left."
+    "Set what the variants turn in a configuration. Raises `ConfigError` for a bad value, or nothing to compare."
     given = override(open_job(config).config, {"evaluation.pictures": 0})
     folder = given.distill.folder
     reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not folder]
     left = dict.fromkeys(reads, "needs images: --distill.images folder --distill.folder FOLDER")
     made = {v: _apply(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left}
     first, *others = made
-    own = ("distill.images", "distill.folder") if "distill.images" in choices[first] else ()
-    if diff := [d for d in differences(to_dict(given), to_dict(made[first])) if not d.startswith(own)]:
-        raise ConfigError(
-            f"{assumption} is compared with {first}, and the configuration sets something else "
-            f"({diff[0]}): leave that option out."
-        )
     left |= {v: why for v in others if (why := _ignored(made[first], made[v]))}
     if len(left) + 1 < len(choices):
         return {v: c for v, c in made.items() if v not in left}, left
@@ -462,18 +456,19 @@ def compare(
     return out
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0d7a2e
+def _draws(run: Mapping[str, Any], labels: Sequence[int], resamples: int) -> dict[str, np.ndarray]:
+    "One run's draws: image AUROC from the scores, pixel metrics as they were packed."
+    image = bootstrap_draws("image_auroc", run["scores"], labels, resamples=resamples)
+    pixels = {k: np.r_[run["metrics"][k], unpack(v)] for k, v in run["draws"].items()}
+    return dict(image_auroc=image, **pixels)
+
+
 def draws_of(
     record: Mapping[str, Any],  # Of `ablate`
 ) -> Draws:
-    "The draws behind a record's intervals: image AUROC from the scores, pixel metrics as they were packed."
+    "The draws behind a record's intervals."
     labels, resamples = list(record["images"].values()), record["resamples"]
-
-    def of(r: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        image = bootstrap_draws("image_auroc", r["scores"], labels, resamples=resamples)
-        pixels = {k: np.r_[r["metrics"][k], unpack(v)] for k, v in r["draws"].items()}
-        return dict(image_auroc=image, **pixels)
-
-    return {(r["variant"], r["seed"]): of(r) for r in record["runs"]}
+    return {(r["variant"], r["seed"]): _draws(r, labels, resamples) for r in record["runs"]}
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-160
 def _result(run: Comparison, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -834,15 +829,20 @@ def _swept_result(run: Comparison, how: Mapping[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/10_ablations.ipynb #9cb082ca
 def _sweep_record(
-    runs: Sequence[Comparison], values: Mapping[str, Sequence[Any]], hows: Mapping[str, Any], **more: Any
+    runs: Sequence[Comparison],
+    values: Mapping[str, Sequence[Any]],
+    hows: Mapping[str, Any],
+    drawn: dict[tuple[str, int], Any],
+    **more: Any,
 ) -> dict[str, Any]:
-    "The record of a sweep: its runs, and a row for each setting."
+    "The record of a sweep: its runs, and a row for each setting. `drawn` keeps each run's draws for the next."
     job = open_job(runs[0].config)
     category = job.category
     images = {i.image.relative_to(category.root).as_posix(): i.label for i in category.test}
     results = [_swept_result(r, hows.get(r.name, {})) for r in runs]
-    finished = [r for r in results if not r["error"]]
-    draws = draws_of(dict(images=images, resamples=runs[0].resamples, runs=finished))
+    for r in results:
+        if not r["error"] and (key := (r["variant"], r["seed"])) not in drawn:
+            drawn[key] = _draws(r, list(images.values()), runs[0].resamples)
     settings = dict.fromkeys(r.variant for r in runs)
     return new_record(
         "sweep",
@@ -856,7 +856,7 @@ def _sweep_record(
         note=ORACLE,
         images=images,
         resamples=runs[0].resamples,
-        rows=[_sweep_row(s, results, draws) for s in settings],
+        rows=[_sweep_row(s, results, drawn) for s in settings],
         runs=results,
         **more,
     )
@@ -939,9 +939,10 @@ def sweep(
     "Run what is not yet done, past failures, and write record, Markdown and CSV after each run."
     path, hows, todo = sweep_path(runs), dict[str, Any](), [r for r in runs if r.todo]
     about = dict(price(runs, pool) if priced is None else priced)
+    drawn: dict[tuple[str, int], Any] = {}
 
     def write() -> dict[str, Any]:
-        record = _sweep_record(runs, values, hows, **about)
+        record = _sweep_record(runs, values, hows, drawn, **about)
         write_json(path, record)
         write_text(path.with_suffix(".md"), sweep_table(record) + "\n")
         write_text(path.with_suffix(".csv"), sweep_csv(record))

@@ -1204,6 +1204,19 @@ def _ablate_parser() -> Parser:
     return parser
 
 # %% ../nbs/11_cli.ipynb #11-cli-23fbff1
+def _check_given(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    "Raise `ConfigError` where an option sets what an assumption turns to a value that is not compared."
+    for a, variants in chosen.items():
+        for field in next(iter(variants.values())):
+            section, _, leaf = field.rpartition(".")
+            value, compared = given.get(section, {}).get(leaf), [f[field] for f in variants.values()]
+            if value is not None and value not in compared:
+                raise ConfigError(
+                    f"--{field} {value} is given, and {a} compares {field} = {', '.join(map(str, compared))}: "
+                    f"leave that option out, or name the value with --values."
+                )
+
+
 def _chosen_variants(args: Namespace) -> dict[str, Any]:
     "Assumption → its variants."
     from mudenet.ablations import variants
@@ -1221,7 +1234,9 @@ def run_ablate(args: Namespace) -> None:
     from mudenet.experiments import clock, expected, measure_cost
 
     own = ("assumptions", "seeds", "values", "yes")
-    chosen, config = _chosen_variants(args), configure(_given(args, *own), args.get("config"))
+    chosen, given = _chosen_variants(args), _given(args, *own)
+    _check_given(given, chosen)
+    config = configure(given, args.get("config"))
     seeds = range(config.seed, config.seed + args.get("seeds", 3))
     paths = {a: ab.record_path(config, a, choices, seeds) for a, choices in chosen.items()}
     runs = ab.plan(config, chosen, seeds)

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import architecture
-from .config import Config, load_config
+from .config import Config, load_config, override
 from .core import ConfigError
 from .data import MEAN, STD
 from .distillation import load_teacher
@@ -22,7 +23,7 @@ from .objective import training_losses
 from .start import begin, evenly_chosen
 
 # %% auto #0
-__all__ = ['as_bytes', 'default_config', 'Scores']
+__all__ = ['as_bytes', 'default_config', 'settings', 'Scores', 'Learning', 'Judging']
 
 # %% ../nbs/16a_interop.ipynb #16a-interop-05
 def as_bytes(
@@ -49,6 +50,17 @@ def default_config() -> Config:
     return load_config(tree=dict(dataset="folder", preset="fast", inference=dict(statistics_images="train")))
 
 
+def settings(
+    config: Config | None = None,  # Default: `default_config`
+    fields: Mapping[str, Any] | None = None,  # Dotted fields to set in it, e.g. {"data.image_size": 128}
+) -> Config:
+    "The configuration of a model. Raises `ConfigError` where it names no teacher."
+    chosen = with_teacher(override(config or default_config(), fields or {}))
+    if chosen.teacher is None:
+        raise ConfigError("in anomalib there is no stage 1: give teacher, a name or a file.")
+    return chosen
+
+# %% ../nbs/16a_interop.ipynb #66c3c030
 class Scores(nn.Module):
     "A detector that answers as anomalib wants it: score and map of a batch."
 
@@ -66,65 +78,80 @@ class Scores(nn.Module):
         return self.answer(pred_score=out.score.float(), anomaly_map=out.map.float()[:, None])
 
 # %% ../nbs/16a_interop.ipynb #16a-interop-090
+class Learning:
+    "What Lightning calls while a model is fitted."
+
+    settings: Config
+    detector: Detector
+    seen: Tensor  # Training images, uint8 (N, 3, S, S)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        c, trained = self.settings.train, (p for p in self.detector.model.parameters() if p.requires_grad)
+        return torch.optim.Adam(trained, c.lr, weight_decay=c.weight_decay)
+
+    def on_fit_start(self: Any) -> None:
+        "T and the start, from the training images (A-048, A-049)."
+        batches = self.trainer.datamodule.train_dataloader()
+        self.seen = torch.cat([as_bytes(self.pre_processor.transform(b.image)) for b in batches])
+        teacher = load_teacher(str(self.settings.teacher), self.settings)
+        begin(self.detector.model, teacher, self.seen, self.settings.train.whiten, self.device)
+
+    def training_step(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
+        "Equation 8."
+        self.detector.model.train()
+        losses = training_losses(self.detector.model(batch.image), self.settings.train)
+        self.log_dict({f"train_{k}": v for k, v in losses.items()}, on_step=False, on_epoch=True)
+        return torch.stack(list(losses.values())).sum()
+
+# %% ../nbs/16a_interop.ipynb #a662e865
+_BESIDE = ("shares", "held_out", "calibrations")
+
+
+class Judging:
+    "What Lightning calls when a model is validated, saved and read back."
+
+    detector: Detector
+
+    def on_validation_start(self: Any) -> None:
+        "Statistics of the training images for the weights as they are now."
+        self.detector.model.eval()
+        self.detector._folded = []  # it was of the weights before
+        chosen = evenly_chosen(self.seen)
+        calibrate(self.detector, chosen, chosen)
+
+    def validation_step(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        checkpoint["mudenet"] = {k: getattr(self.detector, k) for k in _BESIDE}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        for k, v in checkpoint["mudenet"].items():
+            setattr(self.detector, k, v)
+
+# %% ../nbs/16a_interop.ipynb #b10685ad
 @functools.cache
 def _model_class() -> Any:
     "The class `MuDeNet`."
     LearningType, InferenceBatch, AnomalibModule = _anomalib()
 
-    class MuDeNet(AnomalibModule):  # type: ignore[misc,valid-type]
+    class MuDeNet(Learning, Judging, AnomalibModule):  # type: ignore[misc,valid-type]
         "MuDeNet in anomalib's `Engine`."
 
-        def __init__(self, config: Config | None = None, **parts: Any):
-            self.settings = with_teacher(config or default_config())
-            if self.settings.teacher is None:
-                raise ConfigError("in anomalib there is no stage 1: give teacher, a name or a file.")
+        def __init__(self, config: Config | None = None, fields: dict[str, Any] | None = None, **parts: Any):
+            self.settings = settings(config, fields)
             size = self.settings.data.image_size
-            super().__init__(
-                **{"pre_processor": self.configure_pre_processor((size, size)), "visualizer": False, **parts}
-            )
+            own = dict(pre_processor=self.configure_pre_processor((size, size)), visualizer=False)
+            super().__init__(**{**own, **parts})
             networks = architecture.MuDeNet(self.settings.model, size, self.settings.seed)
             self.model = Scores(Detector(networks, self.settings), InferenceBatch)
             self.seen = torch.empty(0)
 
-        @property
-        def detector(self) -> Detector:
-            return self.model.detector
-
-        @property
-        def learning_type(self) -> Any:
-            return LearningType.ONE_CLASS
-
-        @property
-        def trainer_arguments(self) -> dict[str, Any]:
-            return dict(num_sanity_val_steps=0)
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            c, trained = self.settings.train, (p for p in self.detector.model.parameters() if p.requires_grad)
-            return torch.optim.Adam(trained, c.lr, weight_decay=c.weight_decay)
-
-        def on_fit_start(self) -> None:
-            "T and the start, from the training images (A-048, A-049)."
-            batches = self.trainer.datamodule.train_dataloader()
-            self.seen = torch.cat([as_bytes(self.pre_processor.transform(b.image)) for b in batches])
-            teacher = load_teacher(str(self.settings.teacher), self.settings)
-            begin(self.detector.model, teacher, self.seen, self.settings.train.whiten, self.device)
-
-        def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
-            "Equation 8."
-            self.detector.model.train()
-            losses = training_losses(self.detector.model(batch.image), self.settings.train)
-            self.log_dict({f"train_{k}": v for k, v in losses.items()}, on_step=False, on_epoch=True)
-            return torch.stack(list(losses.values())).sum()
-
-        def on_validation_start(self) -> None:
-            "Statistics of the training images for the weights as they are now."
-            self.detector.model.eval()
-            self.detector._folded = []  # it was of the weights before
-            chosen = evenly_chosen(self.seen)
-            calibrate(self.detector, chosen, chosen)
-
-        def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-            return batch.update(**self.model(batch.image)._asdict())
+        detector = property(lambda self: self.model.detector)
+        learning_type = property(lambda self: LearningType.ONE_CLASS)
+        trainer_arguments = property(lambda self: dict(num_sanity_val_steps=0))
 
     MuDeNet.__qualname__ = "MuDeNet"  # anomalib pickles a model, and then it is looked up by this name
     return MuDeNet

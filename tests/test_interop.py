@@ -119,8 +119,9 @@ def test_a_model_that_is_read_back_gives_the_scores_that_it_gave(line, tmp_path)
     scores, metrics, _, checkpoint = ran(line, tmp_path, 1, 1e-3)
     model = MuDeNet(fields={"data.image_size": 64, "device": "cpu"})
     engine = Engine(accelerator="cpu", devices=1, default_root_dir=str(tmp_path / "again"), logger=False)
-    assert engine.test(model, datamodule=parts(line), ckpt_path=checkpoint)[0] == metrics
-    assert said(model, parts(line)) == pytest.approx(scores, rel=1e-5)
+    data = parts(line)
+    assert engine.test(model, datamodule=data, ckpt_path=checkpoint)[0] == metrics
+    assert said(model, data) == pytest.approx(scores, rel=1e-5)
 
 
 @needs

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 # %% auto #0
-__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'resolve_variants', 'Comparison',
-           'plan', 'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting', 'pack',
-           'unpack', 'digest_of_predictions', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table',
+__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Drawn', 'Correlations', 'variants', 'resolve_variants',
+           'Comparison', 'plan', 'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting',
+           'pack', 'unpack', 'digest_of_predictions', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table',
            'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'read_values', 'swept',
            'plan_sweep', 'sweep_table', 'sweep_csv', 'sweep_path', 'sweep', 'loss_correlations', 'correlation_table']
 
@@ -828,24 +828,14 @@ def _swept_result(run: Comparison, how: Mapping[str, Any]) -> dict[str, Any]:
     return dict(variant=run.variant, seed=run.config.seed, run=run.folder.name, error=error)
 
 # %% ../nbs/10_ablations.ipynb #9cb082ca
-def _sweep_record(
-    runs: Sequence[Comparison],
-    values: Mapping[str, Sequence[Any]],
-    hows: Mapping[str, Any],
-    drawn: dict[tuple[str, int], Any],
-    **more: Any,
-) -> dict[str, Any]:
-    "The record of a sweep: its runs, and a row for each setting. `drawn` keeps each run's draws for the next."
+Drawn = dict[tuple[str, int], Any]  # (setting, seed) → its draws, kept from one writing to the next
+
+
+def _about_sweep(runs: Sequence[Comparison], values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    "What a sweep's record says before any result."
     job = open_job(runs[0].config)
     category = job.category
-    images = {i.image.relative_to(category.root).as_posix(): i.label for i in category.test}
-    results = [_swept_result(r, hows.get(r.name, {})) for r in runs]
-    for r in results:
-        if not r["error"] and (key := (r["variant"], r["seed"])) not in drawn:
-            drawn[key] = _draws(r, list(images.values()), runs[0].resamples)
-    settings = dict.fromkeys(r.variant for r in runs)
-    return new_record(
-        "sweep",
+    return dict(
         dataset=job.config.dataset,
         category=category.name,
         values={field: list(given) for field, given in values.items()},
@@ -854,12 +844,22 @@ def _sweep_record(
         data=fingerprint(category.files, category.root),
         versions=VERSIONS,
         note=ORACLE,
-        images=images,
+        images={i.image.relative_to(category.root).as_posix(): i.label for i in category.test},
         resamples=runs[0].resamples,
-        rows=[_sweep_row(s, results, drawn) for s in settings],
-        runs=results,
-        **more,
     )
+
+# %% ../nbs/10_ablations.ipynb #7954d6e8
+def _sweep_record(
+    runs: Sequence[Comparison], about: Mapping[str, Any], hows: Mapping[str, Any], drawn: Drawn
+) -> dict[str, Any]:
+    "The record of a sweep: its runs, and a row for each setting. Draws that are new are added to `drawn`."
+    results = [_swept_result(r, hows.get(r.name, {})) for r in runs]
+    labels = list(about["images"].values())
+    for r in results:
+        if not r["error"] and (key := (r["variant"], r["seed"])) not in drawn:
+            drawn[key] = _draws(r, labels, about["resamples"])
+    rows = [_sweep_row(s, results, drawn) for s in dict.fromkeys(r.variant for r in runs)]
+    return new_record("sweep", **about, rows=rows, runs=results)
 
 # %% ../nbs/10_ablations.ipynb #00d5e68a
 _UNLABELLED = ("structural", "autoencoder", "logical")
@@ -905,7 +905,7 @@ def _sweep_notes(record: Mapping[str, Any]) -> list[str]:
         notes += ["", f"{len(failed)} of {len(record['runs'])} runs are missing:", ""]
     return notes + [f"- {r['variant']} seed {r['seed']}: {' '.join(r['error'].split())}" for r in failed]
 
-
+# %% ../nbs/10_ablations.ipynb #f70edc25
 def sweep_csv(
     record: Mapping[str, Any],  # Of `sweep`
 ) -> str:  # A line for each setting and metric or loss
@@ -930,6 +930,14 @@ def sweep_path(
     return runs[0].config.out / f"sweep-{runs[0].category}-{short_key(settings)}.json"
 
 # %% ../nbs/10_ablations.ipynb #a7e4a672
+def _write_sweep(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    "Record, Markdown and CSV, each of them whole."
+    write_json(path, record)
+    write_text(path.with_suffix(".md"), sweep_table(record) + "\n")
+    write_text(path.with_suffix(".csv"), sweep_csv(record))
+    return record
+
+
 def sweep(
     runs: Sequence[Comparison],  # Of `plan_sweep`
     values: Mapping[str, Sequence[Any]],  # The same as there
@@ -938,24 +946,14 @@ def sweep(
 ) -> dict[str, Any]:  # The record, of kind "sweep"
     "Run what is not yet done, past failures, and write record, Markdown and CSV after each run."
     path, hows, todo = sweep_path(runs), dict[str, Any](), [r for r in runs if r.todo]
-    about = dict(price(runs, pool) if priced is None else priced)
-    drawn: dict[tuple[str, int], Any] = {}
-
-    def write() -> dict[str, Any]:
-        record = _sweep_record(runs, values, hows, drawn, **about)
-        write_json(path, record)
-        write_text(path.with_suffix(".md"), sweep_table(record) + "\n")
-        write_text(path.with_suffix(".csv"), sweep_csv(record))
-        return record
-
-    record = write()
+    about = {**_about_sweep(runs, values), **(price(runs, pool) if priced is None else priced)}
+    drawn: Drawn = {}
+    record = _write_sweep(path, _sweep_record(runs, about, hows, drawn))
     for run, how in pool.outcomes(todo):
         hows[run.name] = how
-        ended = "failed" if "error" in how else "finished"
-        pool.tell(
-            run, ended, f", {len(hows)} of {len(todo)}" + (f": {how['error']}" if "error" in how else "")
-        )
-        record = write()
+        ended, why = ("failed", f": {how['error']}") if "error" in how else ("finished", "")
+        pool.tell(run, ended, f", {len(hows)} of {len(todo)}{why}")
+        record = _write_sweep(path, _sweep_record(runs, about, hows, drawn))
     return record
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-06f9c3

@@ -403,7 +403,7 @@ class Size(NamedTuple):
     test: int
     validation: int = 0  # In a folder of their own
 
-
+# %% ../nbs/09a_benchmark.ipynb #dd004a19
 _MVTEC_AD = dict(
     bottle=Size(209, 83),
     cable=Size(224, 150),
@@ -430,6 +430,8 @@ _MVTEC_LOCO = dict(
     screw_bag=Size(360, 341, 60),
     splicing_connectors=Size(360, 312, 60),
 )
+
+# %% ../nbs/09a_benchmark.ipynb #8b669e82
 _VISA = dict(
     candle=Size(900, 200),
     capsules=Size(542, 160),

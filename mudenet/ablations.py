@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 # %% auto #0
-__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Correlations', 'variants', 'resolve_variants', 'Comparison',
-           'plan', 'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting', 'pack',
-           'unpack', 'digest_of_predictions', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table',
+__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Drawn', 'Correlations', 'variants', 'resolve_variants',
+           'Comparison', 'plan', 'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting',
+           'pack', 'unpack', 'digest_of_predictions', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table',
            'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'read_values', 'swept',
            'plan_sweep', 'sweep_table', 'sweep_csv', 'sweep_path', 'sweep', 'loss_correlations', 'correlation_table']
 
@@ -140,19 +140,13 @@ def resolve_variants(
     choices: Variants,  # The first one is the baseline
     assumption: str = "",  # Named in errors
 ) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → its configuration, and variant left out → why
-    "Fit variants to a configuration. Raises `ConfigError` where it sets what they turn, or nothing is left."
+    "Set what the variants turn in a configuration. Raises `ConfigError` for a bad value, or nothing to compare."
     given = override(open_job(config).config, {"evaluation.pictures": 0})
     folder = given.distill.folder
     reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not folder]
     left = dict.fromkeys(reads, "needs images: --distill.images folder --distill.folder FOLDER")
     made = {v: _apply(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left}
     first, *others = made
-    own = ("distill.images", "distill.folder") if "distill.images" in choices[first] else ()
-    if diff := [d for d in differences(to_dict(given), to_dict(made[first])) if not d.startswith(own)]:
-        raise ConfigError(
-            f"{assumption} is compared with {first}, and the configuration sets something else "
-            f"({diff[0]}): leave that option out."
-        )
     left |= {v: why for v in others if (why := _ignored(made[first], made[v]))}
     if len(left) + 1 < len(choices):
         return {v: c for v, c in made.items() if v not in left}, left
@@ -462,18 +456,19 @@ def compare(
     return out
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0d7a2e
+def _draws(run: Mapping[str, Any], labels: Sequence[int], resamples: int) -> dict[str, np.ndarray]:
+    "One run's draws: image AUROC from the scores, pixel metrics as they were packed."
+    image = bootstrap_draws("image_auroc", run["scores"], labels, resamples=resamples)
+    pixels = {k: np.r_[run["metrics"][k], unpack(v)] for k, v in run["draws"].items()}
+    return dict(image_auroc=image, **pixels)
+
+
 def draws_of(
     record: Mapping[str, Any],  # Of `ablate`
 ) -> Draws:
-    "The draws behind a record's intervals: image AUROC from the scores, pixel metrics as they were packed."
+    "The draws behind a record's intervals."
     labels, resamples = list(record["images"].values()), record["resamples"]
-
-    def of(r: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        image = bootstrap_draws("image_auroc", r["scores"], labels, resamples=resamples)
-        pixels = {k: np.r_[r["metrics"][k], unpack(v)] for k, v in r["draws"].items()}
-        return dict(image_auroc=image, **pixels)
-
-    return {(r["variant"], r["seed"]): of(r) for r in record["runs"]}
+    return {(r["variant"], r["seed"]): _draws(r, labels, resamples) for r in record["runs"]}
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-160
 def _result(run: Comparison, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -833,19 +828,14 @@ def _swept_result(run: Comparison, how: Mapping[str, Any]) -> dict[str, Any]:
     return dict(variant=run.variant, seed=run.config.seed, run=run.folder.name, error=error)
 
 # %% ../nbs/10_ablations.ipynb #9cb082ca
-def _sweep_record(
-    runs: Sequence[Comparison], values: Mapping[str, Sequence[Any]], hows: Mapping[str, Any], **more: Any
-) -> dict[str, Any]:
-    "The record of a sweep: its runs, and a row for each setting."
+Drawn = dict[tuple[str, int], Any]  # (setting, seed) → its draws, kept from one writing to the next
+
+
+def _about_sweep(runs: Sequence[Comparison], values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    "What a sweep's record says before any result."
     job = open_job(runs[0].config)
     category = job.category
-    images = {i.image.relative_to(category.root).as_posix(): i.label for i in category.test}
-    results = [_swept_result(r, hows.get(r.name, {})) for r in runs]
-    finished = [r for r in results if not r["error"]]
-    draws = draws_of(dict(images=images, resamples=runs[0].resamples, runs=finished))
-    settings = dict.fromkeys(r.variant for r in runs)
-    return new_record(
-        "sweep",
+    return dict(
         dataset=job.config.dataset,
         category=category.name,
         values={field: list(given) for field, given in values.items()},
@@ -854,12 +844,22 @@ def _sweep_record(
         data=fingerprint(category.files, category.root),
         versions=VERSIONS,
         note=ORACLE,
-        images=images,
+        images={i.image.relative_to(category.root).as_posix(): i.label for i in category.test},
         resamples=runs[0].resamples,
-        rows=[_sweep_row(s, results, draws) for s in settings],
-        runs=results,
-        **more,
     )
+
+# %% ../nbs/10_ablations.ipynb #7954d6e8
+def _sweep_record(
+    runs: Sequence[Comparison], about: Mapping[str, Any], hows: Mapping[str, Any], drawn: Drawn
+) -> dict[str, Any]:
+    "The record of a sweep: its runs, and a row for each setting. Draws that are new are added to `drawn`."
+    results = [_swept_result(r, hows.get(r.name, {})) for r in runs]
+    labels = list(about["images"].values())
+    for r in results:
+        if not r["error"] and (key := (r["variant"], r["seed"])) not in drawn:
+            drawn[key] = _draws(r, labels, about["resamples"])
+    rows = [_sweep_row(s, results, drawn) for s in dict.fromkeys(r.variant for r in runs)]
+    return new_record("sweep", **about, rows=rows, runs=results)
 
 # %% ../nbs/10_ablations.ipynb #00d5e68a
 _UNLABELLED = ("structural", "autoencoder", "logical")
@@ -905,7 +905,7 @@ def _sweep_notes(record: Mapping[str, Any]) -> list[str]:
         notes += ["", f"{len(failed)} of {len(record['runs'])} runs are missing:", ""]
     return notes + [f"- {r['variant']} seed {r['seed']}: {' '.join(r['error'].split())}" for r in failed]
 
-
+# %% ../nbs/10_ablations.ipynb #f70edc25
 def sweep_csv(
     record: Mapping[str, Any],  # Of `sweep`
 ) -> str:  # A line for each setting and metric or loss
@@ -930,6 +930,14 @@ def sweep_path(
     return runs[0].config.out / f"sweep-{runs[0].category}-{short_key(settings)}.json"
 
 # %% ../nbs/10_ablations.ipynb #a7e4a672
+def _write_sweep(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    "Record, Markdown and CSV, each of them whole."
+    write_json(path, record)
+    write_text(path.with_suffix(".md"), sweep_table(record) + "\n")
+    write_text(path.with_suffix(".csv"), sweep_csv(record))
+    return record
+
+
 def sweep(
     runs: Sequence[Comparison],  # Of `plan_sweep`
     values: Mapping[str, Sequence[Any]],  # The same as there
@@ -938,23 +946,14 @@ def sweep(
 ) -> dict[str, Any]:  # The record, of kind "sweep"
     "Run what is not yet done, past failures, and write record, Markdown and CSV after each run."
     path, hows, todo = sweep_path(runs), dict[str, Any](), [r for r in runs if r.todo]
-    about = dict(price(runs, pool) if priced is None else priced)
-
-    def write() -> dict[str, Any]:
-        record = _sweep_record(runs, values, hows, **about)
-        write_json(path, record)
-        write_text(path.with_suffix(".md"), sweep_table(record) + "\n")
-        write_text(path.with_suffix(".csv"), sweep_csv(record))
-        return record
-
-    record = write()
+    about = {**_about_sweep(runs, values), **(price(runs, pool) if priced is None else priced)}
+    drawn: Drawn = {}
+    record = _write_sweep(path, _sweep_record(runs, about, hows, drawn))
     for run, how in pool.outcomes(todo):
         hows[run.name] = how
-        ended = "failed" if "error" in how else "finished"
-        pool.tell(
-            run, ended, f", {len(hows)} of {len(todo)}" + (f": {how['error']}" if "error" in how else "")
-        )
-        record = write()
+        ended, why = ("failed", f": {how['error']}") if "error" in how else ("finished", "")
+        pool.tell(run, ended, f", {len(hows)} of {len(todo)}{why}")
+        record = _write_sweep(path, _sweep_record(runs, about, hows, drawn))
     return record
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-06f9c3

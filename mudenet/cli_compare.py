@@ -78,13 +78,28 @@ def _say_ablation(record: dict[str, Any], path: Path) -> None:
     with atomic(path.with_suffix(".png")) as f:
         ab.forest(record).savefig(f, format="png", dpi=120)
 
+# %% ../nbs/11e_cli_compare.ipynb #5dee1e13
+def _check_given(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    "Raise `ConfigError` where an option sets what an assumption turns to a value that is not compared."
+    for a, variants in chosen.items():
+        for field in next(iter(variants.values())):
+            section, _, leaf = field.rpartition(".")
+            value, compared = given.get(section, {}).get(leaf), [f[field] for f in variants.values()]
+            if value is not None and value not in compared:
+                raise ConfigError(
+                    f"--{field} {value} is given, and {a} compares {field} = {', '.join(map(str, compared))}: "
+                    f"leave that option out, or name the value with --values."
+                )
+
 # %% ../nbs/11e_cli_compare.ipynb #cd3a5295
 def run_ablate(args: Namespace) -> None:
     "Plan, measure a step, ask, run, compare."
     from mudenet import ablations as ab
 
     own = ("assumptions", "seeds", "values", "yes")
-    chosen, config = _chosen_variants(args), configure(given_fields(args, *own), args.get("config"))
+    chosen, given = _chosen_variants(args), given_fields(args, *own)
+    _check_given(given, chosen)
+    config = configure(given, args.get("config"))
     seeds = range(config.seed, config.seed + args.get("seeds", 3))
     paths = {a: ab.record_path(config, a, choices, seeds) for a, choices in chosen.items()}
     runs = ab.plan(config, chosen, seeds)

@@ -59,7 +59,6 @@ def add_assume(parser: Parser) -> None:
     parser.add_argument(
         "--assume",
         action="append",
-        type=str,
         metavar="A-NNN=VALUE",
         help="Another reading of the paper, e.g. A-002=max; may be repeated. See mudenet assumptions.",
     )

@@ -658,7 +658,8 @@ def from_dict(
             raise ConfigError(f"{name}={_brief(tree[name])} must hold names and values, e.g. {example}.")
     _refuse_empty(tree)
     parser, copied = _tree_parser(), _plain(tree)  # parsing puts tuples into what it is given
-    made = parser.instantiate(parser.parse_object(copied))
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.47
+    made = make(parser.parse_object(copied))
     return Config(**{f.name: made[f.name] for f in dataclasses.fields(Config)})
 
 # %% ../nbs/01_config.ipynb #01-config-290

@@ -135,41 +135,36 @@ def _made_from(detector: Detector, record: Mapping[str, Any] | None, licence: st
     )
 
 # %% ../nbs/15f_hub.ipynb #15f-hub-08
+def _check_own(detector: Detector, record: Mapping[str, Any] | None) -> None:
+    "Raise `ConfigError` for the record of another detector."
+    if record is not None and record.get("detector") != digest(detector.state_dict()):
+        raise ConfigError(
+            f"the record of the run {record.get('run')} is of another detector: evaluate this one, or leave "
+            "it out."
+        )
+
+
+_SAYS = "Finds structural and logical defects in images of one product, having seen good parts only."
+
+# %% ../nbs/15f_hub.ipynb #8692427f
 def model_card(
     detector: Detector,  # Calibrated
     record: Mapping[str, Any] | None = None,  # Of `evaluate`, for this very detector
     licence: str | None = None,  # Of the training images, where the data set does not tell
     repo: str = "OWNER/NAME",  # What the example loads
 ) -> str:  # Markdown with the hub's header
-    """What a detector was made from, how well it does, what it is for and what not.
-
-    Raises `ConfigError` for another's record.
-    """
-    if record is not None and record.get("detector") != digest(detector.state_dict()):
-        raise ConfigError(
-            f"the record of the run {record.get('run')} is of another detector: evaluate this one, or leave "
-            "it out."
-        )
+    "What a detector was made from, does, and is not for. Raises `ConfigError` for another's record."
+    _check_own(detector, record)
     said, c = licence_of(detector, licence), detector.config
-    return (
-        "\n\n".join(
-            [
-                _front(detector, said),
-                f"# MuDeNet detector of {c.dataset} {detector.about.get('category', c.category)}",
-                "Finds structural and logical defects in images of one product, having seen good parts only.",
-                _EXAMPLE.format(repo=repo),
-                "## Made from",
-                _made_from(detector, record, said),
-                "## Measured",
-                _numbers(record),
-                "## Decision",
-                _threshold_note(detector),
-                "## Not for",
-                _listed(*_NOT_FOR),
-            ]
-        )
-        + "\n"
-    )
+    title = f"# MuDeNet detector of {c.dataset} {detector.about.get('category', c.category)}"
+    parts = {
+        "## Made from": _made_from(detector, record, said),
+        "## Measured": _numbers(record),
+        "## Decision": _threshold_note(detector),
+        "## Not for": _listed(*_NOT_FOR),
+    }
+    head = [_front(detector, said), title, _SAYS, _EXAMPLE.format(repo=repo)]
+    return "\n\n".join([*head, *(f"{k}\n\n{v}" for k, v in parts.items())]) + "\n"
 
 # %% ../nbs/15f_hub.ipynb #15f-hub-100
 FILE = "detector.safetensors"

@@ -124,6 +124,26 @@ def _metrics(record: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-081
+def _packed(name: str, run: Path, zoo: Path, licence: str | None) -> tuple[Path, dict[str, Any]]:
+    "A hidden folder with the detector's files, and its entry without the command."
+    detector, record = load_detector(run, "cpu"), record_of(run) if run.is_dir() else None
+    folder = save_pretrained(detector, zoo / f".{name}.part", record, licence, name)
+    there = [f for f in FILES if (folder / f).is_file()]
+    files = {f: dict(bytes=(folder / f).stat().st_size, sha256=file_digest(folder / f)) for f in there}
+    c = detector.config
+    return folder, dict(
+        dataset=c.dataset,
+        category=detector.about.get("category", c.category),
+        seed=c.seed,
+        preset=c.preset,
+        run=record["run"] if record else None,
+        made=record["made"] if record else None,
+        metrics=_metrics(record),
+        licence=licence_of(detector, licence),
+        files=files,
+    )
+
+# %% ../nbs/16_zoo.ipynb #723f2c4f
 def add_detector(
     name: str,  # What it is called in the zoo
     run: str | Path,  # A run's folder, with record.json if it was evaluated
@@ -131,44 +151,25 @@ def add_detector(
     licence: str | None = None,  # Of the training images, where the data set does not tell
     command: str = "",  # What makes it again, where the record's configuration does not say enough
 ) -> dict[str, Any]:  # Its entry
-    """Take a detector in.
-
-    Raises `ConfigError` for a name that is taken by another, or a licence that nobody has said.
-    """
-    zoo, run = Path(zoo), Path(run)
+    "Take a detector in. Raises `ConfigError` for a name that is taken, or a licence that nobody has said."
+    zoo = Path(zoo)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise ConfigError(f"{name!r} must be one plain word, e.g. mvtec_ad-bottle-s0.")
     entries = read_manifest(zoo) if (zoo / MANIFEST).is_file() else {}
-    detector, record = load_detector(run, "cpu"), record_of(run) if run.is_dir() else None
-    folder = save_pretrained(detector, zoo / f".{name}.part", record, licence, name)
-    files = {
-        f: dict(bytes=(folder / f).stat().st_size, sha256=file_digest(folder / f))
-        for f in FILES
-        if (folder / f).is_file()
-    }
-    if name in entries and entries[name]["files"]["detector.safetensors"] != files["detector.safetensors"]:
+    folder, entry = _packed(name, Path(run), zoo, licence)
+    if name in entries and _weights(entries[name]) != _weights(entry):
         shutil.rmtree(folder)
-        raise ConfigError(
-            f"{zoo} has another detector of the name {name}. Choose another name, or remove that one's "
-            "folder and entry."
-        )
-    c = detector.config
-    what = dict(
-        dataset=c.dataset, category=detector.about.get("category", c.category), seed=c.seed, preset=c.preset
-    )
-    made = dict(run=record["run"], made=record["made"]) if record else dict(run=None, made=None)
-    entries[name] = dict(
-        what,
-        **made,
-        metrics=_metrics(record),
-        licence=licence_of(detector, licence),
-        command=command,
-        files=files,
-    )
+        way_out = "Choose another name, or remove that one's folder and entry."
+        raise ConfigError(f"{zoo} has another detector of the name {name}. {way_out}")
+    entries[name] = dict(entry, command=command)
     shutil.rmtree(zoo / name, ignore_errors=True)
     os.replace(folder, zoo / name)
     write_manifest(zoo, entries)
     return entries[name]
+
+
+def _weights(entry: Mapping[str, Any]) -> Any:
+    return entry["files"]["detector.safetensors"]
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-08
 def write_manifest(
@@ -216,30 +217,37 @@ def _copy(source: IO[bytes], out: IO[bytes], left: int, name: str) -> None:
     bar.close()
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-10
+def _there(folder: Path, entry: Mapping[str, Any]) -> Path:
+    "A folder that was fetched before. Raises `WeightsError` where it is no longer what the manifest says."
+    if wrong := _wrong_files(folder, entry):
+        raise WeightsError(
+            f"{folder} is there and not what the manifest says ({wrong[0]}). Remove it, or choose "
+            "another --out."
+        )
+    return folder
+
+
+def _check_weights(name: str, zoo: str | Path, entry: Mapping[str, Any]) -> None:
+    "Raise `WeightsError` where a zoo describes a detector whose weights it does not have."
+    if Path(zoo) == shipped_zoo():
+        raise WeightsError(
+            f"{name} is described in the package, and its weights are not. This makes it: {entry['command']}"
+        )
+
+# %% ../nbs/16_zoo.ipynb #106bf04d
 def pull_detector(
     name: str,  # In the manifest
     zoo: str | Path,  # A zoo's folder or URL
     out: str | Path,  # Folder to put it in
 ) -> Path:  # OUT/NAME
-    """Fetch a detector, whole or not at all.
-
-    Raises `ConfigError` for a name that is not there, `WeightsError`.
-    """
+    "Fetch a detector, whole or not at all. Raises `ConfigError` for an unknown name, `WeightsError`."
     entries, out = read_manifest(zoo), Path(out)
     if name not in entries:
         raise ConfigError(f"{zoo} has no detector {name!r}. {did_you_mean(name, entries)}")
     entry, part = entries[name], out / f".{name}.part"
-    if Path(zoo) == shipped_zoo():
-        raise WeightsError(
-            f"{name} is described in the package, and its weights are not. This makes it: {entry['command']}"
-        )
+    _check_weights(name, zoo, entry)
     if (out / name).is_dir():
-        if wrong := _wrong_files(out / name, entry):
-            raise WeightsError(
-                f"{out / name} is there and not what the manifest says ({wrong[0]}). Remove it, or choose "
-                "another --out."
-            )
-        return out / name
+        return _there(out / name, entry)
     part.mkdir(parents=True, exist_ok=True)
     for file, about in entry["files"].items():
         _fetch(zoo, f"{name}/{file}", part / file, about)
@@ -271,35 +279,23 @@ def verify_zoo(
 _LISTED = ("image_auroc", "pixel_auroc", "au_pro")
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-11
-def zoo_table(
-    entries: Mapping[str, Any],  # Of `read_manifest`
-) -> str:  # Markdown
-    "What there is: data, metrics with intervals, licence, size."
+def _listed(name: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    "A detector's row: data, metrics with intervals, licence, size."
 
     def cell(m: Mapping[str, Any] | None) -> str:
         if not m:
             return "–"
         return f"{m['value']:.4f}" + (f" [{m['low']:.3f}, {m['high']:.3f}]" if "low" in m else "")
 
-    rows = [
-        (
-            name,
-            e["dataset"],
-            e["category"],
-            e["seed"],
-            *(cell(e["metrics"].get(m)) for m in _LISTED),
-            e["licence"],
-            f"{e['files']['detector.safetensors']['bytes'] / 1e6:.1f} MB",
-        )
-        for name, e in entries.items()
-    ]
-    head = [
-        "name",
-        "data set",
-        "category",
-        "seed",
-        *(SHOWN[m] for m in _LISTED),
-        "licence of its images",
-        "size",
-    ]
-    return markdown_table(head, rows)
+    what = (name, entry["dataset"], entry["category"], entry["seed"])
+    metrics = (cell(entry["metrics"].get(m)) for m in _LISTED)
+    return (*what, *metrics, entry["licence"], f"{_weights(entry)['bytes'] / 1e6:.1f} MB")
+
+
+def zoo_table(
+    entries: Mapping[str, Any],  # Of `read_manifest`
+) -> str:  # Markdown
+    "What there is."
+    metrics = [SHOWN[m] for m in _LISTED]
+    head = ["name", "data set", "category", "seed", *metrics, "licence of its images", "size"]
+    return markdown_table(head, [_listed(name, e) for name, e in entries.items()])

@@ -87,6 +87,7 @@ def test_inline_commands(my_parts):
         "mudenet zoo list",
         "mudenet sweep train.lr=0.001,0.002 data.image_size=128,256 --root PATH",
         "mudenet calibrate RUN --folds 4",
+        "mudenet ablate A-049 --root PATH",
     }
     assert shell("mudenet teachers", my_parts).startswith("general")
     assert "layout folder" in shell("mudenet data check my_parts", my_parts) and "Apache-2.0" in shell(
@@ -103,6 +104,7 @@ def test_inline_commands(my_parts):
         "export RUN --to onnx",
         "calibrate RUN good_parts --false-alarms 0.05",
         "threshold RUN --bad FOLDER",
+        "ablate A-049 --root PATH",
     ):
         make_parser(words.split()[0]).parse_args(words.split(), defaults=False)
     options = re.findall(r"`(--[^`]+)`", README)
@@ -126,7 +128,7 @@ def test_inline_commands(my_parts):
 def test_extras_exist():
     extras = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", README))
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
-    assert extras == {"dev", "explorer", "export", "hub", "ray", "track"}
+    assert extras == {"anomalib", "dev", "explorer", "export", "hub", "ray", "track"}
     assert all(f"\n{e}_requirements = " in settings for e in extras)
     assert "'mudenet[" not in README  # it is not published
 

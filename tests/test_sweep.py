@@ -1,13 +1,19 @@
-"""A sweep refuses what cannot be compared before anything runs, and its files hold every setting in the
-order given.
-"""
+"""A sweep refuses what cannot be compared before anything runs, its files hold every setting in the order given,
+and its command goes on where it was killed."""
 
 import csv
+import importlib.util
 import io
+import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from mudenet.ablations import plan_sweep, sweep_csv, sweep_path, sweep_table, swept
+from mudenet.cli import main
 from mudenet.config import load_config
 from mudenet.core import ConfigError
 from mudenet.synthetic import write_product_line
@@ -65,3 +71,98 @@ def test_tables_keep_the_order_given_and_say_what_is_missing():
         ("0.2", "image_auroc", "0.5"),
         ("0.2", "loss_structural", "0.125"),
     ]
+
+
+TINY = [
+    "--data.image_size=64",
+    "--model.channels=8",
+    "--model.width=8",
+    "--backbone.name=resnet18",
+    "--backbone.weights=random",
+    "--distill.steps=4",
+    "--distill.batch_size=4",
+    "--train.steps=6",
+    "--train.batch_size=4",
+    "--train.save_minutes=0.0001",  # a state after every step
+    "--device=cpu",
+    "--seeds=1",
+    "--threads=1",
+]
+# A process that sends itself SIGKILL once the first state of stage 2 is in its place.
+KILLED = """
+import os, signal, sys
+from mudenet.cli import main
+replace = os.replace
+def replacing(part, path):
+    replace(part, path)
+    here = os.environ["OUT"] in str(path)  # and not in the folder where a step is measured
+    if here and str(path).endswith("train.state.safetensors"): os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replacing
+sys.exit(main())
+"""
+PLAIN = "import sys; from mudenet.cli import main; sys.exit(main())"
+
+
+def command(config, out, *words):
+    """The words of a sweep on the fixture's line."""
+    return ["sweep", *words, "--root", str(config.root), "--out", str(out), *TINY]
+
+
+def process(code, words):
+    """The same in a process of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OUT": words[words.index("--out") + 1]}
+    return subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, text=True)
+
+
+def record(out):
+    """The only record of a sweep in a folder."""
+    (path,) = out.glob("sweep-line-*.json")
+    assert path.with_suffix(".md").read_text().startswith("| setting | seeds |")
+    return json.loads(path.read_text())
+
+
+def test_a_second_sweep_goes_on_from_the_first(config, tmp_path, capsys):
+    assert main(command(config, tmp_path, "train.lr=0.001,0.002")) == 0
+    first = record(tmp_path)
+    capsys.readouterr()
+    assert main(command(config, tmp_path, "train.lr=0.002,0.004")) == 0
+    out = capsys.readouterr().out
+    assert "| sweep | lr=0.002 | 0 | done | done | done |" in out
+    assert (
+        len(list(tmp_path.rglob("teacher.safetensors")))
+        == len(list(tmp_path.rglob("detector.safetensors")))
+        == 3
+    )
+    assert len(list(tmp_path.rglob("distill.csv"))) == 1
+    records = [json.loads(p.read_text()) for p in tmp_path.glob("sweep-line-*.json")]
+    (second,) = (r for r in records if r["values"] == {"train.lr": [0.002, 0.004]})
+    assert second["rows"][0] == first["rows"][1]
+    assert f"| {second['rows'][1]['setting']} | 1 |" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(config, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    values = ["train.lr=0.001,0.002", "inference.smoothing=0,2"]
+    killed = process(KILLED, command(config, there, *values))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not list(there.rglob("detector.safetensors"))
+    for out in (here, there):
+        done = process(PLAIN, command(config, out, *values))
+        assert done.returncode == 0, done.stderr
+    assert "| sweep | lr=0.001, smoothing=0 | 0 | done | new | new |" in done.stdout  # stage 1 was kept
+    assert record(there)["rows"] == record(here)["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_the_command_line_makes_the_same_table_over_ray(config, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    values = ["train.lr=0.001,0.002", "inference.smoothing=0,2"]
+    for out, more in ((here, []), (there, ["--ray", "local"])):
+        done = process(PLAIN, command(config, out, *values) + more)
+        assert done.returncode == 0, done.stderr
+        assert "| lr=0.002, smoothing=2 | 1 |" in done.stdout
+    assert (record(here)["where"]["ray"], record(there)["where"]["ray"]) == (False, True)
+    assert record(there)["rows"] == record(here)["rows"]

@@ -40,9 +40,9 @@ from mudenet.decisions import (
     standing_apart,
 )
 from .engine import autocast, fold, keep_memory
-from .images import Inputs, Prediction, find_images, named_images, resize_image
+from .images import Inputs, Prediction, batches, find_images, named_images, resize_image
 from .objective import raw_scores
-from .regions import Region, find_regions, survival
+from .regions import Marker, survival
 from .start import evenly_chosen
 
 # %% ../nbs/07_inference.ipynb #07-inference-090
@@ -209,7 +209,7 @@ class Output(NamedTuple):
     parts: Tensor  # Normalised and weighted, (B, 2, L, S/2, S/2): structural and logical, level
 
 # %% ../nbs/07_inference.ipynb #07-inference-20
-class Detector(nn.Module):
+class Detector(Marker, nn.Module):
     "A trained MuDeNet with everything that inference needs."
 
     threshold: Tensor
@@ -245,6 +245,11 @@ class Detector(nn.Module):
     def pixel_threshold(self) -> float | None:
         "Above it pixels are marked (A-051), none in a file of before there were regions."
         return self.calibration.get("pixel_threshold")
+
+    @property
+    def min_area(self) -> int:
+        "Regions of fewer pixels of the network's input are dropped (A-051)."
+        return self.config.inference.min_area
 
     @property
     def white(self) -> int | None:
@@ -336,22 +341,6 @@ class Detector(nn.Module):
     def predict(self, inputs: Inputs, without: str | Path | None = None) -> list[Prediction]:
         "Predictions of a folder, a file, an image, an array, or a list of them, see `predict`."
         return predict(self, inputs, without)
-
-    def marking(self) -> float:
-        "The pixel threshold. Raises `DataError` where there is none."
-        if self.pixel_threshold is not None:
-            return self.pixel_threshold
-        raise DataError(
-            "this detector has no pixel threshold: it was calibrated before there were regions. New good "
-            "parts give it one: mudenet calibrate RUN IMAGES."
-        )
-
-    def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
-        """What is marked in a predicted image, and the mask, see `find_regions`.
-
-        Raises `DataError` without a pixel threshold.
-        """
-        return find_regions(p, self.marking(), self.config.inference.min_area)
 
     @staticmethod
     def from_pretrained(
@@ -463,7 +452,7 @@ def _measured_places(detector: Detector, trained: Tensor) -> Tensor | None:
 
 def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:
     "Scores, and what survives of the maps."
-    out, area = detector.finish(raw.to(detector.device)), detector.config.inference.min_area
+    out, area = detector.finish(raw.to(detector.device)), detector.min_area
     return out.score.cpu(), torch.tensor([survival(m, area) for m in out.map.float().cpu().numpy()])
 
 # %% ../nbs/07_inference.ipynb #07-inference-21
@@ -573,13 +562,8 @@ def stream(
     """
     if bool(detector.threshold.isnan()):
         raise DataError("this detector has no statistics yet; call `calibrate` first.")
-    batch: list[tuple[str, np.ndarray]] = []
-    for one in named_images(inputs, without, white=detector.white):
-        batch.append(one)
-        if len(batch) == detector.config.inference.batch_size:
-            yield from _answers(detector, batch)
-            batch = []
-    if batch:
+    named = named_images(inputs, without, white=detector.white)
+    for batch in batches(named, detector.config.inference.batch_size):
         yield from _answers(detector, batch)
 
 # %% ../nbs/07_inference.ipynb #07-inference-26
@@ -607,7 +591,7 @@ def _scored(
             seen[content] = name
             yield pixels
 
-    area = detector.config.inference.min_area
+    area = detector.min_area
     said = progress(stream(detector, noted()), "calibrating", unit="image")
     found = [(p.score, survival(np.asarray(p.grid), area)) for p in said]
     if not found:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts',
-           'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights', 'Output', 'Detector',
-           'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'save_detector', 'detector_file',
-           'load_detector', 'stream', 'predict', 'asked_rate', 'threshold_at', 'recalibrate']
+           'scored_maps', 'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights',
+           'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'save_detector',
+           'detector_file', 'load_detector', 'stream', 'predict', 'asked_rate', 'threshold_at', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -132,15 +132,22 @@ def clamp_parts(
     return parts.clamp(0, 1) if how == "zero_one" else parts.clamp_min(0)
 
 
+def scored_maps(
+    maps: Tensor,  # S, (B, H, W)
+    config: InferenceConfig,
+    places: Tensor | None = None,  # Of `place_statistics`, where they have been measured
+) -> Tensor:  # (B, H, W)
+    "The maps that image scores are read off: S, or S with its places brought to one scale."
+    return maps if places is None or not config.standardise_places else standardised(maps, places)
+
+
 def image_scores(
     maps: Tensor,  # (B, H, W)
     config: InferenceConfig,
     places: Tensor | None = None,  # Of `place_statistics`, where they have been measured
 ) -> Tensor:  # (B,)
     "One number an image: the maximum of its map, or the mean of its highest pixels."
-    if config.standardise_places and places is not None:
-        maps = standardised(maps, places)
-    flat = maps.flatten(1)
+    flat = scored_maps(maps, config, places).flatten(1)
     if config.image_score == "max":
         return flat.amax(1)
     return flat.topk(max(1, round(config.top_fraction * flat.shape[1])), 1).values.mean(1)

@@ -589,6 +589,18 @@ def export_detector(
                     shutil.copyfile(source, part)
     return found
 
+# %% ../nbs/15_export.ipynb #7d766482
+def _threshold_from(detector: Detector) -> str:
+    "Where a threshold comes from that held-out images alone cannot give again; empty where they can."
+    now = detector.calibration
+    if now.get("how") == "given":
+        return "threshold was given by hand"
+    if now.get("how") == "labelled":
+        return "threshold was chosen with bad parts in view"
+    if now.get("folds"):
+        return f"threshold comes from the {now['folds']} detectors of its folds, which the file does not hold"
+    return "threshold comes from other parts, which mudenet calibrate was given" if "source" in now else ""
+
 # %% ../nbs/15_export.ipynb #6547accb
 def _checked(path: Path, detector: Detector, to: str, precision: str, category: Category | None) -> Path:
     "Refuse what cannot be exported."
@@ -605,10 +617,10 @@ def _checked(path: Path, detector: Detector, to: str, precision: str, category: 
             f"--precision {precision} measures statistics and threshold again on the run's nominal images, "
             "which are not at hand; export where they are, or in float32."
         )
-    if precision != "float32" and "source" in (detector.calibrations or [{}])[-1]:
+    if precision != "float32" and (origin := _threshold_from(detector)):
         raise DataError(
-            f"--precision {precision} measures the threshold again on the run's nominal images, but this "
-            "detector was calibrated on other parts; export it in float32."
+            f"--precision {precision} measures the threshold again on the run's held-out images, but this "
+            f"detector's {origin}; export it in float32 (leave --precision out)."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .data import normalize
-from .inference import FEW, Detector, shares_on
+from .inference import FEW, Detector, scored_maps, shares_on
 from .start import evenly_chosen
 
 # %% auto #0
@@ -26,11 +26,12 @@ class Health(NamedTuple):
     "What held-out nominal images say about a detector."
 
     images: int  # How many were looked at
-    rim: float  # Share whose map has its maximum in the rim, 0 to 1; 0.12 of the area lies there
+    rim: float  # Share whose scored map has its maximum in the rim, 0 to 1; 0.12 of the area lies there
     # Shares of S1, A and S2, mean over levels, at most 1; empty where one image is all there is
     learned: list[float]
     # Difference of the largest scores of two halves of the images, in medians of all scores
     halves: float | None
+    standardised: bool = False  # Whether the map's places were brought to one scale before
 
 # %% ../nbs/07e_health.ipynb #8e308e691
 def in_rim(
@@ -68,42 +69,58 @@ def health(
     size = detector.config.inference.batch_size
     outs = [detector(normalize(b.to(detector.device))) for b in few.split(size)]
     maps, scores = (torch.cat([getattr(o, name).float().cpu() for o in outs]) for name in ("map", "score"))
+    places = None if detector.places is None else detector.places.float().cpu()
+    scored = scored_maps(maps, detector.config.inference, places)
     shares = detector.shares or shares_on(detector, images).tolist()
     learned = [round(float(np.mean(row)), 4) for row in shares]
-    return Health(
-        len(few), round(float(in_rim(maps).float().mean()), 4), learned, halves_apart(scores.numpy())
-    )
+    rim = round(float(in_rim(scored).float().mean()), 4)
+    return Health(len(few), rim, learned, halves_apart(scores.numpy()), places is not None)
 
 # %% ../nbs/07e_health.ipynb #aaf59b8a
 LIMITS = dict(rim=0.5, student=0.05, logical=0.1, halves=0.5)
 
 
+def _rim_advice(found: Health) -> str:
+    "What maxima at the border mean: where places have one scale, the border's loudness is no reason any more."
+    seen = f"On {found.rim:.0%} of {found.images} nominal images the "
+    if found.standardised:
+        return (
+            f"{seen}map that scores are read off has its maximum at the border, though its places were brought "
+            "to one scale: the parts are cut differently from image to image. Cut the images to the part."
+        )
+    return (
+        f"{seen}map's maximum lies at the border: the parts are cut differently from image to image, or the "
+        "networks cannot imitate the border. Cut the images to the part, or bring the map's places to one "
+        "scale (--inference.standardise_places true); as it is, defects are easier to see in the map than in "
+        "the image's score."
+    )
+
+# %% ../nbs/07e_health.ipynb #ac6bed63
+def _learned_advice(found: Health, trained: bool) -> list[str]:
+    "What networks mean that have learned little."
+    s1, a, s2 = (max(0.0, share) for share in found.learned)
+    out = []
+    if trained and s1 < LIMITS["student"]:
+        out.append(
+            f"S1 has hardly learned more than the mean of each place ({s1:.0%} of what T does beyond "
+            "it): train longer (--train.steps)."
+        )
+    if a * s2 < LIMITS["logical"]:
+        out.append(
+            f"The logical branch has not learned yet (A gives {a:.0%} of what T does beyond its mean): "
+            "parts that are missing or swapped are found by the structural branch alone. Train longer "
+            "(--train.steps)."
+        )
+    return out
+
+# %% ../nbs/07e_health.ipynb #e2654df1
 def advice(
     found: Health,  # Of `health`
     trained: bool,  # Whether any step was taken
 ) -> list[str]:  # Sentences; none where nothing is the matter
     "What a detector's health means and what to do."
-    out = []
-    if found.rim > LIMITS["rim"]:
-        out.append(
-            f"On {found.rim:.0%} of {found.images} nominal images the map's maximum lies at the border: the "
-            "parts are cut differently from image to image, or the networks cannot imitate the border. Cut "
-            "the images to the part; as it is, defects are easier to see in the map than in the image's "
-            "score."
-        )
-    if found.learned:
-        s1, a, s2 = (max(0.0, share) for share in found.learned)
-        if trained and s1 < LIMITS["student"]:
-            out.append(
-                f"S1 has hardly learned more than the mean of each place ({s1:.0%} of what T does beyond "
-                "it): train longer (--train.steps)."
-            )
-        if a * s2 < LIMITS["logical"]:
-            out.append(
-                f"The logical branch has not learned yet (A gives {a:.0%} of what T does beyond its mean): "
-                "parts that are missing or swapped are found by the structural branch alone. Train longer "
-                "(--train.steps)."
-            )
+    out = [_rim_advice(found)] if found.rim > LIMITS["rim"] else []
+    out += _learned_advice(found, trained) if found.learned else []
     if found.halves is not None and found.halves > LIMITS["halves"]:
         out.append(
             "The largest scores of two halves of the held-out images are far apart: the threshold is an "

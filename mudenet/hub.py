@@ -23,6 +23,7 @@ from mudenet.core import (
     write_json,
     write_text,
 )
+from .decisions import promised
 from .inference import Detector, load_detector, save_detector
 from .report import interval_note, metrics_table, teacher_of
 from .teachers import checked, teachers
@@ -76,15 +77,21 @@ _NOT_FOR = (
 
 # %% ../nbs/15f_hub.ipynb #15f-hub-071
 def _threshold_note(detector: Detector) -> str:
-    c, value = detector.config.inference, float(detector.threshold)
-    quantile = (
-        f"is the {c.threshold_quantile:g} quantile of the held-out good parts' scores and promises no rate"
+    "What chose the threshold that holds now, and what the held-out scores promise of it."
+    now, c = detector.calibration, detector.config.inference
+    rate = now.get("asked") or c.false_alarms
+    origins = dict(
+        quantile=f"is the {c.threshold_quantile:g} quantile of the held-out good parts' scores",
+        rate=f"was set for {rate} false alarms a good part, for parts like the held-out ones",
+        given="was given by hand",
+        labelled="was chosen with bad parts in view, and so it is no longer label-free",
     )
-    promise = f"promises at most {c.false_alarms} false alarms a good part, for parts like the held-out ones"
-    return (
-        f"An image is called anomalous above {value:.6g}. This threshold "
-        f"{quantile if c.false_alarms is None else promise}."
+    how = now.get("how", "quantile" if c.false_alarms is None else "rate")
+    said = (
+        f"An image is called anomalous above {float(detector.threshold):.6g}. This threshold {origins[how]}."
     )
+    later = f" It was set on {now['date']}, after the training." if "date" in now else ""
+    return f"{said}{later} " + (f"{promised(now)}." if "bound" in now else "It promises no rate.")
 
 
 def _teacher_note(detector: Detector) -> str:

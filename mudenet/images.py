@@ -24,8 +24,8 @@ from .core import DataError
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'BRANCHES', 'ANSWER', 'TABLE', 'HEAD', 'WHITE', 'WHITES', 'Inputs', 'natural_key', 'ignored',
            'image_files', 'passed_by', 'walk_images', 'find_images', 'open_image', 'read_image', 'to_rgb', 'image_size',
-           'image_mode', 'read_top', 'white_level', 'resize_image', 'named_images', 'strongest', 'answer_cells',
-           'Prediction']
+           'image_mode', 'read_top', 'white_level', 'resize_image', 'named_images', 'batches', 'strongest',
+           'answer_cells', 'Prediction']
 
 # %% ../nbs/01a_images.ipynb #02-data-120
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # what a file may hold: nothing that starts another program
@@ -395,6 +395,25 @@ def named_images(
             "a Pillow image, a uint8 array (H, W, 3) in RGB, or a list of them. Normalised tensors are for "
             "the detector itself."
         )
+
+# %% ../nbs/01a_images.ipynb #d3a0d93f
+def batches(
+    named: Iterable[tuple[str, np.ndarray]],  # Of `named_images`
+    most: int,  # So many at a time, at least 1
+    alike: bool = False,  # Images of one size only in each batch
+) -> Iterator[list[tuple[str, np.ndarray]]]:  # In the order of `named`, none of them empty
+    "Images that are judged together."
+    batch = list[tuple[str, np.ndarray]]()
+    for one in named:
+        if alike and batch and batch[0][1].shape != one[1].shape:
+            yield batch
+            batch = []
+        batch.append(one)
+        if len(batch) == most:  # not when the next one comes: a camera may take its time
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 # %% ../nbs/01a_images.ipynb #f87fc53a0
 def strongest(

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts',
-           'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights', 'Output', 'Detector',
-           'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'save_detector', 'detector_file',
-           'load_detector', 'stream', 'predict', 'asked_rate', 'threshold_at', 'recalibrate']
+           'scored_maps', 'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights',
+           'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'save_detector',
+           'detector_file', 'load_detector', 'stream', 'predict', 'asked_rate', 'threshold_at', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -40,9 +40,9 @@ from mudenet.decisions import (
     standing_apart,
 )
 from .engine import autocast, fold, keep_memory
-from .images import Inputs, Prediction, find_images, named_images, resize_image
+from .images import Inputs, Prediction, batches, find_images, named_images, resize_image
 from .objective import raw_scores
-from .regions import Region, find_regions, survival
+from .regions import Marker, survival
 from .start import evenly_chosen
 
 # %% ../nbs/07_inference.ipynb #07-inference-090
@@ -132,15 +132,22 @@ def clamp_parts(
     return parts.clamp(0, 1) if how == "zero_one" else parts.clamp_min(0)
 
 
+def scored_maps(
+    maps: Tensor,  # S, (B, H, W)
+    config: InferenceConfig,  # A-053
+    places: Tensor | None = None,  # Of `place_statistics`, where they have been measured
+) -> Tensor:  # (B, H, W)
+    "The maps that image scores are read off: S, or S with its places brought to one scale."
+    return maps if places is None or not config.standardise_places else standardised(maps, places)
+
+
 def image_scores(
     maps: Tensor,  # (B, H, W)
     config: InferenceConfig,  # A-020, A-053
     places: Tensor | None = None,  # Of `place_statistics`, where they have been measured
 ) -> Tensor:  # (B,)
     "One number an image: the maximum of its map, or the mean of its highest pixels."
-    if config.standardise_places and places is not None:
-        maps = standardised(maps, places)
-    flat = maps.flatten(1)
+    flat = scored_maps(maps, config, places).flatten(1)
     if config.image_score == "max":
         return flat.amax(1)
     return flat.topk(max(1, round(config.top_fraction * flat.shape[1])), 1).values.mean(1)
@@ -209,7 +216,7 @@ class Output(NamedTuple):
     parts: Tensor  # Normalised and weighted, (B, 2, L, S/2, S/2): structural and logical, level
 
 # %% ../nbs/07_inference.ipynb #07-inference-20
-class Detector(nn.Module):
+class Detector(Marker, nn.Module):
     "A trained MuDeNet with everything that inference needs."
 
     threshold: Tensor
@@ -245,6 +252,11 @@ class Detector(nn.Module):
     def pixel_threshold(self) -> float | None:
         "Above it pixels are marked (A-051), none in a file of before there were regions."
         return self.calibration.get("pixel_threshold")
+
+    @property
+    def min_area(self) -> int:
+        "Regions of fewer pixels of the network's input are dropped (A-051)."
+        return self.config.inference.min_area
 
     @property
     def white(self) -> int | None:
@@ -336,22 +348,6 @@ class Detector(nn.Module):
     def predict(self, inputs: Inputs, without: str | Path | None = None) -> list[Prediction]:
         "Predictions of a folder, a file, an image, an array, or a list of them, see `predict`."
         return predict(self, inputs, without)
-
-    def marking(self) -> float:
-        "The pixel threshold. Raises `DataError` where there is none."
-        if self.pixel_threshold is not None:
-            return self.pixel_threshold
-        raise DataError(
-            "this detector has no pixel threshold: it was calibrated before there were regions. New good "
-            "parts give it one: mudenet calibrate RUN IMAGES."
-        )
-
-    def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
-        """What is marked in a predicted image, and the mask, see `find_regions`.
-
-        Raises `DataError` without a pixel threshold.
-        """
-        return find_regions(p, self.marking(), self.config.inference.min_area)
 
     @staticmethod
     def from_pretrained(
@@ -463,7 +459,7 @@ def _measured_places(detector: Detector, trained: Tensor) -> Tensor | None:
 
 def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:
     "Scores, and what survives of the maps."
-    out, area = detector.finish(raw.to(detector.device)), detector.config.inference.min_area
+    out, area = detector.finish(raw.to(detector.device)), detector.min_area
     return out.score.cpu(), torch.tensor([survival(m, area) for m in out.map.float().cpu().numpy()])
 
 # %% ../nbs/07_inference.ipynb #07-inference-21
@@ -573,13 +569,8 @@ def stream(
     """
     if bool(detector.threshold.isnan()):
         raise DataError("this detector has no statistics yet; call `calibrate` first.")
-    batch: list[tuple[str, np.ndarray]] = []
-    for one in named_images(inputs, without, white=detector.white):
-        batch.append(one)
-        if len(batch) == detector.config.inference.batch_size:
-            yield from _answers(detector, batch)
-            batch = []
-    if batch:
+    named = named_images(inputs, without, white=detector.white)
+    for batch in batches(named, detector.config.inference.batch_size):
         yield from _answers(detector, batch)
 
 # %% ../nbs/07_inference.ipynb #07-inference-26
@@ -607,7 +598,7 @@ def _scored(
             seen[content] = name
             yield pixels
 
-    area = detector.config.inference.min_area
+    area = detector.min_area
     said = progress(stream(detector, noted()), "calibrating", unit="image")
     found = [(p.score, survival(np.asarray(p.grid), area)) for p in said]
     if not found:

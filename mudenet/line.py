@@ -21,7 +21,7 @@ from . import __version__
 from .core import atomic, refuse_foreign, run_command, start_logging, write_json
 from .images import ANSWER, Prediction
 from .regions import Region, coco
-from .runtime import least_area, open_detector
+from .runtime import open_detector
 from .serve import run_serve, serve_arguments
 from .watch import run_watch, watch_arguments
 
@@ -72,7 +72,7 @@ def write_regions(
     out: Path,  # Gets regions.json
 ) -> str:  # How many there are, and where
     "All regions as one file in COCO's format."
-    limits = dict(threshold=detector.marking(), min_area=least_area(detector))
+    limits = dict(threshold=detector.marking(), min_area=detector.min_area)
     path = write_json(out / "regions.json", coco(marked, program="mudenet", **limits))
     return f"{sum(len(regions) for _, _, regions in marked)} regions; {path}"
 

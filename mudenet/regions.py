@@ -17,7 +17,8 @@ from .core import DataError
 from .images import Prediction, strongest
 
 # %% auto #0
-__all__ = ['Runs', 'components', 'survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'find_regions', 'coco']
+__all__ = ['Runs', 'components', 'survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'find_regions', 'coco',
+           'Marker']
 
 # %% ../nbs/07c_regions.ipynb #31e918ae
 Runs = tuple[
@@ -284,3 +285,34 @@ def coco(
         images.append(dict(id=k, file_name=name, width=width, height=height))
         annotations += [_annotation(r, k, len(annotations) + i) for i, r in enumerate(regions, 1)]
     return dict(info=info, images=images, annotations=annotations, categories=[dict(id=1, name="anomaly")])
+
+# %% ../nbs/07c_regions.ipynb #c869c382
+class Marker:
+    "What a run's detector and an exported one have in common: they mark where an image is anomalous."
+
+    @property
+    def pixel_threshold(self) -> float | None:
+        "Pixels of the map above it are marked (A-051); None in a file of before there were regions."
+        raise NotImplementedError
+
+    @property
+    def min_area(self) -> int:
+        "Regions of fewer pixels of the network's input are dropped (A-051)."
+        raise NotImplementedError
+
+    def marking(self) -> float:
+        "The pixel threshold. Raises `DataError` where there is none."
+        if self.pixel_threshold is not None:
+            return self.pixel_threshold
+        raise DataError(
+            "this detector has no pixel threshold: it was calibrated before there were regions. New good "
+            "parts give it one, mudenet calibrate RUN IMAGES; export it again after that where the file is "
+            "an exported one."
+        )
+
+    def regions(self, p: Prediction) -> tuple[list[Region], NDArray[np.bool_]]:
+        """What is marked in one of its predictions, the strongest first, and the mask; see `find_regions`.
+
+        Raises `DataError` without a pixel threshold.
+        """
+        return find_regions(p, self.marking(), self.min_area)

@@ -15,8 +15,8 @@ from typing import Any
 # %% auto #0
 __all__ = ['Scale', 'SHOWN', 'Case', 'heat', 'outlined', 'colour_scale', 'tiles', 'judged', 'p_text', 'draw_case', 'image_mean',
            'interval_note', 'metrics_table', 'verdict', 'roc_curve', 'curve_svg', 'histogram_svg', 'operating_figure',
-           'data_uri', 'figure', 'case_name', 'case_html', 'legend_html', 'chosen_for_pictures', 'worth_seeing',
-           'html_table', 'teacher_of', 'report_html']
+           'data_uri', 'figure', 'case_name', 'marking_limits', 'marked', 'draw_regions', 'regions_text', 'case_html',
+           'legend_html', 'chosen_for_pictures', 'worth_seeing', 'html_table', 'teacher_of', 'report_html']
 
 # %% ../nbs/08a_report.ipynb #08a-report-e3f7ae
 import matplotlib
@@ -32,10 +32,11 @@ from .config import from_saved
 from .core import DataError, markdown_table, progress
 from .data import Item
 from .decisions import FEWEST_BAD, clopper_pearson, operating_points, operating_table, promised
-from .images import BRANCHES, strongest, read_image
+from .images import BRANCHES, Prediction, read_image, strongest
 from .health import Health, advice
 from .intervals import share, shown_intervals
 from .metrics import KINDS
+from .regions import Region, find_regions, label_regions
 
 # %% ../nbs/08a_report.ipynb #08a-report-3a12b8
 @dataclass(frozen=True, kw_only=True)
@@ -560,12 +561,65 @@ def case_name(
     "Kind and file."
     return f"{case.item.defect}/{case.item.image.name}"
 
+# %% ../nbs/08a_report.ipynb #16d6fa40
+def marking_limits(
+    record: Mapping[str, Any],  # Of `evaluate`
+) -> tuple[float, int] | None:  # Pixel threshold and least area; none where there were no regions yet
+    "What a record's detector marks by (A-051)."
+    pixels = (record.get("calibration") or {}).get("pixel_threshold")
+    return None if pixels is None else (pixels, record["config"]["inference"].get("min_area", 1))
+
+
+def marked(
+    case: Case,  # One test image
+    size: tuple[int, int],  # Its width and height
+    limits: tuple[float, int],  # Of `marking_limits`
+) -> tuple[list[Region], np.ndarray]:  # The strongest first; the mask, bool (H, W)
+    "The regions of a test image, in its own pixels."
+    whole = np.broadcast_to(np.float32(0), size[::-1])  # of the map at this size, only its shape is asked for
+    said = dict(name=case_name(case), score=case.score, label=False, threshold=limits[0])
+    return find_regions(Prediction(**said, map=whole, parts=case.parts, grid=case.map), *limits)
+
+# %% ../nbs/08a_report.ipynb #d820e5d3
+def draw_regions(
+    pixels: Image.Image,  # A picture of the image, of any size
+    regions: Sequence[Region],  # In the image's own pixels
+    mask: np.ndarray,  # bool (H, W): the same as pixels
+) -> Image.Image:
+    "The outlines of regions, and their boxes, which show those too that are too small for an outline here."
+    out = outlined(pixels, mask, (0, 255, 255), 1)
+    draw, scale = ImageDraw.Draw(out), [p / s for p, s in zip(pixels.size, mask.shape[::-1])]
+    for r in regions:
+        x, y, width, height = r.box
+        corners = (
+            x * scale[0] - 2,
+            y * scale[1] - 2,
+            (x + width) * scale[0] + 1,
+            (y + height) * scale[1] + 1,
+        )
+        draw.rectangle(corners, outline=(0, 255, 255))
+    return out
+
+
+def regions_text(
+    regions: Sequence[Region],  # The strongest first
+    most: int = 3,  # So many are described
+) -> str:  # e.g. "1 region is marked: 240 pixels, strength 1.3, logical 2"
+    "Area, strength, branch and level of the strongest regions."
+    if not regions:
+        return "nothing is marked"
+    each = [f"{r.area} pixels, strength {r.peak:.3g}, {r.branch} {r.level}" for r in regions[:most]]
+    more = [f"and {len(regions) - most} weaker ones"] * (len(regions) > most)
+    count = "1 region is marked" if len(regions) == 1 else f"{len(regions)} regions are marked"
+    return f"{count}: {'; '.join(each + more)}"
+
 # %% ../nbs/08a_report.ipynb #c4caf638
 def _large_texts(case: Case) -> dict[str, str]:
     "What the large pictures show, for those who cannot see them."
     return {
         "input": f"Test image {case_name(case)}",
         "mask": "The same with the outline of its defect",
+        "marked": "The same with the outlines and boxes of the regions that the detector marks",
         "anomaly map": f"Anomaly map, at most {case.map.max():.2f}",
     }
 
@@ -585,17 +639,23 @@ def case_html(
     threshold: float,  # The detector's
     scale: Scale,  # Of `colour_scale`
     anchor: str = "case",  # Id on its page
+    limits: tuple[float, int] | None = None,  # Of `marking_limits`: regions are shown where there are any
 ) -> str:
     "Pictures of one case with what the detector says."
-    pictures = tiles(case, mask, scale, 160, 72)
+    whole = Image.fromarray(read_image(case.item.image, case.white))
+    found = marked(case, whole.size, limits) if limits else None
+    pictures = tiles(case, mask, scale, 160, 72, whole)
+    if found and found[0]:
+        pictures["marked"] = draw_regions(pictures["input"], *found)
     parts, alts = _part_texts(case), _large_texts(case)
     large = "".join(figure(pictures[n], n, alts[n]) for n in alts if n in pictures)
     small = "".join(figure(pictures[n], n, parts[n]) for n in parts)
     title = f"{html.escape(case_name(case))}: {judged(case, threshold)}"
+    said = f"<p>{html.escape(regions_text(found[0]))}</p>" if found else ""
     return (
         f'<article id="{anchor}"><h4>{title}</h4>'
         f"<p>score {case.score:.3g}{p_text(case)}, threshold {threshold:.3g}; strongest: {case.strongest}</p>"
-        f'<div class="tiles">{large}<div class="parts" '
+        f'{said}<div class="tiles">{large}<div class="parts" '
         f'style="--levels:{case.parts.shape[1]}">{small}</div></div></article>'
     )
 
@@ -603,6 +663,7 @@ def case_html(
 def legend_html(
     scale: Scale,  # Of `colour_scale`
     threshold: float,  # The detector's
+    limits: tuple[float, int] | None = None,  # Of `marking_limits`
 ) -> str:
     "What the colours of maps and parts mean, and the outline."
     bar = heat(np.linspace(0, 1, 240)[None].repeat(12, 0), 0, 1)
@@ -613,10 +674,10 @@ def legend_html(
         f"Parts: {dark:.3g} (black) to {bright:.3g} and more (bright)",
     ]
     bars = "".join(figure(bar, f"{s}.", f"Colour bar from black to bright. {s}.") for s in said)
-    return (
-        f'<div class="curves">{bars}</div><p class="note">Where a defect is marked, a white line '
-        "encloses it.</p>"
-    )
+    lines = "A white line encloses a defect that the data set's masks mark."
+    if limits:
+        lines += " A cyan line encloses a region that the detector marks, with a box around it."
+    return f'<div class="curves">{bars}</div><p class="note">{lines}</p>'
 
 # %% ../nbs/08a_report.ipynb #08a-report-11de75
 def chosen_for_pictures(
@@ -799,6 +860,21 @@ def _curves(
     ]
     return '<div class="curves">' + "".join(figures) + "</div>"
 
+# %% ../nbs/08a_report.ipynb #b336a4a6
+def _marked_table(record: Mapping[str, Any], cases: Sequence[Case]) -> str:
+    "How many images of each kind have a region, where the detector has a pixel threshold."
+    if (limits := marking_limits(record)) is None:
+        return ""
+    kinds: dict[str, list[bool]] = {}
+    for c in cases:
+        kinds.setdefault(c.item.defect, []).append(bool(label_regions(c.map, *limits).any()))
+    rows = [[kind, str(len(found)), share(sum(found), len(found))] for kind, found in kinds.items()]
+    note = (
+        f"Test images on which a region is marked: pixels above {limits[0]:.4g}, the pixel threshold, "
+        f"regions of {limits[1]} or more of them."
+    )
+    return html_table(["test images", "images", "marked"], rows, note)
+
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d42
 def _thresholds(record: Mapping[str, Any]) -> str:
     "What other thresholds would do, where the record has the held-out scores."
@@ -817,7 +893,11 @@ def _thresholds(record: Mapping[str, Any]) -> str:
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d43
 def _drawer(
-    cases: Sequence[Case], threshold: float, scale: Scale, mask_of: Callable[[Item], np.ndarray | None]
+    cases: Sequence[Case],
+    threshold: float,
+    scale: Scale,
+    mask_of: Callable[[Item], np.ndarray | None],
+    limits: tuple[float, int] | None = None,
 ) -> Callable[[Case], str]:
     "Draws a case, and names it with a link where it would come again."
     anchors, drawn = {id(c): f"case-{k}" for k, c in enumerate(cases)}, set[str]()
@@ -828,7 +908,7 @@ def _drawer(
             said = html.escape(f"{case_name(c)}: {judged(c, threshold)}")
             return f'<p><a href="#{anchor}">{said}</a>, score {c.score:.3g}, is shown above.</p>'
         drawn.add(anchor)
-        return case_html(c, mask_of(c.item), threshold, scale, anchor)
+        return case_html(c, mask_of(c.item), threshold, scale, anchor, limits)
 
     return draw
 
@@ -839,8 +919,9 @@ def _pictures(
     "The hardest and the clearest, then each kind."
     e, threshold = html.escape, record["threshold"]
     scale = colour_scale(np.stack([c.map for c in cases]), np.stack([c.parts for c in cases]), threshold)
-    draw = _drawer(cases, threshold, scale, mask_of)
-    out = ["<h2>The hardest and the clearest</h2>", legend_html(scale, threshold)]
+    limits = marking_limits(record)
+    draw = _drawer(cases, threshold, scale, mask_of, limits)
+    out = ["<h2>The hardest and the clearest</h2>", legend_html(scale, threshold, limits)]
     for heading, chosen in worth_seeing(cases).items():
         out += [f"<h3>{e(heading)}</h3>", *map(draw, chosen)]
     out.append("<h2>Test images by kind</h2>")
@@ -876,7 +957,7 @@ def report_html(
     e, title = html.escape, html.escape(f"{record['dataset']}: {record['category']}")
     note = f'<p class="note">{e(record["note"])}</p>' if record["note"] else ""
     body = [f"<h1>{title}</h1>", *_sentences(record), note, "<h2>Numbers</h2>"]
-    body += [_numbers(record), _thresholds(record), _curves(record, cases, pro)]
+    body += [_numbers(record), _marked_table(record, cases), _thresholds(record), _curves(record, cases, pro)]
     if record["config"]["evaluation"]["pictures"] != 0:
         body += _pictures(record, cases, mask_of)
     body += ["<h2>What made this</h2>", _provenance(record)]

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .core import SCHEMA, CheckpointError, ConfigError, DataError
+from .core import SCHEMA, CheckpointError, ConfigError
 from .decisions import p_value
-from .images import Inputs, Prediction, named_images
-from .regions import Region, find_regions
+from .images import Inputs, Prediction, batches, named_images
+from .regions import Marker
 
 # %% auto #0
-__all__ = ['Engine', 'META', 'cut', 'Detector', 'is_export', 'open_detector', 'least_area', 'detector_id']
+__all__ = ['Engine', 'META', 'cut', 'Detector', 'is_export', 'open_detector', 'detector_id']
 
 # %% ../nbs/15a_runtime.ipynb #f87740e9
 Engine = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, H, W, 3) → outputs by name
@@ -134,7 +134,7 @@ def _meaning(path: Path, text: str | None) -> dict[str, Any]:
     return meta
 
 # %% ../nbs/15a_runtime.ipynb #747df412
-class Detector:
+class Detector(Marker):
     "An exported detector."
 
     def __init__(
@@ -185,35 +185,18 @@ class Detector:
         "Above it pixels are marked (A-051); none in a file of before there were regions."
         return self.meta.get("pixel_threshold")
 
-    def marking(self) -> float:
-        "The pixel threshold. Raises `DataError` where there is none."
-        if self.pixel_threshold is not None:
-            return self.pixel_threshold
-        raise DataError(
-            "this file has no pixel threshold: it, or the calibration of its detector, is older than "
-            "regions. Calibrate the run where there is none, mudenet calibrate RUN IMAGES, and export it "
-            "again."
-        )
-
-    def regions(self, p: Prediction) -> tuple[list[Region], np.ndarray]:
-        """What is marked in a predicted image, and the mask; see `find_regions`.
-
-        Raises `DataError` without a pixel threshold.
-        """
-        return find_regions(p, self.marking(), least_area(self))
+    @property
+    def min_area(self) -> int:
+        "Regions of fewer pixels of the network's input are dropped (A-051)."
+        return int(self.meta["config"]["inference"].get("min_area", 1))
 
     def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
         """Predictions one after the other, nothing is kept.
 
         Raises `DataError` naming an input that cannot be used.
         """
-        most, batch = int(self.meta["config"]["inference"]["batch_size"]), list[tuple[str, np.ndarray]]()
-        for name, pixels in named_images(inputs, without, white=self.white):
-            if batch and (len(batch) == most or batch[0][1].shape != pixels.shape):
-                yield from self._answers(batch)
-                batch = []
-            batch.append((name, pixels))
-        if batch:
+        most = int(self.meta["config"]["inference"]["batch_size"])
+        for batch in batches(named_images(inputs, without, white=self.white), most, alike=True):
             yield from self._answers(batch)
 
     def predict(self, inputs: Inputs, without: str | Path | None = None) -> list[Prediction]:
@@ -257,15 +240,6 @@ def open_detector(
             f"mudenet export {path} --to onnx makes the file to give here."
         ) from None
     return load_detector(path)
-
-# %% ../nbs/15a_runtime.ipynb #46e948d4
-def least_area(
-    detector: Any,  # Of `open_detector`
-) -> int:  # Pixels of the network's input
-    "Regions of fewer pixels are dropped (A-051)."
-    if (meta := getattr(detector, "meta", None)) is not None:
-        return int(meta["config"]["inference"].get("min_area", 1))
-    return int(detector.config.inference.min_area)
 
 # %% ../nbs/15a_runtime.ipynb #9968d5dd
 def detector_id(

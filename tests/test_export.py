@@ -3,6 +3,7 @@ without PyTorch.
 """
 
 import configparser
+import copy
 import json
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from mudenet import export as ex
 from mudenet.architecture import MuDeNet
 from mudenet.cli import main
 from mudenet.config import Config, override
-from mudenet.core import TrainingError, digest, rng
+from mudenet.core import DataError, TrainingError, digest, rng
 from mudenet.data import load_images, open_category
 from mudenet.inference import Detector, calibrate
 from mudenet.runtime import Detector as Exported
@@ -289,6 +290,74 @@ def test_by_command_line(detector, tmp_path, capsys):
     assert "nominal images, which are not at hand" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--to", "onnx", "--out", str(tmp_path / "a.xml")]) == 2
     assert "must end in .onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "now, words",
+    [
+        (dict(how="rate", folds=5, source="x"), "the 5 detectors of its folds"),
+        (dict(how="rate", source="x"), "comes from other parts"),
+        (dict(how="given", source="x"), "given by hand"),
+        (dict(how="labelled", bad=9), "with bad parts in view"),
+    ],
+)
+def test_a_threshold_that_was_set_later_is_not_measured_again(now, words, detector, line, tmp_path):
+    """Whatever set it, the refusal names that, and says what to do."""
+    later = copy.deepcopy(detector)
+    later.calibrations = [*detector.calibrations, now]
+    with pytest.raises(DataError, match=f"{words}.*leave --precision out"):
+        ex.export_detector(later, tmp_path / "a.onnx", "onnx", "int8", category=open_category(line))
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def marks(out):
+    """regions.json and the masks by name that `predict --regions` wrote."""
+    masks = {p.relative_to(out).as_posix(): np.array(Image.open(p)) for p in out.rglob("masks/**/*.png")}
+    return json.loads((out / "regions.json").read_text()), masks
+
+
+def test_regions_of_a_file_are_those_of_the_package(detector, line, tmp_path, capsys):
+    """Both by command line, on images of several sizes: the same masks and the same regions.json, but for the
+    last digits of what is measured on the map.
+    """
+    need("onnx")
+    quieter = copy.deepcopy(detector)
+    quieter.config = override(quieter.config, {"inference.min_area": 4})
+    quieter.calibrations[-1]["pixel_threshold"] *= 0.9  # so that there is something to compare
+    (tmp_path / "run").mkdir()
+    quieter.save(tmp_path / "run" / "detector.safetensors")
+    assert main(["export", str(tmp_path / "run"), "--to", "onnx"]) == 0, capsys.readouterr().err
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    images = sorted((line / "test").rglob("*.png"))
+    for k, (path, size) in enumerate(zip(images, [(96, 96), (50, 77), (200, 40), (30, 30)] * 3)):
+        Image.open(path).convert("RGB").resize(size).save(tmp_path / "in" / ("sub" * (k % 2)) / f"{k}.png")
+    close = quieter.predict(tmp_path / "in")
+    edge = {p.name for p in close if np.abs(p.grid - quieter.pixel_threshold).min() < 1e-5}
+    said = {}
+    for name, what in (("run", tmp_path / "run"), ("file", tmp_path / "run" / "detector.onnx")):
+        argv = ["predict", str(what), str(tmp_path / "in"), "--out", str(tmp_path / name), "--regions"]
+        assert main(argv) == 0, capsys.readouterr().err
+        said[name] = marks(tmp_path / name)
+    (ours, our_masks), (theirs, their_masks) = said["run"], said["file"]
+    assert list(our_masks) == list(their_masks) and len(our_masks) == len(close) > 8
+    assert sum(m.any() for m in our_masks.values()) > 3 and len(edge) < 3
+    for name, mask in our_masks.items():
+        if name.removeprefix("masks/").removesuffix(".png") not in edge:
+            assert (mask == their_masks[name]).all(), name
+    assert ours["info"] == theirs["info"] and ours["images"] == theirs["images"]
+    kept = [
+        [a for a in d["annotations"] if d["images"][a["image_id"] - 1]["file_name"] not in edge]
+        for d in (ours, theirs)
+    ]
+    assert len(kept[0]) == len(kept[1]) > 3
+    for a, b in zip(*(sorted(k, key=lambda a: (a["image_id"], a["bbox"])) for k in kept)):
+        same = ("image_id", "category_id", "iscrowd", "area", "bbox", "segmentation")
+        assert {k: a[k] for k in same} == {k: b[k] for k in same}
+        assert a["score"] == pytest.approx(b["score"], rel=1e-4)
+        more, others = a["attributes"], b["attributes"]
+        assert (more["branch"], more["level"]) == (others["branch"], others["level"])
+        assert more["mean"] == pytest.approx(others["mean"], rel=1e-4)
+        assert more["centroid"] == pytest.approx(others["centroid"])
 
 
 # ---------------------------------------------------------------- without PyTorch

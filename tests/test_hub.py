@@ -3,6 +3,7 @@ its cache alone.
 """
 
 import base64
+import copy
 import hashlib
 import importlib.util
 import json
@@ -18,8 +19,8 @@ from tiny import tiny_job
 
 from mudenet.core import CheckpointError, WeightsError, digest
 from mudenet.evaluation import ensure_detector, evaluate
-from mudenet.hub import save_pretrained
-from mudenet.inference import Detector
+from mudenet.hub import model_card, save_pretrained
+from mudenet.inference import Detector, settle
 
 if importlib.util.find_spec("huggingface_hub") is None:
     pytest.skip("huggingface_hub is not installed: pip install 'mudenet[hub]'", allow_module_level=True)
@@ -163,6 +164,16 @@ def test_the_card_is_one_that_the_hub_can_read(made, tmp_path):
         and card.data.library_name == "mudenet"
         and "anomaly-detection" in card.data.tags
     )
+
+
+def test_the_card_names_what_set_the_threshold(made):
+    """Also where a person, or new good parts, set it after the training."""
+    detector = copy.deepcopy(made[0])
+    assert "0.99 quantile" in model_card(detector)
+    settle(detector, torch.tensor(detector.held_out), 0.125, "given", date="2026-01-02")
+    card = model_card(detector)
+    assert "anomalous above 0.125. This threshold was given by hand. It was set on 2026-01-02" in card
+    assert "quantile" not in card.split("## Decision")[1]
 
 
 def test_importing_the_package_does_not_import_the_hub():

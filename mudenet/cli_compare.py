@@ -86,9 +86,10 @@ def _check_given(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
             section, _, leaf = field.rpartition(".")
             value, compared = given.get(section, {}).get(leaf), [f[field] for f in variants.values()]
             if value is not None and value not in compared:
+                known = ", ".join(map(str, compared))
                 raise ConfigError(
-                    f"--{field} {value} is given, and {a} compares {field} = {', '.join(map(str, compared))}: "
-                    f"leave that option out, or name the value with --values."
+                    f"--{field} {value} is given, and {a} compares {field} = {known}: "
+                    "leave that option out, or name the value with --values."
                 )
 
 # %% ../nbs/11e_cli_compare.ipynb #cd3a5295

@@ -81,12 +81,12 @@ LIMITS = dict(rim=0.5, student=0.05, logical=0.1, halves=0.5)
 
 
 def _rim_advice(found: Health) -> str:
-    "What maxima at the border mean: where places have one scale, the border's loudness is no reason any more."
+    "What maxima at the border mean. Where places have one scale, a loud border is no reason any more."
     seen = f"On {found.rim:.0%} of {found.images} nominal images the "
     if found.standardised:
         return (
-            f"{seen}map that scores are read off has its maximum at the border, though its places were brought "
-            "to one scale: the parts are cut differently from image to image. Cut the images to the part."
+            f"{seen}map that scores are read off has its maximum at the border, though its places were "
+            "brought to one scale: the parts are cut differently from image to image. Cut the images to the part."
         )
     return (
         f"{seen}map's maximum lies at the border: the parts are cut differently from image to image, or the "

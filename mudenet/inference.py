@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,15 @@ __all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normali
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
 from .config import Config, InferenceConfig, override, portable
-from .core import ConfigError, DataError, load_tensors, pick_device, progress, save_tensors
+from mudenet.core import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    load_tensors,
+    pick_device,
+    progress,
+    save_tensors,
+)
 from .data import normalize
 from .distillation import config_of, load_weights
 from mudenet.decisions import (
@@ -515,6 +523,44 @@ def detector_file(
     path = Path(path)
     return path / "detector.safetensors" if path.is_dir() else path
 
+# %% ../nbs/07_inference.ipynb #daff3abd
+_PROMISE = ("n", "above", "rate", "bound")
+_WORDS = ("how", "source", "date")
+_HOW = ("quantile", "rate", "given", "labelled")
+
+
+def _numbers(found: Any) -> bool:
+    "Whether it is a list of finite numbers."
+    real = isinstance(found, list) and all(type(v) in (int, float) for v in found)
+    return real and all(map(math.isfinite, found))
+
+
+def _is_calibration(found: Any) -> bool:
+    "Whether it is an entry of a detector's history as `settle` writes it."
+    if not isinstance(found, dict) or found.get("how", "given") not in _HOW:
+        return False
+    whole = not set(_PROMISE) & set(found) or _numbers([found.get(k) for k in _PROMISE])
+    words = all(isinstance(found[k], str) for k in _WORDS if k in found)
+    others = [v for k, v in found.items() if k not in (*_WORDS, "apart") and v is not None]
+    return whole and words and _numbers(others) and isinstance(found.get("apart", True), bool)
+
+
+def _check_history(
+    path: str | Path,  # A detector's file, for the message
+    meta: Mapping[str, Any],  # Its metadata
+) -> None:
+    "Raise `CheckpointError` where scores, shares or calibrations in it are of another kind than was written."
+    right = dict(
+        held_out=_numbers(meta.get("held_out", [])),
+        shares=isinstance(meta.get("shares", []), list) and all(map(_numbers, meta.get("shares", []))),
+        calibrations=isinstance(meta.get("calibrations", []), list)
+        and all(map(_is_calibration, meta.get("calibrations", []))),
+    )
+    if wrong := [k for k, fine in right.items() if not fine]:
+        raise CheckpointError(
+            f"{path}: {wrong[0]} in its header is not what mudenet writes there; copy or make the file again."
+        )
+
 # %% ../nbs/07_inference.ipynb #07-inference-23
 def load_detector(
     path: str | Path,  # A file of `save_detector`, or a run's folder that holds detector.safetensors
@@ -527,6 +573,7 @@ def load_detector(
     config = override(config_of(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     load_weights(detector, tensors, path)
+    _check_history(path, meta)
     detector.shares = meta.get("shares", [])
     detector.held_out, detector.calibrations = meta.get("held_out", []), meta.get("calibrations", [])
     detector = detector.to(pick_device(device))

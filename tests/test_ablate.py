@@ -1,4 +1,4 @@
-"""`mudenet ablate` sets the fields of an assumption itself, and refuses what it cannot keep before anything is computed."""
+"""`mudenet ablate` sets the fields of an assumption itself, and refuses what it cannot keep before it computes."""
 
 import json
 from unittest import mock

@@ -1,5 +1,5 @@
-"""A sweep refuses what cannot be compared before anything runs, its files hold every setting in the order given,
-and its command goes on where it was killed."""
+"""A sweep refuses what cannot be compared before anything runs, its files hold every setting in the
+order given, and its command goes on where it was killed."""
 
 import csv
 import importlib.util

@@ -3,8 +3,9 @@ a record and a picture.
 
     python tools/measure_teachers.py --weights resnet18.safetensors --photographs FOLDER ROOT [ROOT …]
 
-FOLDER: the photographs that the teachers were distilled on, for the statistics of E. ROOT: a category's folder;
-its nominal test images are measured. Writes nbs/results/teachers.json and nbs/results/teachers.png."""
+FOLDER: the photographs that the teachers were distilled on, for the statistics of E.
+ROOT: a category's folder; its nominal test images are measured.
+Writes nbs/results/teachers.json and nbs/results/teachers.png."""
 
 import argparse
 import io

@@ -577,8 +577,16 @@ def marked(
 ) -> tuple[list[Region], np.ndarray]:  # The strongest first; the mask, bool (H, W)
     "The regions of a test image, in its own pixels."
     whole = np.broadcast_to(np.float32(0), size[::-1])  # of the map at this size, only its shape is asked for
-    said = dict(name=case_name(case), score=case.score, label=False, threshold=limits[0])
-    return find_regions(Prediction(**said, map=whole, parts=case.parts, grid=case.map), *limits)
+    p = Prediction(
+        name=case_name(case),
+        score=case.score,
+        label=False,
+        threshold=0.0,
+        map=whole,
+        parts=case.parts,
+        grid=case.map,
+    )
+    return find_regions(p, *limits)
 
 # %% ../nbs/08a_report.ipynb #d820e5d3
 def draw_regions(

@@ -139,7 +139,7 @@ def resolve_variants(
     config: Config,  # The run to vary
     choices: Variants,  # The first one is the baseline
     assumption: str = "",  # Named in errors
-) -> tuple[dict[str, Config], dict[str, str]]:  # Variant → configuration, and variant left out → why
+) -> tuple[dict[str, Config], dict[str, str]]:  # By variant: configuration, and why it is left out
     "Set what the variants turn in a configuration. Raises `ConfigError` for a bad value, or nothing to compare."
     given = override(open_job(config).config, {"evaluation.pictures": 0})
     folder = given.distill.folder

@@ -85,8 +85,9 @@ def _rim_advice(found: Health) -> str:
     seen = f"On {found.rim:.0%} of {found.images} nominal images the "
     if found.standardised:
         return (
-            f"{seen}map that scores are read off has its maximum at the border, though its places were "
-            "brought to one scale: the parts are cut differently from image to image. Cut the images to the part."
+            f"{seen}map that scores are read off has its maximum at the border, though its places "
+            "were brought to one scale: the parts are cut differently from image to image. "
+            "Cut the images to the part."
         )
     return (
         f"{seen}map's maximum lies at the border: the parts are cut differently from image to image, or the "

@@ -1,4 +1,4 @@
-"""`mudenet ablate` sets the fields of an assumption itself, and refuses what it cannot keep before it computes."""
+"""`mudenet ablate` sets an assumption's fields itself, and refuses early what it cannot keep."""
 
 import json
 from unittest import mock

@@ -323,7 +323,9 @@ def test_regions_of_a_file_are_those_of_the_package(detector, line, tmp_path, ca
     need("onnx")
     quieter = copy.deepcopy(detector)
     quieter.config = override(quieter.config, {"inference.min_area": 4})
-    quieter.calibrations[-1]["pixel_threshold"] *= 0.9  # so that there is something to compare
+    maxima = [p.grid.max() for p in detector.predict(line / "test")]
+    # so that most images have something to compare
+    quieter.calibrations[-1]["pixel_threshold"] = float(np.quantile(maxima, 0.2))
     (tmp_path / "run").mkdir()
     quieter.save(tmp_path / "run" / "detector.safetensors")
     assert main(["export", str(tmp_path / "run"), "--to", "onnx"]) == 0, capsys.readouterr().err

@@ -139,8 +139,8 @@ def resolve_variants(
     config: Config,  # The run to vary
     choices: Variants,  # The first one is the baseline
     assumption: str = "",  # Named in errors
-) -> tuple[dict[str, Config], dict[str, str]]:  # By variant: configuration, and why it is left out
-    "Set what the variants turn in a configuration. Raises `ConfigError` for a bad value, or nothing to compare."
+) -> tuple[dict[str, Config], dict[str, str]]:  # By variant: its configuration, or why none
+    "Set what the variants turn. Raises `ConfigError` for a bad value, or where there is nothing to compare."
     given = override(open_job(config).config, {"evaluation.pictures": 0})
     folder = given.distill.folder
     reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not folder]

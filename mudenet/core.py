@@ -709,14 +709,28 @@ def heeding(
 ) -> Iterator[None]:
     """Within, that handler. What is ignored stays ignored (nohup).
 
-    Does nothing outside the main thread.
+    Does nothing outside the main thread. Code in C may turn what a handler raises into an error of its own;
+    that error, too, is an end.
     """
+    arrived: list[int] = []
+
+    def noting(signum: int, frame: Any) -> None:
+        try:
+            handler(signum, frame)
+        except Ended:
+            arrived.append(signum)
+            raise
+
     here = threading.current_thread() is threading.main_thread()
     old = {s: h for s in ENDS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)} if here else {}
     for s in old:
-        signal.signal(s, handler)
+        signal.signal(s, noting)
     try:
         yield
+    except Exception as e:
+        if arrived:
+            raise Ended(arrived[0]) from e
+        raise
     finally:
         for s, h in old.items():
             signal.signal(s, h)

@@ -801,23 +801,30 @@ _STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1f2328;--dim:#59636e;--line:#d0d7de}
 @media(prefers-color-scheme:dark){:root{--bg:#15181c;--fg:#e6e8eb;--dim:#9aa4af;--line:#3a424c}}
 *{box-sizing:border-box}
-body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:1rem;color:var(--fg);background:var(--bg)}
+body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:1rem;color:var(--fg);
+background:var(--bg)}
 h1{line-height:1.2}h2{margin-top:2.2em;border-bottom:1px solid var(--line)}h4{margin:0}
 .note,figcaption,article p{color:var(--dim);font-size:.85rem}article p{margin:.1em 0 .4em}
-.scroll{overflow-x:auto}table{border-collapse:collapse;margin:1em 0;font-size:.92rem;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;margin:1em 0;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{caption-side:bottom;text-align:left;color:var(--dim);font-size:.85rem;padding-top:.4em}
 th,td{padding:.3em .6em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child,.facts td{text-align:left}tbody th{font-weight:normal}.facts td{white-space:normal;overflow-wrap:anywhere}
-@media(max-width:40rem){.numbers,.numbers tbody,.numbers tr,.numbers caption{display:block}.numbers thead{display:none}
-.numbers tr{padding:.5em 0;border-bottom:1px solid var(--line)}.numbers :is(th,td){display:flex;border:0;padding:.1em 0}
+th:first-child,.facts td{text-align:left}tbody th{font-weight:normal}
+.facts td{white-space:normal;overflow-wrap:anywhere}
+@media(max-width:40rem){.numbers,.numbers tbody,.numbers tr,.numbers caption{display:block}
+.numbers thead{display:none}
+.numbers tr{padding:.5em 0;border-bottom:1px solid var(--line)}
+.numbers :is(th,td){display:flex;border:0;padding:.1em 0}
 .numbers tbody th{font-weight:600}.numbers td{justify-content:space-between}
 .numbers td::before{content:attr(data-label);color:var(--dim)}}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(17rem,100%),1fr));gap:1rem}
 .curves figure{margin:0}svg{width:100%;height:auto}
-article{margin:1.2em 0}.tiles{display:flex;flex-wrap:wrap;gap:.5rem;align-items:flex-start}.tiles figure{margin:0;line-height:1.2}
+article{margin:1.2em 0}.tiles{display:flex;flex-wrap:wrap;gap:.5rem;align-items:flex-start}
+.tiles figure{margin:0;line-height:1.2}
 .parts{display:grid;grid-template-columns:repeat(var(--levels),auto);gap:.35rem .5rem}
 img{max-width:100%;height:auto;display:block}
-summary{cursor:pointer;padding:.4em 0;font-weight:600}summary h3{display:inline;font-size:1rem}pre{overflow-x:auto;font-size:.85rem}
+summary{cursor:pointer;padding:.4em 0;font-weight:600}summary h3{display:inline;font-size:1rem}
+pre{overflow-x:auto;font-size:.85rem}
 """
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d41

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mudenet.cli import configure
+from mudenet.cli_options import configure
 from mudenet.config import ConfigError, load_config
 from mudenet.data import load_images, normalize
 from mudenet.distillation import load_teacher

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from mudenet import loop
-from mudenet.cli import configure, main
+from mudenet.cli import main
+from mudenet.cli_options import configure
 from mudenet.core import DataError, read_meta
 from mudenet.evaluation import evaluate, open_job
 from mudenet.inference import load_detector

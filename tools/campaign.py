@@ -34,7 +34,8 @@ from PIL import Image
 
 from mudenet import distillation, evaluation, inference, loop, report, synthetic, teachers, watch  # noqa: F401 (before the forks)
 from mudenet.assumptions import find_register, read_register
-from mudenet.cli import configure, main, make_parser
+from mudenet.cli import main, make_parser
+from mudenet.cli_options import configure
 from mudenet.core import ENDS, load_tensors, new_record, run_command, save_tensors, write_json
 
 RESULT = Path(__file__).parent.parent / "nbs" / "results" / "campaign.json"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ __all__ = ['PUBLISHED', 'Results', 'How', 'SIZES', 'Published', 'choose_categori
            'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark', 'Size', 'on_paper', 'filed_cost']
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-c447b0
-from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, list_categories
+from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, held_count, list_categories
 from .evaluation import METRICS, metric_values
 from mudenet.experiments import (
     Here,
@@ -397,9 +396,7 @@ def benchmark(
 class Size(NamedTuple):
     "Images of one category."
 
-    train: (
-        int  # Nominal images to learn from, with those that are held out where the set has no folder for them
-    )
+    train: int  # Nominal, with those that are held out where the set has no folder for them
     test: int
     validation: int = 0  # In a folder of their own
 
@@ -458,7 +455,7 @@ def on_paper(
     def run(dataset: str, category: str, seed: int) -> Run:
         config, (train, test, held) = replace(configs[dataset], seed=seed), SIZES[dataset][category]
         if not held:
-            held = math.floor(config.data.holdout * train + 0.5)  # as `hold_out` does
+            held = held_count(train, config.data.holdout)
             train -= held
         steps = (total_steps(train, config.distill), total_steps(train, config.train))
         return Run(config=config, dataset=dataset, category=category, steps=steps, images=held + test)

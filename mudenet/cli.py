@@ -31,61 +31,48 @@ __all__ = ['log', 'COMMANDS', 'make_parser', 'main']
 log = logging.getLogger("mudenet")
 
 # %% ../nbs/11_cli.ipynb #11-cli-200
-_SAYS = dict(
-    demo="run everything on a small product line that the package draws itself",
-    distill="stage 1: make a teacher from a pretrained backbone",
-    train="both stages: from nominal images to a detector",
-    teachers="teachers by name: list, show one, check all, add one",
-    evaluate="measure a detector on test images, write record and report",
-    predict="score images with a detector",
-    calibrate="new threshold and p-values from new good parts, without training",
-    threshold="what thresholds would do: false alarms against found defects",
-    export="write a detector as one file for a process without PyTorch",
-    watch="score every image that appears in a folder",
-    serve="answer over HTTP, with a page to drop images on",
-    data="look at a data set, check it, or draw the product line",
-    assumptions="what the paper leaves open: list, show an entry, check the register",
-    benchmark="all categories with several seeds, and the table",
-    zoo="trained detectors: list, fetch, check, take in",
-    bench="measure how fast a part is",
-    ablate="flip assumptions and measure what changes",
-)
-
-# %% ../nbs/11_cli.ipynb #b1978c03
-_SAYS["sweep"] = "several values of any fields, in one table"
-
-
 def _distill_parser() -> Parser:
     "A job that ends with stage 1."
     return train_parser("Stage 1: teach a small network what a pretrained one sees.")
 
 
-_DOES: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], None]]] = dict(
-    demo=(demo_parser, run_demo),
-    distill=(_distill_parser, run_distill),
-    train=(detector_parser, run_train),
-    teachers=(teachers_parser, run_teachers),
-    evaluate=(evaluate_parser, run_evaluate),
-    predict=(predict_parser, run_predict),
-    calibrate=(calibrate_parser, run_calibrate),
-    threshold=(threshold_parser, run_threshold),
-    export=(export_parser, run_export),
+# name → what it does in a sentence, what makes its options, and what it runs
+COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]]] = dict(
+    demo=("run everything on a small product line that the package draws itself", demo_parser, run_demo),
+    distill=("stage 1: make a teacher from a pretrained backbone", _distill_parser, run_distill),
+    train=("both stages: from nominal images to a detector", detector_parser, run_train),
+    teachers=("teachers by name: list, show one, check all, add one", teachers_parser, run_teachers),
+    evaluate=("measure a detector on test images, write record and report", evaluate_parser, run_evaluate),
+    predict=("score images with a detector", predict_parser, run_predict),
+    calibrate=(
+        "new threshold and p-values from new good parts, without training",
+        calibrate_parser,
+        run_calibrate,
+    ),
+    threshold=(
+        "what thresholds would do: false alarms against found defects",
+        threshold_parser,
+        run_threshold,
+    ),
+    export=("write a detector as one file for a process without PyTorch", export_parser, run_export),
 )
 
-# %% ../nbs/11_cli.ipynb #f2c54709
-_DOES |= dict(
-    watch=(watch_parser, run_watch),
-    serve=(serve_parser, run_serve),
-    data=(data_parser, run_data),
-    assumptions=(assumptions_parser, run_assumptions),
-    benchmark=(benchmark_parser, run_benchmark),
-    zoo=(zoo_parser, run_zoo),
-    bench=(bench_parser, run_bench),
-    ablate=(ablate_parser, run_ablate),
-    sweep=(sweep_parser, run_sweep),
+# %% ../nbs/11_cli.ipynb #b1978c03
+COMMANDS |= dict(
+    watch=("score every image that appears in a folder", watch_parser, run_watch),
+    serve=("answer over HTTP, with a page to drop images on", serve_parser, run_serve),
+    data=("look at a data set, check it, or draw the product line", data_parser, run_data),
+    assumptions=(
+        "what the paper leaves open: list, show an entry, check the register",
+        assumptions_parser,
+        run_assumptions,
+    ),
+    benchmark=("all categories with several seeds, and the table", benchmark_parser, run_benchmark),
+    zoo=("trained detectors: list, fetch, check, take in", zoo_parser, run_zoo),
+    bench=("measure how fast a part is", bench_parser, run_bench),
+    ablate=("flip assumptions and measure what changes", ablate_parser, run_ablate),
+    sweep=("several values of any fields, in one table", sweep_parser, run_sweep),
 )
-# name → what it does in a sentence, what makes its options, and what it runs
-COMMANDS = {name: (text, *_DOES[name]) for name, text in _SAYS.items()}
 
 # %% ../nbs/11_cli.ipynb #11-cli-201
 def make_parser(
@@ -105,14 +92,8 @@ def make_parser(
     return parser
 
 # %% ../nbs/11_cli.ipynb #11-cli-20
-_RESUMED = (
-    "demo",
-    "distill",
-    "train",
-    "benchmark",
-    "ablate",
-    "sweep",
-)  # commands that keep states or finished runs
+# commands that keep states or finished runs
+_RESUMED = ("demo", "distill", "train", "benchmark", "ablate", "sweep")
 
 # whose options have their defaults filled in
 _WHOLE = ("predict", "calibrate", "threshold", "export", "watch", "serve", "data")

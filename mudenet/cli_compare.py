@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from .cli_options import configure, given_fields, job_parser, show_defaults
+from .cli_options import configure, dotted, given_fields, job_parser, show_defaults
 from .config import Config, Parser, merge, read_config
 from .core import ConfigError, TrainingError, atomic, write_json
 
@@ -81,10 +81,10 @@ def _say_ablation(record: dict[str, Any], path: Path) -> None:
 # %% ../nbs/11e_cli_compare.ipynb #5dee1e13
 def _check_given(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     "Raise `ConfigError` where an option sets what an assumption turns to a value that is not compared."
+    options = dotted(given)
     for a, variants in chosen.items():
         for field in next(iter(variants.values())):
-            section, _, leaf = field.rpartition(".")
-            value, compared = given.get(section, {}).get(leaf), [f[field] for f in variants.values()]
+            value, compared = options.get(field), [f[field] for f in variants.values()]
             if value is not None and value not in compared:
                 known = ", ".join(map(str, compared))
                 raise ConfigError(
@@ -154,9 +154,9 @@ def sweep_parser() -> Parser:
 # %% ../nbs/11e_cli_compare.ipynb #faf78c98
 def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     "Raise `ConfigError` where a swept field is also given as a single option."
+    options = dotted(given)
     for field in values:
-        section, _, leaf = field.rpartition(".")
-        if section and leaf in given.get(section, {}):
+        if field in options:
             raise ConfigError(f"--{field} is given, and the sweep takes several values of it; leave it out.")
 
 # %% ../nbs/11e_cli_compare.ipynb #3b7313d6

@@ -16,12 +16,20 @@ from .config import load_config, merge, nest, read_config, read_yaml, shipped, t
 from .core import ConfigError, pick_device, read_meta
 
 # %% auto #0
-__all__ = ['given_fields', 'add_assume', 'own_preset', 'configure', 'show_defaults', 'job_parser', 'train_parser', 'add_run',
-           'add_device', 'find_run', 'run_config', 'job_to_measure']
+__all__ = ['dotted', 'given_fields', 'add_assume', 'own_preset', 'configure', 'show_defaults', 'job_parser', 'train_parser',
+           'add_run', 'add_device', 'find_run', 'run_config', 'job_to_measure']
 
 # %% ../nbs/11a_cli_options.ipynb #8978e417
 if TYPE_CHECKING:
     from mudenet.evaluation import Job
+
+# %% ../nbs/11a_cli_options.ipynb #07b44e46
+def dotted(
+    given: Mapping[str, Any],  # What single options said, nested
+) -> dict[str, Any]:  # e.g. {"train.lr": 0.001}
+    "The fields of sections that options set, by their full names."
+    sections = {k: v for k, v in given.items() if isinstance(v, Mapping)}
+    return {f"{k}.{field}": value for k, fields in sections.items() for field, value in fields.items()}
 
 # %% ../nbs/11a_cli_options.ipynb #11-cli-060
 def _assumed_fields(
@@ -32,13 +40,12 @@ def _assumed_fields(
     "The fields that --assume sets. Raises `ConfigError` where it must not set one, or an option does too."
     from mudenet.assumptions import assumed
 
-    said, fields = f"--assume {' '.join(choices)}", assumed(choices)
+    said, fields, options = f"--assume {' '.join(choices)}", assumed(choices), dotted(given)
     for name in fields:
-        section, _, field = name.rpartition(".")
-        if only and section not in only:
+        if only and name.rpartition(".")[0] not in only:
             allowed = " and ".join(only)
             raise ConfigError(f"{said}: {name} decides what is trained; here only {allowed} can change.")
-        if field in given.get(section, {}):
+        if name in options:
             raise ConfigError(f"{said} sets {name}, and so does --{name}; give one of the two.")
     return fields
 

@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 # %% auto #0
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'AUGMENTATIONS', 'Item', 'Category', 'list_categories',
-           'recognise', 'read_defects_config', 'hold_out', 'open_category', 'summary', 'read_mask_channels',
-           'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_odd_masks', 'find_passed_by',
-           'find_white', 'threshold_worth', 'normalize', 'flip', 'rotate', 'jitter', 'shift_hue', 'augment']
+           'recognise', 'read_defects_config', 'held_count', 'hold_out', 'open_category', 'summary',
+           'read_mask_channels', 'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems',
+           'find_odd_masks', 'find_passed_by', 'find_white', 'threshold_worth', 'normalize', 'flip', 'rotate', 'jitter',
+           'shift_hue', 'augment']
 
 # %% ../nbs/02_data.ipynb #02-data-02
 import numpy as np
@@ -437,6 +438,14 @@ _INDEXERS: dict[str, Callable[[Path], dict[str, Any]]] = dict(
     **{name: functools.partial(_index_other, name) for name in OTHERS},
 )
 
+# %% ../nbs/02_data.ipynb #db57761a
+def held_count(
+    images: int,  # Nominal training images, at least three
+    fraction: float,  # Share to hold out, `data.holdout`
+) -> int:
+    "How many of them are held out: a half is rounded up, one is held out at least, and two are left."
+    return min(max(1, math.floor(fraction * images + 0.5)), images - 2)
+
 # %% ../nbs/02_data.ipynb #02-data-35
 def hold_out(
     items: Sequence[Item],  # Nominal training images, in a fixed order
@@ -451,7 +460,7 @@ def hold_out(
         holds = f"{where} holds {len(items)} image{'s' * (len(items) != 1)}, but at least three are needed"
         add = "Add nominal images, or to two of them a validation/good folder."
         raise DataError(f"{holds}, two to train on and one held out. {add}")
-    n = min(max(1, math.floor(fraction * len(items) + 0.5)), len(items) - 2)
+    n = held_count(len(items), fraction)
     chosen = set(rng(seed, "holdout").permutation(len(items))[:n].tolist())
     held = tuple(x for i, x in enumerate(items) if i in chosen)
     return tuple(x for i, x in enumerate(items) if i not in chosen), held

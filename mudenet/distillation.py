@@ -275,12 +275,15 @@ class Target(nn.Module):
         return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True, correction=0).clamp_min(1e-6)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.standardised(images)
+    def reduced(self, channels: Tensor) -> Tensor:
+        "E from standardised channels: themselves, or their components."
         if self.reduction == "draw":
-            return x
-        with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, self.basis)
+            return channels
+        with torch.autocast(channels.device.type, enabled=False):
+            return F.conv2d(channels, self.basis)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.reduced(self.standardised(images))
 
     def expanded(self, maps: Tensor) -> Tensor:
         "Maps of C channels as the standardised backbone channels that they stand for."
@@ -533,8 +536,8 @@ def explained(
     sums: dict[str, Tensor] = {}
     for batch in images:
         x = normalize(batch.to(target.drawn.device))
-        e, channels, maps = target(x), target.standardised(x), teacher(x)
-        pairs = [match_grid(e, m, config) for m in maps]
+        channels, maps = target.standardised(x), teacher(x)
+        pairs = [match_grid(target.reduced(channels), m, config) for m in maps]
         layers = [match_grid(channels, target.expanded(m), config) for m in maps]
         for name, of in dict(all=pairs, layers=layers).items():
             lost = torch.stack([(t - m).double().square().sum((0, 2, 3)) for t, m in of])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts',
            'scored_maps', 'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights',
-           'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'save_detector',
-           'detector_file', 'load_detector', 'stream', 'predict', 'asked_rate', 'threshold_at', 'recalibrate']
+           'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'beside',
+           'take_beside', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict', 'asked_rate',
+           'threshold_at', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -500,29 +501,6 @@ def calibrate(
     settle(detector, scores, threshold, how, pixels, asked=c.false_alarms, apart=apart(detector))
     return scores
 
-# %% ../nbs/07_inference.ipynb #07-inference-230
-def save_detector(
-    path: str | Path,  # File to write
-    detector: Detector,  # What to keep
-) -> Path:
-    "Write a detector as one safetensors file, atomically."
-    about = dict(
-        config=portable(detector.config),
-        about=detector.about,
-        shares=detector.shares,
-        held_out=detector.held_out,
-        calibrations=detector.calibrations,
-    )
-    return save_tensors(path, detector.state_dict(), "detector", about)
-
-
-def detector_file(
-    path: str | Path,  # A file, or a run's folder
-) -> Path:
-    "The detector's file: the one in the folder, or the file itself."
-    path = Path(path)
-    return path / "detector.safetensors" if path.is_dir() else path
-
 # %% ../nbs/07_inference.ipynb #daff3abd
 _PROMISE = ("n", "above", "rate", "bound")
 _WORDS = ("how", "source", "date")
@@ -531,8 +509,9 @@ _HOW = ("quantile", "rate", "given", "labelled")
 
 def _numbers(found: Any) -> bool:
     "Whether it is a list of finite numbers."
-    real = isinstance(found, list) and all(type(v) in (int, float) for v in found)
-    return real and all(map(math.isfinite, found))
+    if not isinstance(found, list) or any(isinstance(v, bool) for v in found):
+        return False
+    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in found)
 
 
 def _is_calibration(found: Any) -> bool:
@@ -544,22 +523,51 @@ def _is_calibration(found: Any) -> bool:
     others = [v for k, v in found.items() if k not in (*_WORDS, "apart") and v is not None]
     return whole and words and _numbers(others) and isinstance(found.get("apart", True), bool)
 
+# %% ../nbs/07_inference.ipynb #d1b7c0c4
+def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda found: isinstance(found, list) and all(map(fits, found))
 
-def _check_history(
-    path: str | Path,  # A detector's file, for the message
-    meta: Mapping[str, Any],  # Its metadata
+
+# what a detector keeps besides its tensors, and what each is
+_BESIDE = dict(shares=_each(_numbers), held_out=_numbers, calibrations=_each(_is_calibration))
+
+
+def beside(
+    detector: Detector,  # Calibrated or not
+) -> dict[str, Any]:  # Plain values, for a file
+    "What a detector keeps besides its tensors: learned shares, held-out scores, calibrations."
+    return {name: getattr(detector, name) for name in _BESIDE}
+
+
+def take_beside(
+    detector: Detector,  # Gets it
+    found: Mapping[str, Any],  # Of `beside`; a part that is missing was not known yet, and is empty
+    path: str | Path,  # Where it stood, for the message
 ) -> None:
-    "Raise `CheckpointError` where scores, shares or calibrations in it are of another kind than was written."
-    right = dict(
-        held_out=_numbers(meta.get("held_out", [])),
-        shares=isinstance(meta.get("shares", []), list) and all(map(_numbers, meta.get("shares", []))),
-        calibrations=isinstance(meta.get("calibrations", []), list)
-        and all(map(_is_calibration, meta.get("calibrations", []))),
-    )
-    if wrong := [k for k, fine in right.items() if not fine]:
-        raise CheckpointError(
-            f"{path}: {wrong[0]} in its header is not what mudenet writes there; copy or make the file again."
-        )
+    "Give a detector what it kept. Raises `CheckpointError` for something else than is written there."
+    for name, fits in _BESIDE.items():
+        if not fits(value := found.get(name, [])):
+            raise CheckpointError(
+                f"{path}: {name} in its header is not what mudenet writes there; copy or make the file again."
+            )
+        setattr(detector, name, value)
+
+# %% ../nbs/07_inference.ipynb #07-inference-230
+def save_detector(
+    path: str | Path,  # File to write
+    detector: Detector,  # What to keep
+) -> Path:
+    "Write a detector as one safetensors file, atomically."
+    about = dict(config=portable(detector.config), about=detector.about, **beside(detector))
+    return save_tensors(path, detector.state_dict(), "detector", about)
+
+
+def detector_file(
+    path: str | Path,  # A file, or a run's folder
+) -> Path:
+    "The detector's file: the one in the folder, or the file itself."
+    path = Path(path)
+    return path / "detector.safetensors" if path.is_dir() else path
 
 # %% ../nbs/07_inference.ipynb #07-inference-23
 def load_detector(
@@ -573,9 +581,7 @@ def load_detector(
     config = override(config_of(path, meta), {f"inference.{k}": v for k, v in (inference or {}).items()})
     detector = Detector(MuDeNet(config.model, config.data.image_size), config, meta["about"])
     load_weights(detector, tensors, path)
-    _check_history(path, meta)
-    detector.shares = meta.get("shares", [])
-    detector.held_out, detector.calibrations = meta.get("held_out", []), meta.get("calibrations", [])
+    take_beside(detector, meta, path)
     detector = detector.to(pick_device(device))
     detector._network()  # folded here, not by the first of several threads that predict
     return detector

@@ -18,7 +18,7 @@ from .core import ConfigError
 from .data import MEAN, STD
 from .distillation import load_teacher
 from .evaluation import with_teacher
-from .inference import Detector, calibrate
+from .inference import Detector, beside, calibrate, take_beside
 from .objective import training_losses
 from .start import begin, evenly_chosen
 
@@ -105,9 +105,6 @@ class Learning:
         return torch.stack(list(losses.values())).sum()
 
 # %% ../nbs/16a_interop.ipynb #a662e865
-_BESIDE = ("shares", "held_out", "calibrations")
-
-
 class Judging:
     "What Lightning calls when a model is validated, saved and read back."
 
@@ -125,12 +122,11 @@ class Judging:
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        checkpoint["mudenet"] = {k: getattr(self.detector, k) for k in _BESIDE}
+        checkpoint["mudenet"] = beside(self.detector)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        for k, v in checkpoint["mudenet"].items():
-            setattr(self.detector, k, v)
+        take_beside(self.detector, checkpoint["mudenet"], "the checkpoint")
 
 # %% ../nbs/16a_interop.ipynb #b10685ad
 @functools.cache

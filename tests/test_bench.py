@@ -6,21 +6,12 @@ import json
 from statistics import median
 
 import pytest
+from tiny import TINY
 
 from mudenet.cli import main
 from mudenet.speed import speed_table
 
-TINY = [
-    "--data.image_size=64",
-    "--model.channels=8",
-    "--model.width=8",
-    "--backbone.name=resnet18",
-    "--backbone.weights=random",
-    "--distill.batch_size=4",
-    "--train.batch_size=4",
-    "--device=cpu",
-    "--rounds=1",
-]
+ONCE = [*TINY, "--rounds=1"]
 STAGE = {"plain", "all"} | {
     f"without {name}" for name in ("channels_last", "fold", "fused_distance", "fused_adam", "keep_memory")
 }
@@ -37,7 +28,7 @@ slow = pytest.mark.slow
     "what", ["infer", "data", pytest.param("train", marks=slow), pytest.param("distill", marks=slow)]
 )
 def test_bench(what, tmp_path, capsys):
-    assert main(["bench", what, "--out", str(tmp_path), *TINY]) == 0
+    assert main(["bench", what, "--out", str(tmp_path), *ONCE]) == 0
     record = json.loads((tmp_path / f"bench_{what}.json").read_text())
     assert record["kind"] == f"bench_{what}" and set(record["variants"]) == ROWS[what]
     for row in record["variants"].values():

@@ -15,21 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 from mudenet.core import new_record, read_meta, write_json
 from mudenet.synthetic import write_product_line
 
 STEPS = dict(distill=80, train=80)
 KILLS = 8  # in each stage, from its first step to its last
-TINY = [
-    "--data.image_size=64",
-    "--model.channels=8",
-    "--model.width=8",
-    "--backbone.name=resnet18",
-    "--backbone.weights=random",
-    "--distill.batch_size=4",
-    "--train.batch_size=4",
-    "--device=cpu",
+OPTIONS = [
+    *TINY,
     *(f"--{k}.steps={n}" for k, n in STEPS.items()),
     *(f"--{k}.save_minutes=0.0001" for k in STEPS),
 ]  # after every step
@@ -62,7 +56,7 @@ sys.exit(main())
 
 def start(line, out, **aim):
     """A training process, which kills itself where it is told to."""
-    command = [sys.executable, "-c", CHILD, json.dumps(aim), "train", "--root", line, "--out", out, *TINY]
+    command = [sys.executable, "-c", CHILD, json.dumps(aim), "train", "--root", line, "--out", out, *OPTIONS]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -124,7 +118,7 @@ def kill_test(top):
         p.name for f in folders for p in f.iterdir() if p.name != "config.yaml" and ".state." not in p.name
     }
     digests = {n: [digest(f / n) for f in folders] for n in sorted(names)}
-    return new_record("kill_test", options=TINY, steps=STEPS, kills=kills, digests=digests)
+    return new_record("kill_test", options=OPTIONS, steps=STEPS, kills=kills, digests=digests)
 
 
 def digest(path: Path) -> str | None:

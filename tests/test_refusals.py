@@ -9,18 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import TINY
 
 from mudenet.cli import main
 from mudenet.synthetic import write_product_line
 
 KINDS = dict(good=3, structural=6, logical=10)
-TINY = (
-    "--data.image_size 64 --model.channels 8 --model.width 8 --backbone.name resnet18 "
-    "--backbone.weights random --distill.steps 4 --distill.batch_size 4 --train.steps 6 "
-    "--train.batch_size 4 --device cpu"
-)
-TRAIN = f"train --root {{line}} --out {{bad}} {TINY}"
-BENCHMARK = f"benchmark --root {{line}} --out {{bad}} {TINY}"
+SHORT = " ".join([*TINY, "--distill.steps=4", "--train.steps=6"])
+TRAIN = f"train --root {{line}} --out {{bad}} {SHORT}"
+BENCHMARK = f"benchmark --root {{line}} --out {{bad}} {SHORT}"
 
 # a command line with names of places in braces, and what its message says; two bars part the words
 REFUSED = [
@@ -67,8 +64,8 @@ REFUSED = [
     ("predict {run} {empty} --out {bad}", "holds no image"),
     ("predict {run} {nowhere} --out {bad}", "nowhere: there is no such file"),
     ("data check {smaller}", "1 problem || 32"),
-    (f"train --root {{smaller}} --out {{bad}} {TINY}", "002 || 32"),
-    (f"train --root {{other}} --out {{runs}} {TINY}", "other images"),
+    (f"train --root {{smaller}} --out {{bad}} {SHORT}", "002 || 32"),
+    (f"train --root {{other}} --out {{runs}} {SHORT}", "other images"),
     ("evaluate {run} --root {smaller} --out {bad}", "002 || 32"),
     ("evaluate {run} --model.width 8", "--model.width"),
     ("evaluate {run} --inference.smoothing 0", "inference.smoothing: 4.0 there, 0.0 here || --out"),
@@ -96,7 +93,7 @@ def places(tmp_path_factory):
     (top / "empty").mkdir()
     (top / "broken.pth").write_bytes(b"no weights")
     (top / "junk.safetensors").write_text("no checkpoint")
-    assert main(f"train --root {line} --out {top / 'runs'} {TINY}".split()) == 0
+    assert main(f"train --root {line} --out {top / 'runs'} {SHORT}".split()) == 0
     (run,) = (p.parent for p in (top / "runs").rglob("detector.safetensors"))
     return dict(
         line=line,
@@ -135,7 +132,7 @@ def refuses(places, capsys, command, says):
     assert {p: p.read_bytes() for p in places["runs"].rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("command, says", REFUSED, ids=lambda s: s.replace(TINY, "…")[:70])
+@pytest.mark.parametrize("command, says", REFUSED, ids=lambda s: s.replace(SHORT, "…")[:70])
 def test_bad_input_is_refused(places, capsys, command, says):
     refuses(places, capsys, command, says)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny import TINY
 
 from mudenet.ablations import plan_sweep, sweep_csv, sweep_path, sweep_table, swept
 from mudenet.cli import main
@@ -73,18 +74,11 @@ def test_tables_keep_the_order_given_and_say_what_is_missing():
     ]
 
 
-TINY = [
-    "--data.image_size=64",
-    "--model.channels=8",
-    "--model.width=8",
-    "--backbone.name=resnet18",
-    "--backbone.weights=random",
+SHORT = [
+    *TINY,
     "--distill.steps=4",
-    "--distill.batch_size=4",
     "--train.steps=6",
-    "--train.batch_size=4",
     "--train.save_minutes=0.0001",  # a state after every step
-    "--device=cpu",
     "--seeds=1",
     "--threads=1",
 ]
@@ -105,7 +99,7 @@ PLAIN = "import sys; from mudenet.cli import main; sys.exit(main())"
 
 def command(config, out, *words):
     """The words of a sweep on the fixture's line."""
-    return ["sweep", *words, "--root", str(config.root), "--out", str(out), *TINY]
+    return ["sweep", *words, "--root", str(config.root), "--out", str(out), *SHORT]
 
 
 def process(code, words):

@@ -1,8 +1,19 @@
-"""A job whose detector is there in seconds."""
+"""Options and a job with which a detector is there in seconds."""
 
 from mudenet.config import load_config, override
 from mudenet.evaluation import open_job
 from mudenet.synthetic import write_product_line
+
+TINY = [
+    "--data.image_size=64",
+    "--model.channels=8",
+    "--model.width=8",
+    "--backbone.name=resnet18",
+    "--backbone.weights=random",
+    "--distill.batch_size=4",
+    "--train.batch_size=4",
+    "--device=cpu",
+]  # of both stages, without their steps
 
 
 def tiny_job(folder, test_images, **fields):

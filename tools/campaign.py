@@ -5,11 +5,9 @@ failed.
     python tools/campaign.py WORK --share 0.01     # a look at it
 
 WORK is a folder for inputs, results and the journal. A spoilt input must be refused in words, or do no
-harm: no traceback, no
-hang, nothing half-written. A command that was killed must leave whole files only, and end as undisturbed
-when it is given again.
-Writes nbs/results/campaign.json when all of it is done, and ends with 1 where something failed. Needs fork,
-so Linux or macOS."""
+harm: no traceback, no hang, nothing half-written. A command that was killed must leave whole files only,
+and end as undisturbed when it is given again. Writes nbs/results/campaign.json when all of it is done, and
+ends with 1 where something failed. Needs fork, so Linux or macOS."""
 
 import argparse
 import copy

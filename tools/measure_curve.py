@@ -4,10 +4,8 @@ that these take.
     python tools/measure_curve.py RUN [RUN …]
 
 RUN: the folder of a finished run (`mudenet train --preset fast --train.steps N --seed K`); all of one
-category and of one configuration but for steps
-and seed. Each of them has its own schedule of the learning rate. The start and a step are timed anew, on
-one thread. Writes
-nbs/results/curve_CATEGORY.json.
+category and of one configuration but for steps and seed. Each of them has its own schedule of the learning
+rate. The start and a step are timed anew, on one thread. Writes nbs/results/curve_CATEGORY.json.
 """
 
 import argparse

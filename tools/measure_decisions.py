@@ -4,10 +4,8 @@ runs on real images.
     python tools/measure_decisions.py RUN [RECORD …] [--images 6000] [--out FILE]
 
 RUN: a run of `mudenet demo`; nominal images of its product line are drawn anew. RECORD: record.json of
-other runs, with held-out
-scores that gave no statistics. Writes nbs/results/decisions.json. What is said of found defects is read
-from labels of test images
-at thresholds that none of them chose."""
+other runs, with held-out scores that gave no statistics. Writes nbs/results/decisions.json. What is said of
+found defects is read from labels of test images at thresholds that none of them chose."""
 
 import argparse
 from datetime import date

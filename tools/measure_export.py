@@ -4,8 +4,8 @@ measured again.
     python tools/measure_export.py RUN [OUT]
 
 RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json. An
-oracle study: the
-rows are compared by labels of test images; which of them the package uses is fixed in notebook 15."""
+oracle study: the rows are compared by labels of test images; which of them the package uses is fixed in
+notebook 15."""
 
 import argparse
 import statistics

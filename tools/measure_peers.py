@@ -3,8 +3,7 @@
     python tools/measure_peers.py ROOT [--size S] [--backbone NAME] [--weights PATH] [--methods METHOD …]
 
 ROOT: a category's folder. Writes nbs/results/peer_CATEGORY-METHOD-SIZE.json. METHOD: padim, patchcore,
-start (the detector, whose teacher
-has its own backbone).
+start (the detector, whose teacher has its own backbone).
 """
 
 import argparse

@@ -2,10 +2,8 @@
 show its code.
 
 Quarto runs this in the notebook's folder, with the notebook on stdin, and takes what it prints. nbdev's own
-pages leave exported
-code out and print signatures that it makes by running it; these pages show the code as it stands, each
-public definition under a
-heading that names lead to (tools/doclinks.lua). Nothing is run.
+pages leave exported code out and print signatures that it makes by running it; these pages show the code as
+it stands, each public definition under a heading that names lead to (tools/doclinks.lua). Nothing is run.
 """
 
 import ast

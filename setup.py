@@ -16,7 +16,7 @@ extras = ("dev", "explorer", "ray", "export", "openvino", "int8", "serve", "trac
 
 
 class with_register(build_py):
-    """A wheel carries the register of assumptions inside the package; a checkout has it beside the package."""
+    """A wheel carries the register of assumptions inside the package; a checkout has it beside."""
 
     def run(self):
         super().run()

@@ -64,17 +64,9 @@ from mudenet.core import (
 # %% ../nbs/10_ablations.ipynb #10-ablations-02
 from .data import Category, load_masks, normalize
 from .distillation import Target, make_target, teacher_identity
-from mudenet.evaluation import (
-    SHOWN,
-    Case,
-    Job,
-    calibrate_on,
-    ensure_detector,
-    images_of,
-    measure,
-    open_job,
-    setting_key,
-)
+from .evaluation import measure, setting_key
+from .job import Job, calibrate_on, ensure_detector, images_of, open_job
+from .report import SHOWN, Case
 from mudenet.experiments import (
     Here,
     Pool,

@@ -31,7 +31,8 @@ __all__ = ['PUBLISHED', 'Results', 'How', 'SIZES', 'Published', 'choose_categori
            'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark', 'Size', 'on_paper', 'filed_cost']
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-c447b0
-from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, held_count, list_categories
+from .data import MVTEC_AD, MVTEC_LOCO, VISA, held_count, list_categories
+from .images import _subfolders
 from .evaluation import METRICS, metric_values
 from mudenet.experiments import (
     Here,

@@ -92,7 +92,7 @@ def calibrate_parser() -> Parser:
 # %% ../nbs/11c_cli_deploy.ipynb #504e6fd6
 def _calibrate_on_folds(run: Path, detector: Detector, args: Namespace) -> None:
     "Say what it costs, train the detectors of the folds, and settle the threshold by what they say."
-    from mudenet.evaluation import cross_calibrate, fold_jobs, open_job
+    from mudenet.job import cross_calibrate, fold_jobs, open_job
 
     if not run.is_dir():
         raise ConfigError(f"--folds trains below the run's folder, and {run} is a file: give the folder.")

@@ -59,7 +59,8 @@ from mudenet.core import (
     save_tensors,
 )
 from .distillation import distill, load_teacher, teacher_identity
-from .evaluation import Job, _check_sources, ensure_detector, evaluate, open_job, recognise_dataset
+from .evaluation import evaluate
+from .job import Job, _check_sources, ensure_detector, open_job, recognise_dataset
 from .inference import Detector, calibrate
 from .loop import log, total_steps
 from .metrics import VERSIONS

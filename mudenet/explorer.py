@@ -30,7 +30,7 @@ __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choi
            'gallery_html', 'static_html', 'open_run', 'Explorer', 'Still', 'explore']
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-8f7197
-from .evaluation import open_job
+from .job import open_job
 from .images import BRANCHES
 from mudenet.inference import (
     Detector,

@@ -27,7 +27,8 @@ from .config import portable
 from .data import normalize, summary
 from .decisions import p_value
 from .distillation import Backbone
-from .evaluation import Job, image_row, images_of, intervals, measure
+from .evaluation import image_row, intervals, measure
+from .job import Job, images_of
 from .inference import gaussian_blur, label_threshold
 from .report import Case
 from .start import evenly_chosen

@@ -581,7 +581,7 @@ class _Trial:
         "A detector that has learned and is calibrated."
         from mudenet.data import load_images
         from mudenet.distillation import teacher_identity
-        from mudenet.evaluation import calibrate_on, ensure_teacher
+        from mudenet.job import calibrate_on, ensure_teacher
         from mudenet.inference import Detector
         from mudenet.training import train, train_identity
 
@@ -602,7 +602,8 @@ class _Trial:
         import torch
         from mudenet.config import run_folder
         from mudenet.core import digest
-        from mudenet.evaluation import Job, measure, score_images
+        from mudenet.evaluation import measure, score_images
+        from mudenet.job import Job
         from mudenet.inference import predict
 
         if "backbone.weights" in settings:

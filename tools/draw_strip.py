@@ -12,7 +12,8 @@ from PIL import Image
 from mudenet.config import load_config
 from mudenet.core import atomic
 from mudenet.data import load_masks
-from mudenet.evaluation import score_images, open_job
+from mudenet.evaluation import score_images
+from mudenet.job import open_job
 from mudenet.inference import load_detector
 from mudenet.report import colour_scale, draw_case
 

@@ -13,7 +13,8 @@ from dataclasses import fields
 
 import pytest
 
-from mudenet.ablations import ablate, plan_sweep, sweep
+from mudenet.ablations import ablate
+from mudenet.sweep import plan_sweep, sweep
 from mudenet.benchmark import benchmark, benchmark_table, choose_categories, plan
 from mudenet.config import load_config, override
 from mudenet.core import ConfigError, WeightsError

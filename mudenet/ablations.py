@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from .assumptions import beside, find_register, nearest_id, read_register, read_value
-from .config import Config, absolute, differences, from_saved, identity, override, portable
-from .config import stage1_augmentation, to_dict
+from .config import Config, from_saved, override, to_dict
+from .identity import absolute, differences, identity, portable, stage1_augmentation
 from .core import ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint
 from .core import markdown_table, new_record, write_json
 from .data import Category, load_masks, normalize

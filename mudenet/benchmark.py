@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import Config, differences, identity, portable
+from .config import Config
+from .identity import differences, identity, portable
 from mudenet.core import (
     ConfigError,
     DataError,

@@ -14,7 +14,8 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from .cli_options import configure, dotted, given_fields, job_parser, show_defaults
-from .config import Config, Parser, merge, read_config
+from .config import Config, merge, read_config
+from .parser import Parser
 from .core import ConfigError, TrainingError, atomic, write_json
 
 # %% auto #0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from .cli_options import add_device, add_run, job_to_measure, find_run, run_config
-from .config import Parser
+from .parser import Parser
 from .core import ConfigError, DataError, MudenetError, atomic, file_digest, markdown_table, progress
 
 # %% auto #0

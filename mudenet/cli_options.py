@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from .config import Config, Parser, config_parser, differences, from_dict, from_saved, identity
-from .config import load_config, merge, nest, read_config, read_yaml, shipped, to_dict
+from .config import Config, config_parser, from_dict, from_saved, load_config, merge, nest, read_config
+from .config import shipped, to_dict
+from .parser import Parser
+from .identity import differences, identity
+from .strict_yaml import read_yaml
 from .core import ConfigError, pick_device, read_meta
 
 # %% auto #0

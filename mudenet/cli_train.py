@@ -19,8 +19,9 @@ from jsonargparse import Namespace
 
 from .cli_options import add_assume, add_device, add_run, job_to_measure, find_run, given_fields
 from .cli_options import run_config, show_defaults, train_parser, configure
-from .config import Config, EvaluationConfig, InferenceConfig, Parser, field_names, load_config, merge
+from .config import Config, EvaluationConfig, InferenceConfig, field_names, load_config, merge
 from .config import read_config
+from .parser import Parser
 from .core import ConfigError, DataError, MudenetError, StorageError, atomic, locked, pick_device
 from .core import progress, refuse_foreign, remove_parts, storage_error
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from . import metrics
-from .config import Config, identity, portable, short_key
+from .config import Config
+from .identity import identity, portable, short_key
 from .core import DataError, device_name, digest, fingerprint, locked, markdown_table, new_record
 from .core import progress, read_record, refuse_foreign, remove_parts, write_json, write_text
 from .data import Category, Item, load_images, load_masks, normalize, read_mask_channels, summary

@@ -31,18 +31,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from mudenet.config import (
-    DECIDES,
-    Config,
-    absolute,
-    from_saved,
-    identity,
-    load_config,
-    override,
-    portable,
-    read_yaml,
-    shipped,
-)
+from .config import DECIDES, Config, from_saved, load_config, override, shipped
+from .identity import absolute, identity, portable
+from .strict_yaml import read_yaml
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a12
 from mudenet.core import (

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from . import metrics
-from .config import Config, InferenceConfig, from_saved, override, read_yaml
+from .config import Config, InferenceConfig, from_saved, override
+from .strict_yaml import read_yaml
 from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .decisions import FEWEST_BAD, operating_points, operating_table, p_value

@@ -26,7 +26,8 @@ __all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normali
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
-from .config import Config, InferenceConfig, override, portable
+from .config import Config, InferenceConfig, override
+from .identity import portable
 from mudenet.core import (
     CheckpointError,
     ConfigError,

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from .architecture import DescriptorNetwork, MuDeNet
-from .config import DECIDES, Config, absolute, differences, from_dict, identity, merge, override
-from .config import portable, run_folder, save_config, to_dict
+from .config import DECIDES, Config, from_dict, merge, override, save_config, to_dict
+from .identity import absolute, differences, identity, portable, run_folder
 from .core import CheckpointError, ConfigError, DataError, did_you_mean, digest, environment
 from .core import file_digest, fingerprint, locked, pick_device, read_meta, rng
 from .corpus import Corpus

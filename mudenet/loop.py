@@ -26,15 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mudenet.config import (
-    ComputeConfig,
-    DataConfig,
-    StageConfig,
-    deciding,
-    differences,
-    image_treatment,
-    merge,
-)
+from .config import ComputeConfig, DataConfig, StageConfig, merge
+from .identity import deciding, differences, image_treatment
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-02
 from mudenet.core import (

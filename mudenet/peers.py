@@ -23,7 +23,7 @@ __all__ = ['SIGMA', 'NEIGHBOURS', 'Answer', 'smooth_map', 'gaussians', 'mahalano
 
 # %% ../nbs/14_peers.ipynb #14p3154721a
 from .core import device_name, fingerprint, generator, markdown_table, new_record, progress
-from .config import portable
+from .identity import portable
 from .data import normalize, summary
 from .decisions import p_value
 from .distillation import Backbone

@@ -95,7 +95,8 @@ def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
 # %% ../nbs/12a_register_checks.ipynb #12-assumptions-27
 def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
     "Whether an evaluation was trained with the paper's configuration and has the chosen values."
-    from mudenet.config import from_saved, identity, load_config, override, shipped
+    from mudenet.config import from_saved, load_config, override, shipped
+    from mudenet.identity import identity
 
     own, name = from_saved(record["config"]), record["dataset"]
     paper = load_config(name if name in shipped() else None)
@@ -600,7 +601,7 @@ class _Trial:
     def outcome(self, settings: Mapping[str, Any]) -> str:
         "Everything that a detector under these settings says, as a digest."
         import torch
-        from mudenet.config import run_folder
+        from mudenet.identity import run_folder
         from mudenet.core import digest
         from mudenet.evaluation import measure, score_images
         from mudenet.job import Job

@@ -33,7 +33,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import DescriptorNetwork, MuDeNet
-from .config import ComputeConfig, Config, from_dict, portable, to_dict
+from .config import ComputeConfig, Config, from_dict, to_dict
+from .identity import portable
 from mudenet.core import (
     ConfigError,
     MudenetError,

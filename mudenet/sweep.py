@@ -23,7 +23,8 @@ import numpy as np
 from .ablations import LOSSES, METRICS, Comparison, Draws, check_teacher, draws_of_run, measured_on
 from .ablations import open_runs, run_result, why_ignored, with_fields
 from .assumptions import read_value
-from .config import DECIDES, Config, absolute, identity, override, short_key
+from .config import DECIDES, Config, override
+from .identity import absolute, identity, short_key
 from .core import ConfigError, did_you_mean, markdown_table, new_record, write_json, write_text
 from .experiments import Pool, grid, price
 from .intervals import paired_interval

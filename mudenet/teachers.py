@@ -20,7 +20,8 @@ __all__ = ['Card', 'teachers', 'checked', 'find_teacher', 'resolve_teacher', 'te
 from pathlib import Path
 from typing import Any
 
-from .config import Config, differences, override, short_key
+from .config import Config, override
+from .identity import differences, short_key
 from mudenet.core import (
     CheckpointError,
     ConfigError,

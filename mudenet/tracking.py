@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import Config, portable
+from .config import Config
+from .identity import portable
 from .core import ConfigError
 from .loop import Callback
 

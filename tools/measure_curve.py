@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from mudenet.config import differences, load_config, override, portable
+from mudenet.config import load_config, override
+from mudenet.identity import differences, portable
 from mudenet.core import fingerprint, new_record, write_json
 from mudenet.evaluation import measure, metric_values, score_images
 from mudenet.job import ensure_detector, open_job

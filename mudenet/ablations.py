@@ -38,7 +38,7 @@ from .intervals import bootstrap_draws, paired_interval
 from .job import Job, calibrate_on, ensure_detector, images_of, open_job
 from .metrics import VERSIONS
 from .objective import distillation_loss, level_loss, training_losses
-from .report import Case
+from .pictures import Case
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-05
 def variants(

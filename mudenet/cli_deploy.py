@@ -204,7 +204,7 @@ def _say_points(detector: Detector, bad: Sequence[float]) -> None:
 
 def _draw_points(detector: Detector, bad: Sequence[float], out: Path) -> None:
     "The same as a picture."
-    from mudenet.report import operating_figure
+    from mudenet.curves import operating_figure
 
     figure = operating_figure(detector.held_out, bad, float(detector.threshold))
     with atomic(out) as f:

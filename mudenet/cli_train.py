@@ -299,7 +299,7 @@ def _write_prediction(
     from PIL import Image
     from mudenet.images import read_image
     from mudenet.line import fitting
-    from mudenet.report import heat
+    from mudenet.pictures import heat
 
     if maps:
         with atomic(out / "maps" / fitting(p.name, ".tiff")) as f:

@@ -31,7 +31,8 @@ from .inference import Detector
 from .intervals import Interval, auroc_interval, bootstrap
 from .job import Job, ensure_detector, log, open_job
 from .loop import RUN_FILES
-from .report import SHOWN, Case, image_mean, report_html
+from .pictures import Case
+from .report import SHOWN, image_mean, report_html
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-16
 def _case(item: Item, map: torch.Tensor, score: torch.Tensor, parts: torch.Tensor, by: Detector) -> Case:

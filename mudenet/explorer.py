@@ -43,21 +43,9 @@ from mudenet.inference import (
     place_statistics,
 )
 from .intervals import share
-from mudenet.report import (
-    SHOWN,
-    Case,
-    Scale,
-    colour_scale,
-    data_uri,
-    figure,
-    heat,
-    histogram_svg,
-    html_table,
-    judged,
-    outlined,
-    p_text,
-    tiles,
-)
+from .curves import histogram_svg
+from .pictures import Case, Scale, colour_scale, heat, judged, outlined, p_text, tiles
+from .report import SHOWN, data_uri, figure, html_table
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-20b9650
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,7 +30,7 @@ from .distillation import Backbone
 from .evaluation import image_row, intervals, measure
 from .job import Job, images_of
 from .inference import gaussian_blur, label_threshold
-from .report import Case
+from .pictures import Case
 from .start import evenly_chosen
 
 # %% ../nbs/14_peers.ipynb #14p5bf773f7

@@ -15,7 +15,7 @@ from mudenet.data import load_masks
 from mudenet.evaluation import score_images
 from mudenet.job import open_job
 from mudenet.inference import load_detector
-from mudenet.report import colour_scale, draw_case
+from mudenet.pictures import colour_scale, draw_case
 
 TARGET = Path(__file__).parent.parent / "nbs" / "results" / "demo_strip.png"
 SHOWN = ("test/structural_anomalies/029.png", "test/logical_anomalies/007.png")

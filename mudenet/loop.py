@@ -44,7 +44,8 @@ from mudenet.core import (
     save_tensors,
     write_text,
 )
-from .data import augment, normalize
+from .augmentation import augment
+from .data import normalize
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-04
 log = logging.getLogger("mudenet")

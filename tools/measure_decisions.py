@@ -16,7 +16,7 @@ import torch
 from scipy.stats import betabinom
 
 from mudenet.core import generator, new_record, progress, read_record, rng, write_json
-from mudenet.data import augment
+from mudenet.augmentation import augment
 from mudenet.decisions import images_wanted, p_values, promise, rank_from_top, rate_bound, rate_threshold
 from mudenet.inference import load_detector
 from mudenet.drawing import draw_product

@@ -22,7 +22,7 @@ from .cli_options import train_parser
 from .cli_train import demo_parser, detector_parser, evaluate_parser, predict_parser, run_demo
 from .cli_train import run_distill, run_evaluate, run_predict, run_train
 from .parser import Parser
-from .core import run_command, start_logging
+from .terminal import run_command, start_logging
 
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'make_parser', 'main']

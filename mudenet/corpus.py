@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import FOLDER_AUGMENT, ComputeConfig, Config
-from .core import ENDS, DataError, rng
+from .core import DataError, rng
+from .terminal import ENDS
 from .images import SUFFIXES, passed_by, read_image, resize_image, walk_images
 from .loop import Feed, log
 

@@ -30,20 +30,9 @@ from .config import ComputeConfig, DataConfig, StageConfig, merge
 from .identity import deciding, differences, image_treatment
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-02
-from mudenet.core import (
-    CheckpointError,
-    DataError,
-    Ended,
-    TrainingError,
-    digest,
-    generator,
-    heeding,
-    load_tensors,
-    progress,
-    remove_parts,
-    save_tensors,
-    write_text,
-)
+from .core import CheckpointError, DataError, TrainingError, digest, generator, load_tensors, progress
+from .core import remove_parts, save_tensors, write_text
+from .terminal import Ended, heeding
 from .augmentation import augment
 from .data import normalize
 

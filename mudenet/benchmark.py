@@ -13,40 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from .config import Config
-from .identity import differences, identity, portable
-from mudenet.core import (
-    ConfigError,
-    DataError,
-    did_you_mean,
-    markdown_table,
-    new_record,
-    write_json,
-    write_text,
-)
-
 # %% auto #0
 __all__ = ['PUBLISHED', 'Results', 'How', 'SIZES', 'Published', 'choose_categories', 'plan', 'plan_table', 'category_rows',
            'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark', 'Size', 'on_paper', 'filed_cost']
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-c447b0
+import numpy as np
+
+from .config import Config
+from .core import ConfigError, DataError, did_you_mean, markdown_table, new_record, write_json
+from .core import write_text
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, held_count, list_categories
-from .images import _subfolders
 from .evaluation import METRICS, metric_values
-from mudenet.experiments import (
-    Here,
-    OnRay,
-    Run,
-    Variants,
-    clock,
-    departures,
-    every_run,
-    plan_runs,
-    price,
-    reason,
-)
+from .experiments import Pool, Run, Variants, clock, departures, every_run, plan_runs, price, reason
+from .identity import differences, identity, portable
+from .images import _subfolders
 from .loop import log, total_steps
 from .metrics import VERSIONS
 from .report import SHOWN
@@ -376,7 +357,7 @@ def _configs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
 def benchmark(
     runs: Sequence[Run],  # Of `plan`
     out: str | Path,  # Folder for benchmark.json, .csv, .md
-    pool: Here | OnRay,  # Where to run
+    pool: Pool,  # Where to run
     note: str = "",  # Said in record and table
 ) -> dict[str, Any]:  # The record
     "Run what is not yet done, past failures, and write the table after each run."

@@ -25,7 +25,7 @@ __all__ = ['ablate_parser', 'run_ablate', 'sweep_parser', 'run_sweep', 'benchmar
 # %% ../nbs/11e_cli_compare.ipynb #8b58bbd2
 if TYPE_CHECKING:
     from mudenet.ablations import Comparison
-    from mudenet.experiments import Here, OnRay, Run
+    from mudenet.experiments import Pool, Run
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-23fbff0
 def ablate_parser() -> Parser:
@@ -122,9 +122,10 @@ def _add_cluster(parser: Parser) -> None:
     parser.add_argument("--gpus", type=float, default=1.0, help=gpus)
 
 
-def _pool(own: Mapping[str, Any], device: str) -> Here | OnRay:
+def _pool(own: Mapping[str, Any], device: str) -> Pool:
     "Where --ray and --threads say that runs are to be run."
-    from mudenet.experiments import Here, OnRay
+    from mudenet.experiments import Here
+    from mudenet.on_ray import OnRay
 
     if own["ray"]:
         return OnRay(own["ray"], device, own["threads"], gpus=own["gpus"])
@@ -161,9 +162,7 @@ def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
             raise ConfigError(f"--{field} is given, and the sweep takes several values of it; leave it out.")
 
 # %% ../nbs/11e_cli_compare.ipynb #3b7313d6
-def _priced_sweep(
-    runs: Sequence[Comparison], values: Mapping[str, Any], pool: Here | OnRay, yes: bool
-) -> Any:
+def _priced_sweep(runs: Sequence[Comparison], values: Mapping[str, Any], pool: Pool, yes: bool) -> Any:
     "The record of a sweep, once somebody agreed to what it takes."
     from mudenet.ablations import confirm
     from mudenet.experiments import price

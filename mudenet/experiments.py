@@ -6,56 +6,37 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import itertools
 import json
-import logging
-import os
-import signal
 import tempfile
-import threading
 import time
-
-# %% auto #0
-__all__ = ['Variants', 'R', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'shared_teacher',
-           'take_teacher', 'open_run', 'every_run', 'plan_runs', 'measure_cost', 'measure_all', 'expected', 'clock',
-           'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'allocate', 'OnRay', 'price', 'departures']
-
-# %% ../nbs/09_experiments.ipynb #09-experiments-3f2a121
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+# %% auto #0
+__all__ = ['Variants', 'R', 'Outcomes', 'named', 'grid', 'read_variants', 'Run', 'reason', 'read_result', 'shared_teacher',
+           'take_teacher', 'open_run', 'every_run', 'plan_runs', 'measure_cost', 'measure_all', 'expected', 'clock',
+           'cost_text', 'execute', 'Pool', 'by_detector', 'Here', 'price', 'departures']
+
+# %% ../nbs/09_experiments.ipynb #09-experiments-3f2a121
 import numpy as np
 import torch
 
 from .config import DECIDES, Config, from_saved, load_config, override, shipped
-from .identity import absolute, identity, portable
-from .strict_yaml import read_yaml
-
-# %% ../nbs/09_experiments.ipynb #09-experiments-3f2a12
-from mudenet.core import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DeviceError,
-    MudenetError,
-    fingerprint,
-    load_tensors,
-    pick_device,
-    read_meta,
-    rng,
-    save_tensors,
-)
+from .core import CheckpointError, ConfigError, DataError, MudenetError, fingerprint, load_tensors
+from .core import pick_device, read_meta, rng, save_tensors
 from .distillation import distill, load_teacher, teacher_identity
 from .evaluation import evaluate
-from .job import Job, _check_sources, ensure_detector, open_job, recognise_dataset
+from .identity import absolute, identity, portable
 from .inference import Detector, calibrate
+from .job import Job, _check_sources, ensure_detector, open_job, recognise_dataset
 from .loop import log, total_steps
 from .metrics import VERSIONS
 from .speed import _memory
+from .strict_yaml import read_yaml
 from .training import train
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a15
@@ -537,6 +518,8 @@ Outcomes = Iterator[tuple[Run, dict[str, Any]]]
 class Pool:
     "Where runs are run, and what happened there."
 
+    on_cluster = False
+
     def __init__(
         self,
         slots: int = 1,  # Runs at a time
@@ -592,148 +575,6 @@ class Here(Pool):
                 self.tell(r, "started")
                 yield r, execute(r, self.threads, kept)
 
-# %% ../nbs/09_experiments.ipynb #09-experiments-3f2a66
-def _ray() -> Any:
-    "The module. Raises `ConfigError` where it is not installed."
-    try:
-        return importlib.import_module("ray")
-    except ImportError:
-        raise ConfigError(
-            "--ray was given, but Ray is not installed: pip install 'mudenet[ray]'. Without "
-            "--ray the runs are done one after another in this process."
-        ) from None
-
-
-def _on_worker(runs: Sequence[Run], threads: int) -> list[dict[str, Any]]:
-    "What a Ray worker does with the runs of one detector."
-    kept: dict[str, Any] = {}
-    return [execute(r, threads, kept) for r in runs]
-
-# %% ../nbs/09_experiments.ipynb #09-experiments-3f2a68
-def _fitting_gpus(gpus: float, there: float) -> int:
-    "How many runs the GPUs of a machine take. A share of a GPU lies on one of them."
-    return int(there // gpus) if gpus >= 1 else int(there) * int(1 / gpus + 1e-9)
-
-
-def _check_share(gpus: float) -> None:
-    "Raise `ConfigError` for a share that Ray would refuse."
-    if not (0 < gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
-        raise ConfigError(f"--gpus {gpus:g}: give a share in (0, 1], e.g. 0.5, or a whole number of GPUs.")
-
-# %% ../nbs/09_experiments.ipynb #c92c72e3
-def allocate(
-    nodes: Sequence[Mapping[str, float]],  # What each machine of a cluster has, by Ray's names
-    device: str = "auto",  # The configuration's
-    threads: int | None = None,  # CPUs of a run, or 4 at most, on GPU machines the GPU's share
-    gpus: float = 1,  # GPUs of a run, where there are any
-) -> tuple[int, int, float]:  # CPUs of a run, runs at a time, GPUs of a run
-    "How many runs a cluster takes. Raises `DeviceError` or `ConfigError`."
-    _check_share(gpus)
-    lending = [n for n in nodes if n.get("CPU", 0) >= 1]
-    if not lending:
-        raise DeviceError("--ray: no machine of the cluster lends a CPU.")
-    wanted = device in ("auto", "cuda")
-    with_gpu = [n for n in lending if wanted and _fitting_gpus(gpus, n.get("GPU", 0))]
-    if device == "cuda" and not with_gpu:
-        raise DeviceError("--device cuda: no machine of the cluster has a GPU; use --device auto.")
-    used = with_gpu or lending
-    if not threads:
-        shares = [n["CPU"] * gpus // n["GPU"] for n in used] if with_gpu else [4, *(n["CPU"] for n in used)]
-        threads = max(1, int(min(shares)))
-    fitting = [int(n["CPU"] // threads) for n in used]
-    if with_gpu:
-        fitting = [min(k, _fitting_gpus(gpus, n["GPU"])) for k, n in zip(fitting, used)]
-    if slots := sum(fitting):
-        return threads, slots, gpus if with_gpu else 0
-    raise ConfigError(f"--threads {threads}: no machine of the cluster has so many CPUs for a run.")
-
-# %% ../nbs/09_experiments.ipynb #fed233c9
-def _first_line(e: Exception) -> str:
-    return str(e).strip().partition("\n")[0]
-
-
-def _connect(ray: Any, address: str) -> None:
-    "Join a cluster, or start a local one. Raises `DeviceError`."
-    before = signal.getsignal(signal.SIGTERM)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster reports to nobody
-    local = dict(include_dashboard=False) if address == "local" else {}
-    where = None if address == "auto" else address
-    try:
-        ray.init(address=where, log_to_driver=False, logging_level=logging.WARNING, **local)
-    except Exception as e:  # Ray raises that very class where a local cluster is too slow to come up
-        raise DeviceError(
-            f"--ray {address}: no cluster can be had there ({_first_line(e)}). Start one "
-            "with `ray start --head`, or use --ray local."
-        ) from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray puts its own there
-
-# %% ../nbs/09_experiments.ipynb #09-experiments-3f2a70
-class OnRay(Pool):
-    "A Ray cluster. Its machines must see the same folders."
-
-    def __init__(
-        self,
-        address: str,  # "auto" (a cluster that is there, or else local), "local", or an address
-        device: str = "auto",  # The configuration's
-        threads: int | None = None,  # CPUs and threads of a run, or what `allocate` finds
-        retries: int = 3,  # How often Ray starts a task again that lost its worker
-        gpus: float = 1,  # GPUs that a run asks for where there are any, e.g. 0.5
-    ):
-        if ":" in device:
-            raise ConfigError(
-                f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda or auto."
-            )
-        super().__init__(threads=threads)
-        self.ray = _ray()
-        self.mine = not self.ray.is_initialized()
-        if self.mine:
-            _connect(self.ray, address)
-        nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
-        try:
-            self.threads, self.slots, gpus = allocate(nodes, device, threads, gpus)
-        except MudenetError:
-            self.close()
-            raise
-        self.options = dict(num_cpus=self.threads, num_gpus=gpus, max_calls=1, max_retries=retries)
-
-    def measure(self, config: Config) -> dict[str, Any]:
-        try:
-            return self.ray.get(self.ray.remote(**self.options)(measure_cost).remote(config))
-        except self.ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, MudenetError):
-                raise e.cause from None
-            raise
-
-    def outcomes(self, runs: Sequence[Run]) -> Outcomes:
-        task = self.ray.remote(**self.options)(_on_worker)
-
-        def send(groups: Iterable[list[Run]]) -> dict[Any, list[Run]]:
-            return {task.remote(g, self.threads): g for g in groups}
-
-        distilling = {r.folder for r in runs if r.steps[0]}
-        groups = list(by_detector(runs).values())
-        sent = send(g for g in groups if g[0].teacher not in distilling)
-        while sent:
-            done, _ = self.ray.wait(list(sent))
-            group = sent.pop(done[0])
-            folder = group[0].folder
-            if folder in distilling:
-                sent |= send(g for g in groups if g[0].teacher == folder)
-            yield from zip(group, self._hows(done[0], group))
-
-    def _hows(self, ref: Any, group: Sequence[Run]) -> list[dict[str, Any]]:
-        "The outcomes of a task, which is lost where Ray has started it often enough."
-        try:
-            return self.ray.get(ref)
-        except self.ray.exceptions.RayError as e:
-            lost = dict(error=f"{type(e).__name__}: {_first_line(e)}", raised=e, seconds=0.0, ram=None)
-            return [lost] * len(group)
-
-    def close(self) -> None:
-        if self.mine:
-            self.ray.shutdown()
-
 # %% ../nbs/09_experiments.ipynb #5f17deb1
 def price(
     runs: Sequence[Run],  # Of a plan
@@ -745,7 +586,7 @@ def price(
     total = expected(runs, costs, pool.slots)
     if todo:
         log.info(cost_text(costs, total))
-    where = dict(ray=isinstance(pool, OnRay), slots=pool.slots, threads=pool.threads)
+    where = dict(ray=pool.on_cluster, slots=pool.slots, threads=pool.threads)
     return dict(where=where, cost=costs, expected=total)
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a74

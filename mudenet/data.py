@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import math
 import os
 from collections import Counter
@@ -19,9 +18,9 @@ from typing import Any, TypeVar
 
 # %% auto #0
 __all__ = ['MVTEC_AD', 'MVTEC_LOCO', 'VISA', 'LAYOUTS', 'MEAN', 'STD', 'Item', 'Category', 'list_categories', 'recognise',
-           'read_defects_config', 'held_count', 'hold_out', 'open_category', 'summary', 'read_mask_channels',
-           'read_mask', 'load_images', 'resize_mask', 'load_masks', 'find_problems', 'find_odd_masks', 'find_passed_by',
-           'find_white', 'threshold_worth', 'constant', 'normalize']
+           'held_count', 'hold_out', 'open_category', 'summary', 'read_mask_channels', 'read_mask', 'load_images',
+           'resize_mask', 'load_masks', 'find_problems', 'find_odd_masks', 'find_passed_by', 'find_white',
+           'threshold_worth', 'constant', 'normalize']
 
 # %% ../nbs/02_data.ipynb #02-data-02
 import numpy as np
@@ -32,6 +31,7 @@ from .images import WHITE, _decode, _reading, _rgb_values, _subfolders, image_fi
 from .images import natural_key, open_image, passed_by, read_image, resize_image, walk_images
 from .images import white_level
 from .layouts import OTHERS, images_in, masks_for, missing_of
+from .loco import read_defects_config
 
 # %% ../nbs/02_data.ipynb #02-data-05
 @dataclass(frozen=True, kw_only=True)
@@ -280,42 +280,6 @@ def _index_folder(folder: Path) -> dict[str, Any]:
         test=_test_items(folder, masks) if (folder / "test").exists() else (),
         validation=_good(own[0], "validation") if own else (),
     )
-
-# %% ../nbs/02_data.ipynb #02-data-300
-_LOCO_KEYS = {"defect_name", "pixel_value", "saturation_threshold", "relative_saturation"}
-
-
-def _wrong_rule(e: dict[str, Any]) -> str:
-    "What is wrong with one of LOCO's rules, or nothing if it can be used."
-    if lacks := sorted(_LOCO_KEYS - set(e)):
-        return f"lacks {', '.join(lacks)}"
-    value, limit, relative = e["pixel_value"], e["saturation_threshold"], e["relative_saturation"]
-    if type(value) is not int or not 1 <= value <= 255:
-        return f"has pixel_value {value!r}, not a whole number from 1 to 255"
-    if type(relative) is not bool:
-        return f"has relative_saturation {relative!r}, neither true nor false"
-    most = 1 if relative else math.inf
-    if type(limit) not in (int, float) or not 0 < limit <= most or math.isinf(limit):
-        return f"has saturation_threshold {limit!r}, not a number above 0{', at most 1' if relative else ''}"
-    return ""
-
-# %% ../nbs/02_data.ipynb #02-data-301
-def read_defects_config(
-    path: Path,  # defects_config.json
-) -> tuple[dict[str, Any], ...]:  # One entry for each kind of defect
-    "LOCO's saturation rules. Raises `DataError` where one is incomplete or impossible."
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as why:
-        raise DataError(f"{path} cannot be read as JSON: {why}. Unpack the data set again.") from None
-    if not entries or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise DataError(f"{path} must be a list of entries, one for each kind of defect.")
-    for e in entries:
-        if wrong := _wrong_rule(e):
-            raise DataError(f"{path}: the entry {e.get('defect_name', '?')!r} {wrong}.")
-    if twice := [v for v, n in Counter(e["pixel_value"] for e in entries).items() if n > 1]:
-        raise DataError(f"{path}: several entries have the pixel_value {twice[0]}. Each needs its own.")
-    return tuple(entries)
 
 # %% ../nbs/02_data.ipynb #02-data-30
 def _index_mvtec_loco(folder: Path) -> dict[str, Any]:

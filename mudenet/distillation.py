@@ -31,17 +31,8 @@ from .config import BackboneConfig, Config, DistillConfig, from_dict, from_saved
 from .identity import differences, identity, portable, stage1_augmentation
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-02
-from mudenet.core import (
-    CheckpointError,
-    ConfigError,
-    WeightsError,
-    did_you_mean,
-    fingerprint,
-    generator,
-    load_tensors,
-    progress,
-    save_tensors,
-)
+from .core import CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator
+from .core import load_tensors, progress, save_tensors
 from .corpus import Corpus, CorpusFeed
 from .data import normalize
 from .engine import fold, prepared

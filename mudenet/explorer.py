@@ -33,15 +33,8 @@ __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choi
 # %% ../nbs/13_explorer.ipynb #13-explorer-8f7197
 from .job import open_job
 from .images import BRANCHES
-from mudenet.inference import (
-    Detector,
-    apart,
-    fuse,
-    image_scores,
-    label_threshold,
-    load_detector,
-    place_statistics,
-)
+from .inference import Detector, apart, fuse, image_scores, label_threshold, load_detector
+from .inference import place_statistics
 from .intervals import share
 from .curves import histogram_svg
 from .pictures import Case, Scale, colour_scale, heat, judged, outlined, p_text, tiles

@@ -22,35 +22,13 @@ from typing import Any
 
 from .config import Config, override
 from .identity import differences, short_key
-from mudenet.core import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    atomic,
-    did_you_mean,
-    environment,
-    file_digest,
-    locked,
-    pick_device,
-    read_meta,
-    read_record,
-    write_json,
-)
+from .core import CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment
+from .core import file_digest, locked, pick_device, read_meta, read_record, write_json
 
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-imports
 from .corpus import Corpus, CorpusFeed
-from mudenet.distillation import (
-    Backbone,
-    architecture_of_t,
-    distill,
-    explained,
-    load_teacher,
-    config_of,
-    make_target,
-    map_statistics,
-    save_teacher,
-    teacher_identity,
-)
+from .distillation import Backbone, architecture_of_t, distill, explained, load_teacher, config_of
+from .distillation import make_target, map_statistics, save_teacher, teacher_identity
 from .loop import log
 from .tracking import trackers
 

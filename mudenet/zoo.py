@@ -21,16 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mudenet.core import (
-    ConfigError,
-    DataError,
-    WeightsError,
-    did_you_mean,
-    file_digest,
-    markdown_table,
-    progress,
-    write_json,
-)
+from .core import ConfigError, DataError, WeightsError, did_you_mean, file_digest, markdown_table
+from .core import progress, write_json
 from .hub import licence_of, record_of, save_pretrained
 from .inference import load_detector
 from .intervals import shown_intervals

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['Card', 'teachers', 'checked', 'find_teacher', 'resolve_teacher', 'teacher_name', 'corpus_folder', 'distill_corpus',
+__all__ = ['Card', 'teachers', 'teacher_name', 'checked', 'find_teacher', 'resolve_teacher', 'corpus_folder', 'distill_corpus',
            'add_teacher']
 
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-imports1
@@ -92,6 +92,13 @@ def teachers() -> dict[str, Path]:  # Name → file, those of the package first
             found.setdefault(card.stem, card.with_suffix(".safetensors"))
     return found
 
+
+def teacher_name(
+    path: str | Path,  # A teacher's file
+) -> str:  # Its name, or the file's where it has none
+    "What people call it."
+    return next((n for n, p in teachers().items() if p == Path(path)), Path(path).name)
+
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-find0
 def checked(
     path: Path,  # A teacher's file, its card beside it
@@ -104,8 +111,8 @@ def checked(
     if (found := file_digest(path)) != card.sha256:
         digests = f"SHA-256 {found[:16]} there, {card.sha256[:16]} on the card"
         raise CheckpointError(
-            f"the teacher {path} is not the one on its card: {digests}. Install the package again, or add the "
-            "teacher anew with `mudenet teachers add`."
+            f"the teacher {path} is not the one on its card: {digests}. Install the package again, or add "
+            "the teacher anew with `mudenet teachers add`."
         )
     return card
 
@@ -143,13 +150,6 @@ def resolve_teacher(
             return replace(config, teacher=str(find_teacher(path.stem)))
     log.info("no teacher fits this architecture (%s): one is distilled", ", ".join(teachers()))
     return replace(config, teacher=None)
-
-
-def teacher_name(
-    path: str | Path,  # A teacher's file
-) -> str:  # Its name, or the file's where it has none
-    "What people call it."
-    return next((n for n, p in teachers().items() if p == Path(path)), Path(path).name)
 
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-distil0
 def corpus_folder(

@@ -26,13 +26,13 @@ import torch
 
 from .assumptions import beside, find_register, nearest_id, read_register, read_value
 from .config import Config, from_saved, override, to_dict
-from .identity import absolute, differences, identity, portable, stage1_augmentation
 from .core import ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint
 from .core import markdown_table, new_record, write_json
 from .data import Category, load_masks, normalize
 from .distillation import Target, make_target, teacher_identity
 from .evaluation import measure, setting_key
 from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
+from .identity import absolute, differences, identity, portable, stage1_augmentation
 from .inference import Detector
 from .intervals import bootstrap_draws, paired_interval
 from .job import Job, calibrate_on, ensure_detector, images_of, open_job
@@ -274,15 +274,13 @@ def validation_losses(
     baseline: Config,  # Whose target E the teacher is compared with, for every variant
 ) -> dict[str, float | None]:  # Names of `LOSSES`, with None where the backbone's weights are missing
     "Equations 16, 3, 5, 7 and the square of T's negative values, on images that no network has learned from."
-    images = images_of(job, "validation")
-    target = _target(detector, job, baseline, images)
-    teacher, weight = detector.model.teacher, baseline.train.loss_weights[1]
-    sums: dict[str, float] = {}
+    images, c, sums = images_of(job, "validation"), baseline.train, dict[str, float]()
+    target, teacher = _target(detector, job, baseline, images), detector.model.teacher
     for batch in images.split(job.config.inference.batch_size):
         x = normalize(batch.to(detector.device))
-        losses = dict(training_losses(detector.model(x), baseline.train))
-        below = [level_loss(m, m.clamp_min(0), baseline.train.loss_reduction) for m in teacher(x)]
-        losses["negative"] = weight * torch.stack(below).mean()  # LA's floor with a last ReLU
+        losses = dict(training_losses(detector.model(x), c))
+        below = [level_loss(m, m.clamp_min(0), c.loss_reduction) for m in teacher(x)]
+        losses["negative"] = c.loss_weights[1] * torch.stack(below).mean()  # LA's floor
         if target:
             losses["distillation"] = distillation_loss(teacher(x), target(x), baseline.distill)
         for k, v in losses.items():
@@ -495,15 +493,26 @@ def ablate(
     path = record_path(config, assumption, choices, seeds)
     configs, left = resolve_variants(config, choices, assumption)
     runs = plan(config, {assumption: choices}, seeds, resamples)
-    found = _carried_out(runs, pool or Here())
-    left |= _idle(found, list(configs))
+    left |= _idle(found := _carried_out(runs, pool or Here()), list(configs))
     compared = {v: dict(choices[v]) for v in configs if v not in left}
     results = [run_result(r, found[r.variant, r.config.seed]) for r in runs if r.variant in compared]
     made = dict(assumption=assumption, variants=compared, not_compared=left, threads=torch.get_num_threads())
     made |= dict(runs=results, resamples=resamples, **measured_on(open_job(runs[0].config), seeds))
-    record = new_record("ablation", **made, differences=compare(draws_of(made), list(compared), seeds))
-    write_json(path, record)
+    made["differences"] = compare(draws_of(made), list(compared), seeds)
+    write_json(path, record := new_record("ablation", **made))
     return record
+
+# %% ../nbs/10_ablations.ipynb #d59b0514
+def _apart(path: Path, c: Config, choices: Variants, seeds: Sequence[int]) -> tuple[list[str], list[str]]:
+    "In what a record's configuration differs, and what it holds beyond what is asked for."
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        made = replace(from_saved(there["config"]), seed=c.seed)
+        diff = differences(identity(made, "rounding"), identity(c, "rounding"))
+        more = [v for v in there["variants"] if v not in choices]
+        return diff, more + [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} is no readable record; delete it, or choose another --out.") from None
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0047cd
 def record_path(
@@ -516,14 +525,7 @@ def record_path(
     c = next(iter(resolve_variants(config, choices, assumption)[0].values()))
     if not (path := config.out / f"ablation-{assumption}-{c.category}.json").exists():
         return path
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        made = replace(from_saved(there["config"]), seed=c.seed)
-        diff = differences(identity(made, "rounding"), identity(c, "rounding"))
-        more = [v for v in there["variants"] if v not in choices]
-        more += [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is no readable record; delete it, or choose another --out.") from None
+    diff, more = _apart(path, c, choices, seeds)
     if not (diff or more):
         return path
     other = f"belongs to another configuration: {'; '.join(diff)}. Choose"

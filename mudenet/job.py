@@ -28,7 +28,6 @@ import torch
 
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import DECIDES, Config, from_dict, merge, override, save_config, to_dict
-from .identity import absolute, differences, identity, portable, run_folder
 from .core import CheckpointError, ConfigError, DataError, did_you_mean, digest, environment
 from .core import file_digest, fingerprint, locked, pick_device, read_meta, rng
 from .corpus import Corpus
@@ -38,6 +37,7 @@ from .decisions import rank_from_top
 from .distillation import Backbone, architecture_of_t, config_of, distill, load_teacher, save_teacher
 from .distillation import teacher_identity, teacher_weights, weights_fingerprint
 from .health import health
+from .identity import absolute, differences, identity, portable, run_folder
 from .images import WHITE, white_level
 from .inference import Detector, asked_rate, calibrate, label_threshold, load_detector, save_detector
 from .inference import settle, threshold_at
@@ -401,10 +401,8 @@ def steps_within(
     "How many steps of stage 2 fit into some minutes on this machine. Raises `ConfigError`."
     c = job.config
     if c.teacher is None:
-        raise ConfigError(
-            "--minutes plans stage 2 and needs a teacher that is there: add --teacher small, or general, "
-            "or a file."
-        )
+        said = "--minutes plans stage 2 and needs a teacher that is there"
+        raise ConfigError(f"{said}: add --teacher small, or general, or a file.")
     began = time.monotonic()
     images, teacher, device = images_of(job, "train"), load_teacher(c.teacher, c), pick_device(c.device)
     each = seconds_per_step(c, images, teacher, device)
@@ -458,12 +456,10 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
     c, path, device = job.config, job.folder / "detector.safetensors", pick_device(job.config.device)
     if path.exists():
         return _detector_there(job, path)
-    images, validation = images_of(job, "train"), images_of(job, "validation")
+    images, validation = (images_of(job, what) for what in ("train", "validation"))
     _check_test(job.category)
-    # too few images are told before hours of training
-    label_threshold(torch.arange(float(len(validation))), c.inference)
-    told = trackers(c, job.folder)  # what is not installed too
-    about = _about(job)
+    label_threshold(torch.arange(float(len(validation))), c.inference)  # too few images are told now
+    told, about = trackers(c, job.folder), _about(job)  # and what is not installed
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder / "config.yaml", absolute(c))
     if not resume:

@@ -93,7 +93,7 @@ def colour_scale(
 def _coloured(values: np.ndarray, low: float, high: float, side: int) -> Image.Image:
     return heat(values, low, high).resize((side, side), Image.Resampling.BILINEAR)
 
-
+# %% ../nbs/08a_pictures.ipynb #89202ff7
 def tiles(
     case: Case,  # One test image
     mask: np.ndarray | None,  # bool (H, W), or none
@@ -140,7 +140,7 @@ def _paste_large(sheet: Image.Image, found: Mapping[str, Image.Image], side: int
         sheet.paste(found.get(name, found["input"]), (x, 20))
         draw.text((x, 2), name if name in found else "no defect marked", "black", font)
 
-
+# %% ../nbs/08a_pictures.ipynb #33d83da9
 def _paste_parts(
     sheet: Image.Image, found: Mapping[str, Image.Image], levels: int, left: int, small: int, font: Any
 ) -> None:

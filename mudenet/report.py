@@ -202,7 +202,7 @@ def _pixel_words(record: Mapping[str, Any]) -> list[str]:
         )
     return out
 
-
+# %% ../nbs/08a_report.ipynb #04bafda2
 def _caveats(record: Mapping[str, Any]) -> list[str]:
     "What is not defined, what the detector's health says, and intervals that are too narrow."
     spread = shown_intervals(record)
@@ -261,7 +261,7 @@ def marking_limits(
     pixels = (record.get("calibration") or {}).get("pixel_threshold")
     return None if pixels is None else (pixels, record["config"]["inference"].get("min_area", 1))
 
-
+# %% ../nbs/08a_report.ipynb #a4c60bf8
 def marked(
     case: Case,  # One test image
     size: tuple[int, int],  # Its width and height
@@ -269,16 +269,8 @@ def marked(
 ) -> tuple[list[Region], np.ndarray]:  # The strongest first; the mask, bool (H, W)
     "The regions of a test image, in its own pixels."
     whole = np.broadcast_to(np.float32(0), size[::-1])  # of the map at this size, only its shape is asked for
-    p = Prediction(
-        name=case_name(case),
-        score=case.score,
-        label=False,
-        threshold=0.0,
-        map=whole,
-        parts=case.parts,
-        grid=case.map,
-    )
-    return find_regions(p, *limits)
+    what: dict[str, Any] = dict(name=case_name(case), score=case.score, parts=case.parts, grid=case.map)
+    return find_regions(Prediction(map=whole, label=False, threshold=0.0, **what), *limits)
 
 # %% ../nbs/08a_report.ipynb #d820e5d3
 def draw_regions(
@@ -291,16 +283,12 @@ def draw_regions(
     draw, scale = ImageDraw.Draw(out), [p / s for p, s in zip(pixels.size, mask.shape[::-1])]
     for r in regions:
         x, y, width, height = r.box
-        corners = (
-            x * scale[0] - 2,
-            y * scale[1] - 2,
-            (x + width) * scale[0] + 1,
-            (y + height) * scale[1] + 1,
-        )
-        draw.rectangle(corners, outline=(0, 255, 255))
+        left, top = x * scale[0] - 2, y * scale[1] - 2
+        right, bottom = (x + width) * scale[0] + 1, (y + height) * scale[1] + 1
+        draw.rectangle((left, top, right, bottom), outline=(0, 255, 255))
     return out
 
-
+# %% ../nbs/08a_report.ipynb #ed29ae1d
 def regions_text(
     regions: Sequence[Region],  # The strongest first
     most: int = 3,  # So many are described

@@ -24,9 +24,9 @@ from .ablations import LOSSES, METRICS, Comparison, Draws, check_teacher, draws_
 from .ablations import open_runs, run_result, why_ignored, with_fields
 from .assumptions import read_value
 from .config import DECIDES, Config, override
-from .identity import absolute, identity, short_key
 from .core import ConfigError, did_you_mean, markdown_table, new_record, write_json, write_text
 from .experiments import Pool, grid, price
+from .identity import absolute, identity, short_key
 from .intervals import paired_interval
 from .job import open_job
 from .report import SHOWN
@@ -219,7 +219,7 @@ def _write_sweep(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     write_text(path.with_suffix(".csv"), sweep_csv(record))
     return record
 
-
+# %% ../nbs/10a_sweep.ipynb #56601336
 def sweep(
     runs: Sequence[Comparison],  # Of `plan_sweep`
     values: Mapping[str, Sequence[Any]],  # The same as there

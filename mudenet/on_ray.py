@@ -27,10 +27,9 @@ def _ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError:
-        raise ConfigError(
-            "--ray was given, but Ray is not installed: pip install 'mudenet[ray]'. Without "
-            "--ray the runs are done one after another in this process."
-        ) from None
+        missing = "--ray was given, but Ray is not installed: pip install 'mudenet[ray]'."
+        without = "Without --ray the runs are done one after another in this process."
+        raise ConfigError(f"{missing} {without}") from None
 
 
 def _on_worker(runs: Sequence[Run], threads: int) -> list[dict[str, Any]]:

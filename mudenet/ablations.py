@@ -6,91 +6,39 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import itertools
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-# %% auto #0
-__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'Drawn', 'Correlations', 'variants', 'resolve_variants',
-           'Comparison', 'plan', 'stages', 'plan_table', 'confirm', 'validation_losses', 'raw_batches', 'at_setting',
-           'pack', 'unpack', 'digest_of_predictions', 'compare', 'draws_of', 'ablate', 'record_path', 'ablation_table',
-           'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest', 'read_values', 'swept',
-           'plan_sweep', 'sweep_table', 'sweep_csv', 'sweep_path', 'sweep', 'loss_correlations', 'correlation_table']
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-021
 from pathlib import Path
 from typing import Any
 
+# %% auto #0
+__all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'variants', 'with_fields', 'why_ignored', 'resolve_variants',
+           'Comparison', 'check_teacher', 'open_runs', 'plan', 'stages', 'plan_table', 'confirm', 'validation_losses',
+           'raw_batches', 'at_setting', 'pack', 'unpack', 'digest_of_predictions', 'compare', 'draws_of_run',
+           'draws_of', 'run_result', 'measured_on', 'ablate', 'record_path']
+
+# %% ../nbs/10_ablations.ipynb #10-ablations-021
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from scipy import stats
 
 from .assumptions import beside, find_register, nearest_id, read_register, read_value
-from mudenet.config import (
-    DECIDES,
-    Config,
-    absolute,
-    differences,
-    from_saved,
-    identity,
-    override,
-    portable,
-    short_key,
-    stage1_augmentation,
-    to_dict,
-)
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-022
-from mudenet.core import (
-    ConfigError,
-    DataError,
-    MudenetError,
-    WeightsError,
-    did_you_mean,
-    digest,
-    fingerprint,
-    markdown_table,
-    new_record,
-    write_json,
-    write_text,
-)
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-02
+from .config import Config, from_saved, override, to_dict
+from .core import ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint
+from .core import markdown_table, new_record, write_json
 from .data import Category, load_masks, normalize
 from .distillation import Target, make_target, teacher_identity
-from mudenet.evaluation import (
-    SHOWN,
-    Case,
-    Job,
-    calibrate_on,
-    ensure_detector,
-    images_of,
-    measure,
-    open_job,
-    setting_key,
-)
-from mudenet.experiments import (
-    Here,
-    Pool,
-    Run,
-    Variants,
-    clock,
-    grid,
-    named,
-    plan_runs,
-    price,
-    read_result,
-)
+from .evaluation import measure, setting_key
+from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
+from .identity import absolute, differences, identity, portable, stage1_augmentation
 from .inference import Detector
 from .intervals import bootstrap_draws, paired_interval
+from .job import Job, calibrate_on, ensure_detector, images_of, open_job
 from .metrics import VERSIONS
 from .objective import distillation_loss, level_loss, training_losses
+from .pictures import Case
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-05
 def variants(
@@ -113,7 +61,7 @@ def variants(
     raise ConfigError(f"{assumption}: nothing to compare {next(iter(found))} with; give other --values.")
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-5e7702
-def _apply(config: Config, fields: Mapping[str, Any], which: str) -> Config:
+def with_fields(config: Config, fields: Mapping[str, Any], which: str) -> Config:
     "The configuration with a variant's fields. `distill.folder` goes to the variant that reads it."
     beside = {"distill.folder": None} if fields.get("distill.images", "folder") != "folder" else {}
     try:
@@ -122,7 +70,7 @@ def _apply(config: Config, fields: Mapping[str, Any], which: str) -> Config:
         raise ConfigError(f"{which}: {problem}") from None
 
 
-def _ignored(a: Config, b: Config) -> str:
+def why_ignored(a: Config, b: Config) -> str:
     "Why b cannot come out differently from a: what takes each field that differs out of play, or nothing."
     (was, was1), (used, used1) = ((c.data.augmentation(c.category), stage1_augmentation(c)) for c in (a, b))
     under = {f"{s}.epochs": f"{s}.steps={n}" for s in ("distill", "train") if (n := getattr(b, s).steps)}
@@ -145,9 +93,11 @@ def resolve_variants(
     folder = given.distill.folder
     reads = [v for v, f in choices.items() if f.get("distill.images") == "folder" and not folder]
     left = dict.fromkeys(reads, "needs images: --distill.images folder --distill.folder FOLDER")
-    made = {v: _apply(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left}
+    made = {
+        v: with_fields(given, fields, f"{assumption}, {v}") for v, fields in choices.items() if v not in left
+    }
     first, *others = made
-    left |= {v: why for v in others if (why := _ignored(made[first], made[v]))}
+    left |= {v: why for v in others if (why := why_ignored(made[first], made[v]))}
     if len(left) + 1 < len(choices):
         return {v: c for v, c in made.items() if v not in left}, left
     reasons = "; ".join(f"{v}: {why}" for v, why in left.items())
@@ -213,7 +163,7 @@ def _check_images(category: Category) -> None:
         )
 
 # %% ../nbs/10_ablations.ipynb #6b518eaf
-def _check_teacher(configs: Mapping[str, Config], what: str) -> None:
+def check_teacher(configs: Mapping[str, Config], what: str) -> None:
     "Raise `ConfigError` where stage 1 is varied and a finished teacher takes its place."
     first = next(iter(configs.values()))
     if first.teacher and any(teacher_identity(c) != teacher_identity(first) for c in configs.values()):
@@ -225,7 +175,7 @@ def _check_teacher(configs: Mapping[str, Config], what: str) -> None:
 def _compared(config: Config, assumption: str, choices: Variants, seeds: Iterable[int]) -> list[Comparison]:
     "The runs of one assumption: seed by seed, the baseline first."
     configs, _ = resolve_variants(absolute(config), choices, assumption)
-    _check_teacher(configs, assumption)
+    check_teacher(configs, assumption)
     first = next(iter(configs.values()))
 
     def run(seed: int, variant: str) -> Comparison:
@@ -235,7 +185,7 @@ def _compared(config: Config, assumption: str, choices: Variants, seeds: Iterabl
     return [run(s, v) for s, v in itertools.product(seeds, configs)]
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-106148
-def _opened(runs: Iterable[Comparison]) -> list[Comparison]:
+def open_runs(runs: Iterable[Comparison]) -> list[Comparison]:
     "The runs, indexed and sharing what they can. Raises what keeps one of them from being run."
     opened = plan_runs(runs)
     for r in opened:
@@ -255,7 +205,7 @@ def plan(
 ) -> list[Comparison]:  # In the order they are made: assumption, seed, variant
     "What there is to do. Raises `ConfigError` or `DataError` where there is nothing to compare."
     runs = [r for a, choices in chosen.items() for r in _compared(config, a, choices, seeds)]
-    return _opened(replace(r, resamples=resamples) for r in runs)
+    return open_runs(replace(r, resamples=resamples) for r in runs)
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-1c7e04
 def stages(
@@ -324,15 +274,13 @@ def validation_losses(
     baseline: Config,  # Whose target E the teacher is compared with, for every variant
 ) -> dict[str, float | None]:  # Names of `LOSSES`, with None where the backbone's weights are missing
     "Equations 16, 3, 5, 7 and the square of T's negative values, on images that no network has learned from."
-    images = images_of(job, "validation")
-    target = _target(detector, job, baseline, images)
-    teacher, weight = detector.model.teacher, baseline.train.loss_weights[1]
-    sums: dict[str, float] = {}
+    images, c, sums = images_of(job, "validation"), baseline.train, dict[str, float]()
+    target, teacher = _target(detector, job, baseline, images), detector.model.teacher
     for batch in images.split(job.config.inference.batch_size):
         x = normalize(batch.to(detector.device))
-        losses = dict(training_losses(detector.model(x), baseline.train))
-        below = [level_loss(m, m.clamp_min(0), baseline.train.loss_reduction) for m in teacher(x)]
-        losses["negative"] = weight * torch.stack(below).mean()  # LA's floor with a last ReLU
+        losses = dict(training_losses(detector.model(x), c))
+        below = [level_loss(m, m.clamp_min(0), c.loss_reduction) for m in teacher(x)]
+        losses["negative"] = c.loss_weights[1] * torch.stack(below).mean()  # LA's floor
         if target:
             losses["distillation"] = distillation_loss(teacher(x), target(x), baseline.distill)
         for k, v in losses.items():
@@ -456,7 +404,7 @@ def compare(
     return out
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0d7a2e
-def _draws(run: Mapping[str, Any], labels: Sequence[int], resamples: int) -> dict[str, np.ndarray]:
+def draws_of_run(run: Mapping[str, Any], labels: Sequence[int], resamples: int) -> dict[str, np.ndarray]:
     "One run's draws: image AUROC from the scores, pixel metrics as they were packed."
     image = bootstrap_draws("image_auroc", run["scores"], labels, resamples=resamples)
     pixels = {k: np.r_[run["metrics"][k], unpack(v)] for k, v in run["draws"].items()}
@@ -468,10 +416,10 @@ def draws_of(
 ) -> Draws:
     "The draws behind a record's intervals."
     labels, resamples = list(record["images"].values()), record["resamples"]
-    return {(r["variant"], r["seed"]): _draws(r, labels, resamples) for r in record["runs"]}
+    return {(r["variant"], r["seed"]): draws_of_run(r, labels, resamples) for r in record["runs"]}
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-160
-def _result(run: Comparison, found: Mapping[str, Any]) -> dict[str, Any]:
+def run_result(run: Comparison, found: Mapping[str, Any]) -> dict[str, Any]:
     "One run as the ablation's record keeps it."
     r = found["results"]
 
@@ -518,27 +466,18 @@ def _idle(found: Found, variants: Sequence[str]) -> dict[str, str]:
     return {v: why for v in others if said[v] == said[first]}
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-16c
-def _record(job: Job, seeds: list[int], parts: dict[str, Any]) -> dict[str, Any]:
-    "The record of an ablation: its runs, and what their differences come to."
+def measured_on(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
+    "What the records of ablations and sweeps say before any result: images, configuration, versions."
     category = job.category
-    images = {i.image.relative_to(category.root).as_posix(): i.label for i in category.test}
-    differences = compare(draws_of(dict(parts, images=images)), list(parts["variants"]), seeds)
-    about = dict(
+    return dict(
         dataset=job.config.dataset,
         category=category.name,
         config=portable(job.config),
         data=fingerprint(category.files, category.root),
-        threads=torch.get_num_threads(),
-    )
-    return new_record(
-        "ablation",
-        **about,
-        seeds=seeds,
+        seeds=list(seeds),
         versions=VERSIONS,
         note=ORACLE,
-        images=images,
-        differences=differences,
-        **parts,
+        images={i.image.relative_to(category.root).as_posix(): i.label for i in category.test},
     )
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-16a
@@ -554,15 +493,26 @@ def ablate(
     path = record_path(config, assumption, choices, seeds)
     configs, left = resolve_variants(config, choices, assumption)
     runs = plan(config, {assumption: choices}, seeds, resamples)
-    found = _carried_out(runs, pool or Here())
-    left |= _idle(found, list(configs))
+    left |= _idle(found := _carried_out(runs, pool or Here()), list(configs))
     compared = {v: dict(choices[v]) for v in configs if v not in left}
-    results = [_result(r, found[r.variant, r.config.seed]) for r in runs if r.variant in compared]
-    parts = dict(
-        assumption=assumption, variants=compared, not_compared=left, runs=results, resamples=resamples
-    )
-    write_json(path, record := _record(open_job(runs[0].config), list(seeds), parts))
+    results = [run_result(r, found[r.variant, r.config.seed]) for r in runs if r.variant in compared]
+    made = dict(assumption=assumption, variants=compared, not_compared=left, threads=torch.get_num_threads())
+    made |= dict(runs=results, resamples=resamples, **measured_on(open_job(runs[0].config), seeds))
+    made["differences"] = compare(draws_of(made), list(compared), seeds)
+    write_json(path, record := new_record("ablation", **made))
     return record
+
+# %% ../nbs/10_ablations.ipynb #d59b0514
+def _apart(path: Path, c: Config, choices: Variants, seeds: Sequence[int]) -> tuple[list[str], list[str]]:
+    "In what a record's configuration differs, and what it holds beyond what is asked for."
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        made = replace(from_saved(there["config"]), seed=c.seed)
+        diff = differences(identity(made, "rounding"), identity(c, "rounding"))
+        more = [v for v in there["variants"] if v not in choices]
+        return diff, more + [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} is no readable record; delete it, or choose another --out.") from None
 
 # %% ../nbs/10_ablations.ipynb #10-ablations-0047cd
 def record_path(
@@ -575,427 +525,9 @@ def record_path(
     c = next(iter(resolve_variants(config, choices, assumption)[0].values()))
     if not (path := config.out / f"ablation-{assumption}-{c.category}.json").exists():
         return path
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        made = replace(from_saved(there["config"]), seed=c.seed)
-        diff = differences(identity(made, "rounding"), identity(c, "rounding"))
-        more = [v for v in there["variants"] if v not in choices]
-        more += [f"seed {s}" for s in there["seeds"] if seeds and s not in seeds]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is no readable record; delete it, or choose another --out.") from None
+    diff, more = _apart(path, c, choices, seeds)
     if not (diff or more):
         return path
     other = f"belongs to another configuration: {'; '.join(diff)}. Choose"
     less = f"holds what this run would drop ({', '.join(more)}): include it, or choose"
     raise ConfigError(f"{path} {other if diff else less} another --out.")
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-17
-def _shown(record: Mapping[str, Any]) -> list[str]:
-    "The metrics that a record compares."
-    return [m for m in METRICS if m in record["runs"][0]["metrics"]]
-
-
-def ablation_table(
-    record: Mapping[str, Any],  # Of `ablate`
-) -> str:  # Markdown
-    "The baseline's means over seeds, and for every other variant the mean difference and its interval."
-    first, names = next(iter(record["variants"])), _shown(record)
-    base = [r["metrics"] for r in record["runs"] if r["variant"] == first]
-
-    def cell(d: Mapping[str, Any]) -> str:
-        return f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
-
-    rows = [[first, *(f"{np.mean([m[n] for m in base]):.4f}" for n in names)]]
-    rows += [[v, *(cell(d[n]) for n in names)] for v, d in record["differences"].items()]
-    return markdown_table([record["assumption"], *(SHOWN[n] for n in names)], rows, "l" + "r" * len(names))
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-17a
-def kinds_table(
-    record: Mapping[str, Any],  # Of `ablate`
-) -> str:  # Markdown
-    "Differences for each kind of defect, mean over seeds (least … greatest). AU-sPRO is that at 0.05."
-    first, runs = next(iter(record["variants"])), {(r["variant"], r["seed"]): r for r in record["runs"]}
-
-    def value(run: Mapping[str, Any], kind: str, m: str) -> float | None:
-        if m == "au_spro":
-            return run.get("au_spro", {}).get(kind, {}).get("0.05")
-        return run["kinds"][kind].get(m)
-
-    def cell(v: str, kind: str, m: str) -> str:
-        pairs = [(value(runs[v, s], kind, m), value(runs[first, s], kind, m)) for s in record["seeds"]]
-        d = [a - b for a, b in pairs if a is not None and b is not None]
-        return f"{np.mean(d):+.4f} ({min(d):+.4f} … {max(d):+.4f})" if d else "–"
-
-    names = [*_shown(record), *["au_spro"] * ("au_spro" in record["runs"][0])]
-    pairs = itertools.product(record["differences"], record["runs"][0]["kinds"])
-    rows = [[v, k, *(cell(v, k, m) for m in names)] for v, k in pairs]
-    head = [record["assumption"], "kind of defect", *(SHOWN[n] for n in names)]
-    return markdown_table(head, rows, "ll" + "r" * len(names))
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-1f1cd0
-def losses_table(
-    record: Mapping[str, Any],  # Of `ablate`
-) -> str:  # Markdown
-    "Losses on held-out nominal images, mean over seeds (least … greatest), a row for each set of networks."
-    first = next(iter(record["variants"]))
-    nets = {v: {r["run"] for r in record["runs"] if r["variant"] == v} for v in record["variants"]}
-    shown = [v for v in nets if v == first or nets[v] != nets[first]]
-
-    def cell(variant: str, name: str) -> str:
-        found = [r["losses"][name] for r in record["runs"] if r["variant"] == variant]
-        v = [x for x in found if x is not None]
-        return f"{np.mean(v):.4g} ({min(v):.4g} … {max(v):.4g})" if v else "–"
-
-    name = first if len(shown) > 1 else "every variant: the same networks"
-    rows = [[name if v == first else v, *(cell(v, k) for k in LOSSES)] for v in shown]
-    return markdown_table([record["assumption"], *LOSSES.values()], rows, "l" + "r" * len(LOSSES))
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-252f94
-def scope(
-    record: Mapping[str, Any],  # Of `ablate`
-) -> str:  # One sentence
-    "What a record was measured on, and how far it reaches."
-    c, labels, n = record["config"], list(record["images"].values()), len(record["seeds"])
-
-    def length(stage: str) -> str:
-        steps = c[stage]["steps"]
-        return f"{c[stage]['epochs']} epochs" if steps is None else f"{steps} steps"
-
-    images = f"{labels.count(0)} nominal and {labels.count(1)} anomalous test images"
-    seeds = f"{n} seeds" if n > 1 else "1 seed"
-    return (
-        f"One category ({record['category']}, {images}), {seeds}, judged on test labels; "
-        f"{c['data']['image_size']} px, {c['model']['channels']} channels, trunk {c['model']['width']}, "
-        f"{c['backbone']['name']} ({c['backbone']['weights']}), stage 1 {length('distill')}, "
-        f"stage 2 {length('train')}."
-    )
-
-
-def looked_at(
-    records: Iterable[Mapping[str, Any]],  # Of `ablate`
-) -> int:
-    "How many intervals they hold: what the chance of a false one depends on."
-    return sum(len(d) for r in records for d in r["differences"].values())
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-252f95
-def _finding(d: Mapping[str, Any], metric: str) -> str:
-    "What one interval supports."
-    signs = {float(np.sign(x)) for x in d["seeds"]}
-    if d["low"] <= 0 <= d["high"]:
-        same = d["low"] == d["high"] and not any(signs)
-        return f"the same {metric}" if same else f"no difference of {metric} shown"
-    way = "higher" if d["mean"] > 0 else "lower"
-    doubt = "" if len(signs) == 1 else ", though the seeds do not agree on the sign"
-    return f"suggests a {way} {metric}{doubt}"
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-252f96
-def findings(
-    record: Mapping[str, Any],  # Of `ablate`
-    looked: int | None = None,  # Intervals that are looked at in all, or the record's
-) -> str:  # Markdown list
-    "What the evidence supports, and no more than that."
-    first, lines = next(iter(record["variants"])), []
-    for v, found in record["differences"].items():
-        said = "; ".join(_finding(d, SHOWN[m]) for m, d in found.items())
-        lines.append(f"- {v} instead of {first}: {said}.")
-    lines += [f"- {v}: not compared; {why}." for v, why in record["not_compared"].items()]
-    last = [scope(record)]
-    if len(record["seeds"]) == 1:
-        last.append("With one seed nothing is known about other seeds: the intervals are over images alone.")
-    if (n := looked_at([record]) if looked is None else looked) > 1:
-        last.append(
-            f"{n} intervals were looked at: if nothing mattered, about {n / 20:.1f} of them would "
-            "exclude 0 by chance."
-        )
-    return "\n".join([*lines, " ".join(["-", *last, record["note"]])])
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-4c35bd
-def forest(
-    record: Mapping[str, Any],  # Of `ablate`
-) -> Figure:
-    "A row for each alternative: mean difference to the baseline, its interval, and a dot for each seed."
-    first, others, names = next(iter(record["variants"])), list(record["differences"]), _shown(record)
-    fig = Figure(figsize=(2.6 * len(names) + 1.6, 0.9 + 0.3 * len(others)), layout="constrained", dpi=80)
-    for ax, m in zip(np.atleast_1d(fig.subplots(1, len(names), sharey=True)), names):
-        ax.axvline(0, color="0.6", lw=1)
-        for y, v in enumerate(others):
-            d = record["differences"][v][m]
-            ax.plot([d["low"], d["high"]], [y, y], color="C0", lw=2, solid_capstyle="butt")
-            ax.plot(d["seeds"], [y] * len(d["seeds"]), "o", color="k", ms=3, alpha=0.6)
-            ax.plot(d["mean"], y, "D", color="C0", ms=6)
-        ax.set(xlabel=f"Δ {SHOWN[m]}", ylim=(max(1, len(others)) - 0.5, -0.5))
-        ax.set_yticks(range(len(others)), others)
-        ax.locator_params(axis="x", nbins=5)
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-    fig.suptitle(f"{record['assumption']}, {record['category']}: against {first}", fontsize=9)
-    return fig
-
-# %% ../nbs/10_ablations.ipynb #25ddd8fc
-def read_values(
-    texts: Sequence[str],  # FIELD=V1,V2 each; a value that is a list stands in brackets
-) -> dict[str, list[Any]]:  # Field → its values
-    "What a command line says about a sweep. Raises `ConfigError`."
-    found: dict[str, list[Any]] = {}
-    for text in texts:
-        field, _, given = (part.strip() for part in text.partition("="))
-        if not field or not given:
-            raise ConfigError(f"{text!r} names no field with its values; write e.g. train.lr=0.001,0.002.")
-        if field in found:
-            raise ConfigError(f"{field} is given twice; write all of its values in one list.")
-        found[field] = [_read_one(v) for v in re.split(r",(?![^\[]*\])", given)]
-    return found
-
-
-def _read_one(text: str) -> Any:
-    "One value. In brackets it is a list, however long."
-    inner = text.strip()
-    if not inner.startswith("["):
-        return read_value(inner)
-    return tuple(read_value(part) for part in inner.strip("[]").split(",") if part.strip())
-
-# %% ../nbs/10_ablations.ipynb #6e0c2bf1
-def _check_field(field: str, values: Sequence[Any]) -> None:
-    "Raise `ConfigError` for a field that cannot be swept, or values of one name."
-    if field not in DECIDES:
-        raise ConfigError(f"there is no field {field!r}. {did_you_mean(field, DECIDES)}")
-    if field == "seed":
-        raise ConfigError("a sweep repeats every setting with the same seeds: give --seed and --seeds.")
-    if "." not in field:
-        raise ConfigError(f"{field} is the same for all runs of a sweep: give --{field} once.")
-    if DECIDES[field] in ("rounding", "nothing"):
-        raise ConfigError(f"{field} moves no metric beyond rounding: there is nothing to compare.")
-    names = list(grid({field: values}))
-    if len(names) < len(values):
-        raise ConfigError(f"{field}: two of its values are the same ({', '.join(map(str, values))}).")
-
-# %% ../nbs/10_ablations.ipynb #44598189
-def swept(
-    config: Config,  # The run to vary
-    values: Mapping[str, Sequence[Any]],  # Field → its values
-) -> dict[str, Config]:  # Setting → its configuration, in the order given; the last field changes fastest
-    "Every combination of values. Raises `ConfigError` for one that cannot be built, or cannot differ."
-    for field, given in values.items():
-        _check_field(field, given)
-    choices = grid(values)
-    if len(choices) < 2:
-        raise ConfigError("a sweep needs two settings at least: give a field several values.")
-    plain = override(open_job(absolute(config)).config, {"evaluation.pictures": 0})
-    made = {name: _apply(plain, fields, name) for name, fields in choices.items()}
-    for a, b in itertools.combinations(made, 2):
-        if why := _ignored(made[a], made[b]):
-            raise ConfigError(f"{b} cannot differ from {a}: {why}. Leave one of them out.")
-    _check_teacher(made, "the sweep")
-    return made
-
-# %% ../nbs/10_ablations.ipynb #536c1fe1
-def plan_sweep(
-    config: Config,  # The run to vary
-    values: Mapping[str, Sequence[Any]],  # Field → its values
-    seeds: Sequence[int] = (0, 1, 2),
-    resamples: int = 1000,  # Draws of the test images
-) -> list[Comparison]:  # Seed by seed, settings in the order given
-    "All runs of a sweep, with what is left to do of each. Raises as `swept` does, or `DataError`."
-    made = swept(config, values)
-
-    def run(seed: int, setting: str) -> Comparison:
-        c = replace(made[setting], seed=seed)
-        return Comparison(config=c, variant=setting, assumption="sweep", baseline=c, resamples=resamples)
-
-    return _opened(run(s, setting) for s, setting in itertools.product(seeds, made))
-
-# %% ../nbs/10_ablations.ipynb #fd3a5a9d
-def _sweep_row(setting: str, runs: Sequence[Mapping[str, Any]], draws: Draws) -> dict[str, Any]:
-    "What the finished runs of one setting come to."
-    mine = [r for r in runs if r["variant"] == setting and not r["error"]]
-    metrics = {}
-    for m in METRICS:
-        if not mine or not all(m in draws[setting, r["seed"]] for r in mine):
-            continue
-        values = np.array([draws[setting, r["seed"]][m] for r in mine])
-        low, high = paired_interval(values)
-        metrics[m] = dict(mean=float(values[:, 0].mean()), low=max(low, 0.0), high=min(high, 1.0))
-    losses = {k: [r["losses"][k] for r in mine if r["losses"][k] is not None] for k in LOSSES}
-    means = {k: float(np.mean(v)) for k, v in losses.items() if v}
-    return dict(setting=setting, seeds=[r["seed"] for r in mine], metrics=metrics, losses=means)
-
-# %% ../nbs/10_ablations.ipynb #7132cb38
-def _swept_result(run: Comparison, how: Mapping[str, Any]) -> dict[str, Any]:
-    "One run as the sweep's record keeps it."
-    if found := run.record or how.get("record"):
-        return dict(_result(run, found), error="", seconds=how.get("seconds"))
-    error = how.get("error", "not run yet")
-    return dict(variant=run.variant, seed=run.config.seed, run=run.folder.name, error=error)
-
-# %% ../nbs/10_ablations.ipynb #9cb082ca
-Drawn = dict[tuple[str, int], Any]  # (setting, seed) → its draws, kept from one writing to the next
-
-
-def _about_sweep(runs: Sequence[Comparison], values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    "What a sweep's record says before any result."
-    job = open_job(runs[0].config)
-    category = job.category
-    return dict(
-        dataset=job.config.dataset,
-        category=category.name,
-        values={field: list(given) for field, given in values.items()},
-        seeds=list(dict.fromkeys(r.config.seed for r in runs)),
-        config=portable(job.config),  # of the first setting; the others differ from it in `values`
-        data=fingerprint(category.files, category.root),
-        versions=VERSIONS,
-        note=ORACLE,
-        images={i.image.relative_to(category.root).as_posix(): i.label for i in category.test},
-        resamples=runs[0].resamples,
-    )
-
-# %% ../nbs/10_ablations.ipynb #7954d6e8
-def _sweep_record(
-    runs: Sequence[Comparison], about: Mapping[str, Any], hows: Mapping[str, Any], drawn: Drawn
-) -> dict[str, Any]:
-    "The record of a sweep: its runs, and a row for each setting. Draws that are new are added to `drawn`."
-    results = [_swept_result(r, hows.get(r.name, {})) for r in runs]
-    labels = list(about["images"].values())
-    for r in results:
-        if not r["error"] and (key := (r["variant"], r["seed"])) not in drawn:
-            drawn[key] = _draws(r, labels, about["resamples"])
-    rows = [_sweep_row(s, results, drawn) for s in dict.fromkeys(r.variant for r in runs)]
-    return new_record("sweep", **about, rows=rows, runs=results)
-
-# %% ../nbs/10_ablations.ipynb #00d5e68a
-_UNLABELLED = ("structural", "autoencoder", "logical")
-_COMPARABLE = (
-    "L1, LA and L2 are means on held-out nominal images, without labels. Compare them only between settings "
-    "that share teacher, reductions and image size."
-)
-
-
-def _interval_text(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
-
-# %% ../nbs/10_ablations.ipynb #eb664423
-def sweep_table(
-    record: Mapping[str, Any],  # Of `sweep`
-) -> str:  # Markdown
-    "A row for each setting in the order given, then what the numbers are."
-    rows = record["rows"]
-    metrics = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
-    losses = [k for k in _UNLABELLED if any(k in r["losses"] for r in rows)]
-
-    def cells(row: Mapping[str, Any]) -> list[str]:
-        judged = [_interval_text(row["metrics"][m]) if m in row["metrics"] else "–" for m in metrics]
-        free = [f"{row['losses'][k]:.4g}" if k in row["losses"] else "–" for k in losses]
-        return [row["setting"], str(len(row["seeds"])), *judged, *free]
-
-    head = ["setting", "seeds", *(SHOWN[m] for m in metrics), *(LOSSES[k] for k in losses)]
-    table = markdown_table(head, [cells(r) for r in rows], "lr" + "r" * (len(metrics) + len(losses)))
-    return "\n".join([table, "", *_sweep_notes(record)])
-
-# %% ../nbs/10_ablations.ipynb #fa1276ae
-def _sweep_notes(record: Mapping[str, Any]) -> list[str]:
-    "What stands below a sweep's table."
-    one = len(record["seeds"]) == 1
-    over = "images alone, since one seed tells nothing of others" if one else "seeds and images"
-    failed = [r for r in record["runs"] if r["error"]]
-    notes = [
-        record["note"],
-        f"In brackets: 95 % interval of the mean over {over}, cut at 0 and 1.",
-        _COMPARABLE,
-    ]
-    if failed:
-        notes += ["", f"{len(failed)} of {len(record['runs'])} runs are missing:", ""]
-    return notes + [f"- {r['variant']} seed {r['seed']}: {' '.join(r['error'].split())}" for r in failed]
-
-# %% ../nbs/10_ablations.ipynb #f70edc25
-def sweep_csv(
-    record: Mapping[str, Any],  # Of `sweep`
-) -> str:  # A line for each setting and metric or loss
-    "The table as CSV, with a column for each field."
-    text, fields = io.StringIO(), list(record["values"])
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow([*fields, "setting", "seeds", "what", "mean", "low", "high"])
-    for row, values in zip(record["rows"], itertools.product(*record["values"].values())):
-        begin = [*values, row["setting"], len(row["seeds"])]
-        for m, found in row["metrics"].items():
-            out.writerow([*begin, m, found["mean"], found["low"], found["high"]])
-        for k, mean in row["losses"].items():
-            out.writerow([*begin, f"loss_{k}", mean, None, None])
-    return text.getvalue()
-
-# %% ../nbs/10_ablations.ipynb #93c9cfcd
-def sweep_path(
-    runs: Sequence[Comparison],  # Of `plan_sweep`
-) -> Path:  # OUT/sweep-CATEGORY-KEY.json
-    "Where a sweep's record goes. The key names its settings, so other sweeps have other files."
-    settings = {r.variant: identity(replace(r.config, seed=0), "rounding") for r in runs}
-    return runs[0].config.out / f"sweep-{runs[0].category}-{short_key(settings)}.json"
-
-# %% ../nbs/10_ablations.ipynb #a7e4a672
-def _write_sweep(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    "Record, Markdown and CSV, each of them whole."
-    write_json(path, record)
-    write_text(path.with_suffix(".md"), sweep_table(record) + "\n")
-    write_text(path.with_suffix(".csv"), sweep_csv(record))
-    return record
-
-
-def sweep(
-    runs: Sequence[Comparison],  # Of `plan_sweep`
-    values: Mapping[str, Sequence[Any]],  # The same as there
-    pool: Pool,  # Where to run
-    priced: Mapping[str, Any] | None = None,  # Of `price`, or it is measured now
-) -> dict[str, Any]:  # The record, of kind "sweep"
-    "Run what is not yet done, past failures, and write record, Markdown and CSV after each run."
-    path, hows, todo = sweep_path(runs), dict[str, Any](), [r for r in runs if r.todo]
-    about = {**_about_sweep(runs, values), **(price(runs, pool) if priced is None else priced)}
-    drawn: Drawn = {}
-    record = _write_sweep(path, _sweep_record(runs, about, hows, drawn))
-    for run, how in pool.outcomes(todo):
-        hows[run.name] = how
-        ended, why = ("failed", f": {how['error']}") if "error" in how else ("finished", "")
-        pool.tell(run, ended, f", {len(hows)} of {len(todo)}{why}")
-        record = _write_sweep(path, _sweep_record(runs, about, hows, drawn))
-    return record
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-06f9c3
-Correlations = dict[str, tuple[float, int, int]]  # Name of `LOSSES` → Spearman's ρ, configurations, seeds
-
-
-def _same_teacher(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    "A record's runs that have the baseline's teacher."
-    first = next(iter(record["variants"]))
-    teachers = {r["seed"]: r["teacher"] for r in record["runs"] if r["variant"] == first}
-    return [r for r in record["runs"] if r["teacher"] == teachers[r["seed"]]]
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-06f9c5
-def loss_correlations(
-    records: Iterable[Mapping[str, Any]],  # Of `ablate`, of one category and one configuration
-    metric: str = "image_auroc",
-) -> Correlations:  # Empty below 3 configurations
-    "Rank correlation of losses with a metric over detectors of one teacher, both less their seed's mean."
-    runs: dict[str, Mapping[str, Any]] = {}
-    for r in itertools.chain.from_iterable(map(_same_teacher, records)):
-        if metric in r["metrics"]:
-            runs.setdefault(r["run"], r)
-    seeds, nets = {r["seed"] for r in runs.values()}, {name.rsplit("-s", 1)[0] for name in runs}
-    out: Correlations = {}
-    for name in ("structural", "autoencoder", "logical") if len(nets) > 2 else ():
-        rows = np.array([(r["seed"], r["losses"][name], r["metrics"][metric]) for r in runs.values()], float)
-        for s in np.unique(rows[:, 0]):
-            rows[rows[:, 0] == s, 1:] -= rows[rows[:, 0] == s, 1:].mean(0)
-        if np.ptp(rows[:, 1]) > 0 and np.ptp(rows[:, 2]) > 0:
-            out[name] = float(stats.spearmanr(rows[:, 1], rows[:, 2]).statistic), len(nets), len(seeds)
-    return out
-
-# %% ../nbs/10_ablations.ipynb #10-ablations-06f9c4
-def correlation_table(
-    records: Sequence[Mapping[str, Any]],  # Of one category and one configuration
-) -> str:  # Markdown, or a sentence where there are too few
-    "Rank correlation of each loss with each metric, descriptive."
-    found = {m: rho for m in METRICS if (rho := loss_correlations(records, m))}
-    if not found:
-        return "Fewer than 3 configurations share their teachers: too few to correlate losses with metrics."
-    first = next(iter(found.values()))
-    _, nets, seeds = next(iter(first.values()))
-    rows = [[LOSSES[k], *(f"{rho[k][0]:+.2f}" if k in rho else "–" for rho in found.values())] for k in first]
-    head = [f"Spearman's ρ, {nets} configurations × {seeds} seeds", *(SHOWN[m] for m in found)]
-    return markdown_table(head, rows, "l" + "r" * len(found))

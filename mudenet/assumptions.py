@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-import mudenet
-from .core import ConfigError, DataError, did_you_mean, write_text
-
 # %% auto #0
 __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
            'register_table', 'with_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
            'beside']
+
+# %% ../nbs/12_assumptions.ipynb #5aba8d98
+import yaml
+
+import mudenet
+from .core import ConfigError, DataError, did_you_mean, write_text
 
 # %% ../nbs/12_assumptions.ipynb #12-assumptions-05
 def find_register(

@@ -13,38 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from .config import Config, differences, identity, portable
-from mudenet.core import (
-    ConfigError,
-    DataError,
-    did_you_mean,
-    markdown_table,
-    new_record,
-    write_json,
-    write_text,
-)
-
 # %% auto #0
 __all__ = ['PUBLISHED', 'Results', 'How', 'SIZES', 'Published', 'choose_categories', 'plan', 'plan_table', 'category_rows',
            'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark', 'Size', 'on_paper', 'filed_cost']
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-c447b0
-from .data import MVTEC_AD, MVTEC_LOCO, VISA, _subfolders, held_count, list_categories
+import numpy as np
+
+from .config import Config
+from .core import ConfigError, DataError, did_you_mean, markdown_table, new_record, write_json
+from .core import write_text
+from .data import MVTEC_AD, MVTEC_LOCO, VISA, held_count, list_categories
 from .evaluation import METRICS, metric_values
-from mudenet.experiments import (
-    Here,
-    OnRay,
-    Run,
-    Variants,
-    clock,
-    departures,
-    every_run,
-    plan_runs,
-    price,
-    reason,
-)
+from .experiments import Pool, Run, Variants, clock, departures, every_run, plan_runs, price, reason
+from .identity import differences, identity, portable
+from .images import _subfolders
 from .loop import log, total_steps
 from .metrics import VERSIONS
 from .report import SHOWN
@@ -119,7 +102,7 @@ def choose_categories(
 def _same_folder(a: Run, b: Run) -> str:
     "Why two runs cannot stand in one benchmark."
     diff = differences(identity(a.config, "measures"), identity(b.config, "measures"))
-    where = "; ".join(diff) or "nothing"
+    where = ", ".join(diff) or "nothing"
     return (
         f"{a.name} and {b.name} would train the same networks (they differ in: {where}). Leave one out: "
         "`mudenet ablate` compares settings that act after training."
@@ -213,14 +196,8 @@ def _mean_row(dataset: str, variant: str, results: Results) -> dict[str, Any]:
         spreads = dict(over_seeds=_spread(per_seed), over_categories=_spread(means))
         metrics[m] = dict(mean=float(np.mean(means)), **spreads)
     counted = f"{len(there)} of {len(groups)}" if len(there) < len(groups) else f"{len(groups)}"
-    return dict(
-        dataset=dataset,
-        category=f"mean of {counted} categories",
-        variant=variant,
-        seeds=seeds,
-        metrics=metrics,
-        published={},
-    )
+    about = dict(dataset=dataset, category=f"mean of {counted} categories", variant=variant)
+    return dict(about, seeds=seeds, metrics=metrics, published={})
 
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-d76db6
 def mean_rows(
@@ -266,8 +243,7 @@ def _departed(record: Mapping[str, Any]) -> list[str]:
 # %% ../nbs/09a_benchmark.ipynb #09a-benchmark-e1b7ca0
 _LOCO = (
     "LOCO's publishers report the mean of its two kinds of defects as image AUROC, so that is the number to "
-    "compare with "
-    'papers (A-045); "image AUROC" alone is over all kinds together.'
+    'compare with papers (A-045); "image AUROC" alone is over all kinds together.'
 )
 
 
@@ -374,21 +350,20 @@ def _configs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
 def benchmark(
     runs: Sequence[Run],  # Of `plan`
     out: str | Path,  # Folder for benchmark.json, .csv, .md
-    pool: Here | OnRay,  # Where to run
+    pool: Pool,  # Where to run
     note: str = "",  # Said in record and table
 ) -> dict[str, Any]:  # The record
     "Run what is not yet done, past failures, and write the table after each run."
-    todo = [r for r in runs if r.todo]
     for r in runs:
         if r.error:
             log.warning("%s cannot be run: %s", r.name, reason(r.error))
     more = dict(note=note, configs=_configs(runs), **price(runs, pool))
-    hows: dict[str, How] = {}
+    hows, todo = dict[str, How](), [r for r in runs if r.todo]
     record = _write(Path(out), runs, hows, **more, events=pool.events)
     for run, how in pool.outcomes(todo):
         hows[run.name] = how
-        ended = "failed" if "error" in how else "finished"
-        pool.tell(run, ended, f", {len(hows)} of {len(todo)}: {_said(how)}")
+        said = f", {len(hows)} of {len(todo)}: {_said(how)}"
+        pool.tell(run, "failed" if "error" in how else "finished", said)
         record = _write(Path(out), runs, hows, **more, events=pool.events)
     return record
 
@@ -475,12 +450,7 @@ def filed_cost(
     batch = {r["kind"]: r["config"][r["kind"].removeprefix("bench_")]["batch_size"] for r in (train, distill)}
     seconds = {r["kind"]: r["variants"]["all"]["median"] for r in (train, distill)}
     image = infer["variants"][f"all, batch {infer['config']['inference']['batch_size']}"]["median"]
-    return dict(
-        device=f"{train['device']}, {train['threads']} threads",
-        distill=batch["bench_distill"] * seconds["bench_distill"],
-        train=batch["bench_train"] * seconds["bench_train"],
-        image=image,
-        setup=0.0,
-        ram=None,
-        gpu=None,
-    )
+    distilling, training = (batch[k] * seconds[k] for k in ("bench_distill", "bench_train"))
+    unknown = dict(setup=0.0, ram=None, gpu=None)
+    on = f"{train['device']}, {train['threads']} threads"
+    return dict(device=on, distill=distilling, train=training, image=image, **unknown)

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from jsonargparse import Namespace
 
 from . import __version__
-from .cli_compare import ablate_parser, bench_parser, benchmark_parser, sweep_parser
-from .cli_compare import run_ablate, run_bench, run_benchmark, run_sweep
-from .cli_deploy import calibrate_parser, export_parser, serve_parser, threshold_parser
-from .cli_deploy import watch_parser, run_calibrate, run_export, run_serve, run_threshold, run_watch
-from .cli_inspect import assumptions_parser, data_parser, teachers_parser, zoo_parser
-from .cli_inspect import run_assumptions, run_data, run_teachers, run_zoo
+from .cli_compare import ablate_parser, bench_parser, benchmark_parser, sweep_parser, run_ablate
+from .cli_compare import run_bench, run_benchmark, run_sweep
+from .cli_deploy import calibrate_parser, export_parser, serve_parser, threshold_parser, watch_parser
+from .cli_deploy import run_calibrate, run_export, run_serve, run_threshold, run_watch
+from .cli_inspect import assumptions_parser, data_parser, teachers_parser, zoo_parser, run_assumptions
+from .cli_inspect import run_data, run_teachers, run_zoo
 from .cli_options import train_parser
-from .cli_train import demo_parser, detector_parser, evaluate_parser, predict_parser
-from .cli_train import run_demo, run_distill, run_evaluate, run_predict, run_train
-from .config import Parser
-from .core import run_command, start_logging
+from .cli_train import demo_parser, detector_parser, evaluate_parser, predict_parser, run_demo
+from .cli_train import run_distill, run_evaluate, run_predict, run_train
+from .parser import Parser
+from .terminal import run_command, start_logging
 
 # %% auto #0
 __all__ = ['log', 'COMMANDS', 'make_parser', 'main']

@@ -14,7 +14,8 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from .cli_options import configure, dotted, given_fields, job_parser, show_defaults
-from .config import Config, Parser, merge, read_config
+from .config import Config, merge, read_config
+from .parser import Parser
 from .core import ConfigError, TrainingError, atomic, write_json
 
 # %% auto #0
@@ -24,7 +25,7 @@ __all__ = ['ablate_parser', 'run_ablate', 'sweep_parser', 'run_sweep', 'benchmar
 # %% ../nbs/11e_cli_compare.ipynb #8b58bbd2
 if TYPE_CHECKING:
     from mudenet.ablations import Comparison
-    from mudenet.experiments import Here, OnRay, Run
+    from mudenet.experiments import Pool, Run
 
 # %% ../nbs/11e_cli_compare.ipynb #11-cli-23fbff0
 def ablate_parser() -> Parser:
@@ -70,13 +71,13 @@ def _ask_ablation(runs: Sequence[Run], yes: bool) -> None:
 # %% ../nbs/11e_cli_compare.ipynb #4946b2a5
 def _say_ablation(record: dict[str, Any], path: Path) -> None:
     "Tables, findings and a picture."
-    from mudenet import ablations as ab
+    from mudenet.findings import ablation_table, findings, forest, kinds_table, losses_table
 
-    print(f"\n{ab.ablation_table(record)}\n\nBy kind of defect:\n\n{ab.kinds_table(record)}\n")
-    print(f"Without labels, on held-out nominal images:\n\n{ab.losses_table(record)}\n")
-    print(f"{ab.findings(record)}\n\nrecord: {path}", flush=True)
+    print(f"\n{ablation_table(record)}\n\nBy kind of defect:\n\n{kinds_table(record)}\n")
+    print(f"Without labels, on held-out nominal images:\n\n{losses_table(record)}\n")
+    print(f"{findings(record)}\n\nrecord: {path}", flush=True)
     with atomic(path.with_suffix(".png")) as f:
-        ab.forest(record).savefig(f, format="png", dpi=120)
+        forest(record).savefig(f, format="png", dpi=120)
 
 # %% ../nbs/11e_cli_compare.ipynb #5dee1e13
 def _check_given(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
@@ -121,9 +122,10 @@ def _add_cluster(parser: Parser) -> None:
     parser.add_argument("--gpus", type=float, default=1.0, help=gpus)
 
 
-def _pool(own: Mapping[str, Any], device: str) -> Here | OnRay:
+def _pool(own: Mapping[str, Any], device: str) -> Pool:
     "Where --ray and --threads say that runs are to be run."
-    from mudenet.experiments import Here, OnRay
+    from mudenet.experiments import Here
+    from mudenet.on_ray import OnRay
 
     if own["ray"]:
         return OnRay(own["ray"], device, own["threads"], gpus=own["gpus"])
@@ -160,35 +162,35 @@ def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
             raise ConfigError(f"--{field} is given, and the sweep takes several values of it; leave it out.")
 
 # %% ../nbs/11e_cli_compare.ipynb #3b7313d6
-def _priced_sweep(
-    runs: Sequence[Comparison], values: Mapping[str, Any], pool: Here | OnRay, yes: bool
-) -> Any:
+def _priced_sweep(runs: Sequence[Comparison], values: Mapping[str, Any], pool: Pool, yes: bool) -> Any:
     "The record of a sweep, once somebody agreed to what it takes."
-    from mudenet import ablations as ab
+    from mudenet.ablations import confirm
     from mudenet.experiments import price
+    from mudenet.sweep import sweep
 
     try:
         priced = price(runs, pool)
-        ab.confirm(priced["expected"]["seconds"], yes)
-        return ab.sweep(runs, values, pool, priced)
+        confirm(priced["expected"]["seconds"], yes)
+        return sweep(runs, values, pool, priced)
     finally:
         pool.close()
 
 # %% ../nbs/11e_cli_compare.ipynb #f30d9afc
 def run_sweep(args: Namespace) -> None:
     "Plan, price, ask, run, table. Raises `TrainingError` at the end where a run failed."
-    from mudenet import ablations as ab
+    from mudenet.ablations import plan_table
+    from mudenet.sweep import plan_sweep, read_values, sweep_path, sweep_table
 
     own = {k: args.get(k, v) for k, v in _SWEEP.items()}
-    values, given = ab.read_values(own["fields"]), given_fields(args, *own)
+    values, given = read_values(own["fields"]), given_fields(args, *own)
     _refuse_both(given, values)
     config = configure(given, args.get("config"))
-    runs = ab.plan_sweep(config, values, range(config.seed, config.seed + own["seeds"]))
-    print(f"{ab.plan_table(runs)}\n", flush=True)
+    runs = plan_sweep(config, values, range(config.seed, config.seed + own["seeds"]))
+    print(f"{plan_table(runs)}\n", flush=True)
     record = _priced_sweep(runs, values, _pool(own, config.device), bool(own["yes"]))
-    path = ab.sweep_path(runs)
+    path = sweep_path(runs)
     tables = f"{path.with_suffix('.md')}, {path.with_suffix('.csv')}"
-    print(f"\n{ab.sweep_table(record)}\n\nrecord: {path}\ntables: {tables}")
+    print(f"\n{sweep_table(record)}\n\nrecord: {path}\ntables: {tables}")
     if n := sum(bool(r["error"]) for r in record["runs"]):
         raise TrainingError(f"{n} of {len(runs)} runs failed. The same command tries them again.")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from .cli_options import add_device, add_run, job_to_measure, find_run, run_config
-from .config import Parser
+from .parser import Parser
 from .core import ConfigError, DataError, MudenetError, atomic, file_digest, markdown_table, progress
 
 # %% auto #0
@@ -92,7 +92,7 @@ def calibrate_parser() -> Parser:
 # %% ../nbs/11c_cli_deploy.ipynb #504e6fd6
 def _calibrate_on_folds(run: Path, detector: Detector, args: Namespace) -> None:
     "Say what it costs, train the detectors of the folds, and settle the threshold by what they say."
-    from mudenet.evaluation import cross_calibrate, fold_jobs, open_job
+    from mudenet.job import cross_calibrate, fold_jobs, open_job
 
     if not run.is_dir():
         raise ConfigError(f"--folds trains below the run's folder, and {run} is a file: give the folder.")
@@ -204,7 +204,7 @@ def _say_points(detector: Detector, bad: Sequence[float]) -> None:
 
 def _draw_points(detector: Detector, bad: Sequence[float], out: Path) -> None:
     "The same as a picture."
-    from mudenet.report import operating_figure
+    from mudenet.curves import operating_figure
 
     figure = operating_figure(detector.held_out, bad, float(detector.threshold))
     with atomic(out) as f:

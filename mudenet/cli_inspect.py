@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from .cli_options import find_run
-from .config import Parser
+from .parser import Parser
 from .core import ConfigError, DataError
 
 # %% auto #0

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from .config import Config, Parser, config_parser, differences, from_dict, from_saved, identity
-from .config import load_config, merge, nest, read_config, read_yaml, shipped, to_dict
+from .config import Config, config_parser, from_dict, from_saved, load_config, merge, nest, read_config
+from .config import shipped, to_dict
+from .parser import Parser
+from .identity import differences, identity
+from .strict_yaml import read_yaml
 from .core import ConfigError, pick_device, read_meta
 
 # %% auto #0
@@ -21,7 +24,7 @@ __all__ = ['dotted', 'given_fields', 'add_assume', 'own_preset', 'configure', 's
 
 # %% ../nbs/11a_cli_options.ipynb #8978e417
 if TYPE_CHECKING:
-    from mudenet.evaluation import Job
+    from mudenet.job import Job
 
 # %% ../nbs/11a_cli_options.ipynb #07b44e46
 def dotted(
@@ -86,11 +89,11 @@ def _data_set(
     "The data set. Raises `ConfigError` where it does not have the category that is asked of it."
     name, root, category = tree.get("dataset", "auto"), tree.get("root"), tree.get("category")
     if recognised and name == "auto":
-        from mudenet.evaluation import recognise_dataset
+        from mudenet.job import recognise_dataset
 
         return recognise_dataset(root, category)
     if "dataset" in given and root:
-        from mudenet.evaluation import check_category
+        from mudenet.job import check_category
 
         check_category(name, root, category)
     return name
@@ -113,7 +116,7 @@ def configure(
     )
     if config.teacher is None:
         return config
-    from mudenet.evaluation import with_teacher
+    from mudenet.job import with_teacher
 
     return with_teacher(config, tree)
 
@@ -204,7 +207,7 @@ def job_to_measure(
     Raises `ConfigError` where nobody says which images.
     """
     from mudenet.data import list_categories
-    from mudenet.evaluation import open_job
+    from mudenet.job import open_job
 
     if given.get("root") and "category" not in given and len(list_categories(given["root"])) == 1:
         given["category"] = None  # one category's folder, whatever it is called

@@ -19,8 +19,9 @@ from jsonargparse import Namespace
 
 from .cli_options import add_assume, add_device, add_run, job_to_measure, find_run, given_fields
 from .cli_options import run_config, show_defaults, train_parser, configure
-from .config import Config, EvaluationConfig, InferenceConfig, Parser, field_names, load_config, merge
+from .config import Config, EvaluationConfig, InferenceConfig, field_names, load_config, merge
 from .config import read_config
+from .parser import Parser
 from .core import ConfigError, DataError, MudenetError, StorageError, atomic, locked, pick_device
 from .core import progress, refuse_foreign, remove_parts, storage_error
 
@@ -32,7 +33,7 @@ __all__ = ['log', 'run_distill', 'detector_parser', 'run_train', 'evaluate_parse
 if TYPE_CHECKING:
     import numpy as np
 
-    from mudenet.evaluation import Job
+    from mudenet.job import Job
     from mudenet.images import Prediction
     from mudenet.inference import Detector
     from mudenet.line import Marked
@@ -43,7 +44,7 @@ log = logging.getLogger("mudenet")
 # %% ../nbs/11b_cli_train.ipynb #11-cli-081
 def run_distill(args: Namespace) -> None:
     "Stage 1 only."
-    from mudenet.evaluation import ensure_teacher, open_job
+    from mudenet.job import ensure_teacher, open_job
 
     given, resume = given_fields(args, "resume"), args.get("resume", True)
     tree = merge(read_config(args.config) if args.get("config") else {}, given)
@@ -115,7 +116,7 @@ def _fitted(job: Job, minutes: float) -> Job:
     """The job with as many steps of stage 2 as fit into some minutes, measured here; its plan is in its
     configuration.
     """
-    from mudenet.evaluation import open_job, steps_within
+    from mudenet.job import open_job, steps_within
 
     steps = steps_within(job, minutes)
     print(
@@ -127,7 +128,7 @@ def _fitted(job: Job, minutes: float) -> Job:
 # %% ../nbs/11b_cli_train.ipynb #11-cli-08
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
-    from mudenet.evaluation import ensure_detector, open_job
+    from mudenet.job import ensure_detector, open_job
     from mudenet.health import Health, advice
 
     job = open_job(configure(given_fields(args, "resume", "minutes"), args.get("config")))
@@ -220,7 +221,7 @@ def _refuse_mixing(
 # %% ../nbs/11b_cli_train.ipynb #183fd67a
 def _prepared(args: Namespace, run: Path, folder: Path) -> tuple[Detector, Job, bool]:
     "The detector as it is to be measured, on what, and whether under settings that are not the run's own."
-    from mudenet.evaluation import calibrate_on
+    from mudenet.job import calibrate_on
     from mudenet.inference import load_detector
 
     given = given_fields(args, "run", "out", only=("inference", "evaluation"))
@@ -298,7 +299,7 @@ def _write_prediction(
     from PIL import Image
     from mudenet.images import read_image
     from mudenet.line import fitting
-    from mudenet.report import heat
+    from mudenet.pictures import heat
 
     if maps:
         with atomic(out / "maps" / fitting(p.name, ".tiff")) as f:
@@ -542,7 +543,8 @@ def _places(job: Job) -> str:
 # %% ../nbs/11b_cli_train.ipynb #a0734616
 def run_demo(args: Namespace) -> None:
     "Product line, training, evaluation, report."
-    from mudenet.evaluation import ensure_detector, evaluate, open_job
+    from mudenet.evaluation import evaluate
+    from mudenet.job import ensure_detector, open_job
     from mudenet.report import metrics_table
 
     c = configure(given_fields(args, "resume"), args.get("config"), base="demo")

@@ -7,38 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
-import os
-import re
-from argparse import _SubParsersAction
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
-
-from .core import ConfigError, did_you_mean, file_digest, write_text
-
 # %% auto #0
 __all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES', 'decides',
            'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig',
-           'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'field_names', 'Parser', 'config_parser',
-           'to_dict', 'from_dict', 'merge', 'nest', 'override', 'from_saved', 'shipped', 'read_yaml', 'read_config',
-           'load_config', 'save_config', 'portable', 'absolute', 'stage1_augmentation', 'deciding', 'image_treatment',
-           'identity', 'short_key', 'run_key', 'run_folder', 'differences']
+           'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'leaves', 'field_names', 'config_parser',
+           'plain', 'to_dict', 'from_dict', 'merge', 'nest', 'override', 'from_saved', 'shipped', 'read_config',
+           'load_config', 'save_config']
+
+# %% ../nbs/01_config.ipynb #e108537e
+import yaml
+from jsonargparse import set_parsing_settings
+
+from .core import ConfigError, did_you_mean, write_text
+from .parser import Parser
+from .strict_yaml import brief, read_yaml
 
 # %% ../nbs/01_config.ipynb #01-config-04
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its help text
-
-# %% ../nbs/01_config.ipynb #01-config-06
-def _brief(value: Any) -> str:
-    "What a message shows of a value, which may be a page long."
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]} … {text[-9:]}"
 
 # %% ../nbs/01_config.ipynb #44b8c3a4
 def _section(part: Any) -> str:
@@ -50,7 +41,7 @@ def _section(part: Any) -> str:
 def _require(part: Any, name: str, ok: bool, rule: str) -> None:
     "Raise `ConfigError` with a field's name and value and the rule that it breaks."
     if not ok:
-        raise ConfigError(f"{_section(part)}{name}={_brief(getattr(part, name))} {rule}")
+        raise ConfigError(f"{_section(part)}{name}={brief(getattr(part, name))} {rule}")
 
 
 def _positive(part: Any, *names: str, most: float = 1e9) -> None:
@@ -481,12 +472,12 @@ class Config:
         _require(inference, "min_area", inference.min_area <= area, too_large)
 
 # %% ../nbs/01_config.ipynb #611de7fc0
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
     "Every field below a configuration class, with its dotted name."
     for f in dataclasses.fields(cls):
         part: Any = f.default_factory
         if dataclasses.is_dataclass(part):
-            yield from _leaves(part, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+            yield from leaves(part, f"{prefix}{f.name}.")  # type: ignore[arg-type]
         else:
             yield prefix + f.name, f
 
@@ -494,7 +485,7 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
 def _declared(cls: type) -> dict[str, str]:
     "What each field decides, by dotted name. Raises `TypeError` for one that does not say."
     found = {}
-    for name, f in _leaves(cls):
+    for name, f in leaves(cls):
         what = f.metadata.get("decides")
         if what == "stage":
             what = "teacher" if name.startswith("distill.") else "detector"
@@ -509,78 +500,13 @@ def _declared(cls: type) -> dict[str, str]:
 
 DECIDES = _declared(Config)  # Dotted name → a level, or "nothing"
 
-# %% ../nbs/01_config.ipynb #01-config-230
-def _one_of(found: re.Match) -> str:
-    names = [n.rpartition(".")[2] for n in re.findall(r"'([\w.]+)'", found[1])]
-    return f"needs type {' or '.join(n for n in names if n != 'NoneType')}, or nothing. Got value: "
-
-
-_PLAINLY: tuple[tuple[str, Any], ...] = (  # what jsonargparse says, and what we say
-    (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, e.g. [\1]"),
-    (r"Expected a <class '(\w+)'>", r"needs type \1"),
-    ("Not of type PositiveInt: .*", "must be a whole number above 0."),
-    (
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ",
-        _one_of,
-    ),
-    ("Expected a typing.Literal", "Expected one of "),
-    (r" \(choose from .*\)", "."),
-)
-
-
-def _plainly(message: str) -> str:
-    "One of jsonargparse's messages in words that do not need Python."
-    if message.startswith("the following arguments are required:"):
-        return re.sub(r"\b\w+\.(?=\w)", "", message)
-    for theirs, ours in _PLAINLY:
-        message = re.sub(theirs, ours, message)
-    return message
-
-# %% ../nbs/01_config.ipynb #01-config-23
-def _near(name: str, known: Iterable[str]) -> str:
-    text = did_you_mean(name, known)
-    return f" {text}" if len(text) < 200 else " --help lists what there is."
-
-
-def _neighbours(message: str, known: Sequence[str]) -> str:
-    "What to say about the unknown names in one of jsonargparse's messages."
-    if m := re.search(r"[Uu]nrecognized arguments: (.*)", message):
-        return "".join(_near(a.lstrip("-").split("=")[0], known) for a in m[1].split() if a.startswith("--"))
-    if m := re.search(r"Group '(.+?)' does not accept option '(.+?)'", message):
-        return _near(f"{m[1]}.{m[2]}", [k for k in known if k.startswith(m[1] + ".")])
-    if m := re.search(r"[Oo]ption '(.+?)' is not accepted|Key '?\"?([\w.]+)'?\"? is not expected", message):
-        return _near(m[1] or m[2], known)
-    if m := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
-        return _near(m[1], re.findall(r"[\w-]+", m[2]))
-    return ""
-
 # %% ../nbs/01_config.ipynb #41691f48
 def field_names(
     cls: type = Config,  # A configuration class
     prefix: str = "",  # Put in front
 ) -> list[str]:  # e.g. ["dataset", …, "train.lr", …]
     "Dotted names of all fields below a class."
-    return [name for name, _ in _leaves(cls, prefix)]
-
-# %% ../nbs/01_config.ipynb #6e64cf83
-def _option_names(parser: ArgumentParser) -> list[str]:
-    "Names of a parser's options and of those of its commands, without dashes."
-    names = [s[2:] for a in parser._actions for s in a.option_strings if s.startswith("--")]
-    commands = [a.choices.values() for a in parser._actions if isinstance(a, _SubParsersAction)]
-    return names + [n for parsers in commands for p in parsers for n in _option_names(p)]
-
-# %% ../nbs/01_config.ipynb #56ca1175
-class Parser(ArgumentParser):
-    "An argument parser whose errors are `ConfigError`s that name the field and its neighbours."
-
-    def error(self, message: str, ex: Exception | None = None):
-        if isinstance(ex, ConfigError):
-            raise ex
-        text = " ".join(str(message).split())
-        said = _plainly(text)
-        if len(said) > 400:
-            said = f"{said[:350]} … {said[-20:]}"
-        raise ConfigError(f"{said}{_neighbours(text, _option_names(self))}") from None
+    return [name for name, _ in leaves(cls, prefix)]
 
 # %% ../nbs/01_config.ipynb #802886a1
 def config_parser(
@@ -592,13 +518,13 @@ def config_parser(
     return parser
 
 # %% ../nbs/01_config.ipynb #01-config-260
-def _plain(v: Any) -> Any:
+def plain(v: Any) -> Any:
     if isinstance(v, Path):
         return v.as_posix()
     if isinstance(v, Mapping):
-        return {k: _plain(x) for k, x in v.items()}
+        return {k: plain(x) for k, x in v.items()}
     if isinstance(v, (list, tuple)):
-        return [_plain(x) for x in v]
+        return [plain(x) for x in v]
     return v
 
 
@@ -606,7 +532,7 @@ def to_dict(
     config: Config,  # A configuration
 ) -> dict[str, Any]:  # Nested, JSON values only
     "The tree as plain values."
-    return _plain(dataclasses.asdict(config))
+    return plain(dataclasses.asdict(config))
 
 # %% ../nbs/01_config.ipynb #01-config-261
 def _refuse_impossible(name: str, value: Any) -> None:
@@ -622,14 +548,14 @@ def _refuse_impossible(name: str, value: Any) -> None:
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ConfigError(f"{name} is a whole number of more than 18 digits.")
     if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{name}={_brief(value)} holds a NUL character.")
+        raise ConfigError(f"{name}={brief(value)} holds a NUL character.")
     if isinstance(value, str) and len(value) > 4096:
-        raise ConfigError(f"{name}={_brief(value)} is longer than any name can be.")
+        raise ConfigError(f"{name}={brief(value)} is longer than any name can be.")
 
 # %% ../nbs/01_config.ipynb #01-config-26
 def _refuse_empty(tree: Mapping[str, Any]) -> None:
     "Raise `ConfigError` for a field without a value. Null is one where it is the field's default."
-    for name, f in _leaves(Config):
+    for name, f in leaves(Config):
         section, _, leaf = name.rpartition(".")
         for part, key in [(tree, name), (tree.get(section, {}), leaf)][: 2 if section else 1]:
             value = part.get(key, f)
@@ -655,9 +581,9 @@ def from_dict(
     for name, default in vars(Config()).items():
         if dataclasses.is_dataclass(default) and not isinstance(tree.get(name, {}), Mapping):
             example = f"{name}.{field_names(type(default))[0]}"
-            raise ConfigError(f"{name}={_brief(tree[name])} must hold names and values, e.g. {example}.")
+            raise ConfigError(f"{name}={brief(tree[name])} must hold names and values, e.g. {example}.")
     _refuse_empty(tree)
-    parser, copied = _tree_parser(), _plain(tree)  # parsing puts tuples into what it is given
+    parser, copied = _tree_parser(), plain(tree)  # parsing puts tuples into what it is given
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.47
     made = make(parser.parse_object(copied))
     return Config(**{f.name: made[f.name] for f in dataclasses.fields(Config)})
@@ -713,76 +639,6 @@ def shipped() -> list[str]:  # Names for `load_config`
     "Names of the configurations that come with the package."
     return sorted(p.stem for p in _configs().glob("*.yaml"))
 
-# %% ../nbs/01_config.ipynb #b7a1c0d2
-_DEEP, _LONG = 20, 10**6  # levels of a file and its bytes, far beyond any configuration
-
-
-def _at(where: Any, what: str) -> yaml.YAMLError:
-    return yaml.MarkedYAMLError(problem=f"it holds {what}", problem_mark=where.start_mark)
-
-
-class _Loader(yaml.SafeLoader):
-    "YAML as far as a configuration needs it. Every complaint has a line."
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        "As the library does, but no deeper than `_DEEP`, and without aliases."
-        event, self.depth = self.peek_event(), self.depth + 1
-        if isinstance(event, yaml.AliasEvent):
-            raise _at(event, f"the alias *{event.anchor}. Write out what it stands for")
-        if self.depth > _DEEP:
-            raise _at(event, f"more than {_DEEP} levels")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        "As the library does, but an empty value is no null, and a date that is none is no Python error."
-        if node.tag.endswith(":null") and not node.value:
-            return ""
-        try:
-            return super().construct_object(node, deep)
-        except yaml.YAMLError:
-            raise
-        except Exception as e:
-            raise _at(node, f"a value that cannot be read ({_brief(e)})") from None
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        "As the library does, which lets the last of two values win."
-        names = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
-        if twice := [n for n in names if names.count(n) > 1]:
-            raise _at(node, f"{twice[0]} twice")
-        return super().construct_mapping(node, deep)
-
-# %% ../nbs/01_config.ipynb #aa9fcacc
-def _parse(path: Path) -> Any:
-    "What a YAML file holds. Raises `ConfigError` naming the line, where there is one."
-    try:
-        if path.stat().st_size > _LONG:
-            raise ConfigError(f"{path} is longer than a megabyte: no configuration.")
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except OSError as e:
-        raise ConfigError(f"--config {path} cannot be read: {e.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        why = " ".join(str(getattr(e, "problem", None) or e).split())
-        raise ConfigError(f"{path}{line} cannot be read as YAML: {why}.") from None
-
-# %% ../nbs/01_config.ipynb #97b1e984
-def read_yaml(
-    path: str | Path,  # A YAML file
-) -> dict[str, Any]:  # Its tree
-    "Read one configuration file. Raises `ConfigError` naming the file, and the line where there is one."
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"--config {path}: there is no such file.")
-    tree = _parse(path)
-    if not isinstance(tree, (dict, type(None))) or not all(isinstance(k, str) for k in tree or ()):
-        raise ConfigError(f"{path} must hold names and values, e.g. `train:`.")
-    return tree or {}
-
 # %% ../nbs/01_config.ipynb #b7a1c0d3
 def read_config(
     path: str | Path,  # A YAML file
@@ -825,149 +681,3 @@ def save_config(
 ) -> Path:
     "Write the whole tree as YAML, atomically, for `load_config(files=[path])` to read back."
     return write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=110))
-
-# %% ../nbs/01_config.ipynb #01-config-39
-def portable(
-    config: Config,  # A configuration
-) -> dict[str, Any]:  # Plain values
-    "The tree without what belongs to one machine: of a place its last part, or the field's default."
-    tree = to_dict(config)
-    for name, f in _leaves(Config):
-        section, _, leaf = name.rpartition(".")
-        part = tree[section] if section else tree
-        if f.metadata["place"] == "here":
-            part[leaf] = _plain(f.default)
-        elif f.metadata["place"] == "name" and part[leaf]:
-            part[leaf] = Path(part[leaf]).name
-    return tree
-
-# %% ../nbs/01_config.ipynb #01-config-ab501e
-def _whole(path: Path | None) -> Path | None:
-    return path and Path(os.path.abspath(path.expanduser()))
-
-
-def _whole_file(name: str) -> str:
-    "The whole path where there is such a file, else what it is: a name."
-    return os.path.abspath(name) if os.path.isfile(name) else name
-
-# %% ../nbs/01_config.ipynb #16b3a311
-def absolute(
-    config: Config,  # A configuration
-) -> Config:  # The same files for a process that was started elsewhere
-    "The configuration with no path that depends on the working directory."
-    weights = config.backbone.weights
-    return dataclasses.replace(
-        config,
-        root=_whole(config.root),
-        out=Path(os.path.abspath(config.out)),
-        teacher=config.teacher and _whole_file(config.teacher),
-        backbone=dataclasses.replace(
-            config.backbone, weights=weights if weights == "random" else _whole_file(weights)
-        ),
-        distill=dataclasses.replace(config.distill, folder=_whole(config.distill.folder)),
-    )
-
-# %% ../nbs/01_config.ipynb #01-config-420
-def stage1_augmentation(
-    config: Config,  # A-023, A-024
-    category: str | None = None,  # By default the configuration's
-) -> tuple[Augmentation, ...]:
-    "What is applied in stage 1: the category's augmentation to its own images, the common one to others."
-    if not config.distill.augment:
-        return ()
-    own = config.distill.images == "category"
-    return config.data.augmentation((category or config.category) if own else None)
-
-# %% ../nbs/01_config.ipynb #01-config-42
-def deciding(
-    part: Any,  # One part of a configuration, e.g. `config.train`
-    cls: type | None = None,  # Only the fields of this class of its bases
-) -> dict[str, Any]:
-    "The fields of a part that decide something, if only rounding."
-    named = [f.name for f in dataclasses.fields(cls or part) if f.metadata["decides"] != "nothing"]
-    return {name: getattr(part, name) for name in named}
-
-
-def image_treatment(
-    data: DataConfig,  # A configuration's
-    augmentation: Iterable[str],  # What is applied to these images
-) -> dict[str, Any]:  # Plain values
-    "How images reach a network: the augmentation that applies stands in place of table and set."
-    newer = {f.name: f.default for f in dataclasses.fields(data) if f.metadata["newer"]}
-    tree = {
-        k: v
-        for k, v in deciding(data).items()
-        if not k.startswith("augment_") and not (k in newer and v == newer[k])
-    }
-    return {**_plain(tree), "augment": list(augmentation)}
-
-# %% ../nbs/01_config.ipynb #77ee8af9
-def _compared(config: Config, upto: Level) -> Iterator[tuple[str, Field]]:
-    "The fields that may tell two runs apart, as far as `upto`."
-    levels = LEVELS[: LEVELS.index(upto) + 1]
-    idle = () if config.distill.images == "folder" else tuple(f"distill.{k}" for k in FOLDER_FIELDS)
-    for name, f in _leaves(Config):
-        if DECIDES[name] in levels and f.metadata["place"] != "here" and name not in idle:
-            yield name, f
-
-# %% ../nbs/01_config.ipynb #cbb0341f
-def identity(
-    config: Config,  # A configuration
-    upto: Level,  # What is compared, e.g. "teacher"
-    category: str | None = None,  # Whose augmentation applies, by default the configuration's
-) -> dict[str, Any]:  # Plain values, nested
-    """The fields that decide something.
-
-    What lies in a place, such as images or a given teacher, a fingerprint must tell.
-    """
-    tree, kept = portable(config), dict[str, Any]()
-    for name, f in _compared(config, upto):
-        section, _, leaf = name.rpartition(".")
-        value = (tree[section] if section else tree)[leaf]
-        if f.metadata["newer"] and value == _plain(f.default):
-            continue
-        (kept.setdefault(section, {}) if section else kept)[leaf] = value
-    own = config.data.augmentation(category or config.category)
-    used = stage1_augmentation(config, category) if upto == "teacher" else own
-    return dict(kept, data=image_treatment(config.data, used))
-
-# %% ../nbs/01_config.ipynb #77b14345
-def short_key(
-    *values: Any,  # Plain values
-) -> str:  # 8 hex digits
-    "A short stable name of them."
-    text = json.dumps(values[0] if len(values) == 1 else values, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def run_key(
-    config: Config,  # A configuration
-) -> str:  # 8 hex digits
-    "A short stable name of everything that decides the trained networks, apart from the images and the seed."
-    return short_key({k: v for k, v in identity(config, "detector").items() if k != "seed"})
-
-# %% ../nbs/01_config.ipynb #14ff07e8
-def run_folder(
-    config: Config,  # A configuration
-    category: str,  # Name of the category
-) -> Path:  # OUT/DATASET/CATEGORY/KEY-sSEED, or KEY-TEACHER-sSEED for a teacher that was given
-    "Where a run's files go."
-    file = Path(config.teacher) if config.teacher and os.path.isfile(config.teacher) else None
-    given = f"-{file_digest(file)[:6]}" if file else ""
-    return config.out / config.dataset / category / f"{run_key(config)}{given}-s{config.seed}"
-
-# %% ../nbs/01_config.ipynb #01-config-46
-def differences(
-    a: Mapping[str, Any],  # Nested plain values, e.g. a checkpoint's
-    b: Mapping[str, Any],  # Others, e.g. what was asked for
-    prefix: str = "",  # Put in front of the names
-) -> list[str]:  # e.g. ["model.channels: 128 there, 64 here"]
-    "The fields in which two trees differ."
-    out = []
-    for k in dict.fromkeys([*a, *b]):
-        x, y = a.get(k), b.get(k)
-        if isinstance(x, Mapping) and isinstance(y, Mapping):
-            out += differences(x, y, f"{prefix}{k}.")
-        elif x != y:
-            out.append(f"{prefix}{k}: {x} there, {y} here")
-    return out

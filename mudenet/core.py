@@ -10,29 +10,23 @@ import difflib
 import errno
 import hashlib
 import json
-import logging
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
-import threading
-
-# %% auto #0
-__all__ = ['SCHEMA', 'PACKAGES', 'ENDS', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError',
-           'DeviceError', 'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng',
-           'pick_device', 'device_name', 'storage_error', 'atomic', 'write_text', 'write_json', 'remove_parts',
-           'refuse_foreign', 'locked', 'digest', 'file_digest', 'fingerprint', 'save_tensors', 'read_meta',
-           'load_tensors', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress',
-           'shown', 'Shown', 'start_logging', 'Ended', 'end', 'heeding', 'run_command']
-
-# %% ../nbs/00_core.ipynb #46c5e35a
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# %% auto #0
+__all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
+           'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
+           'device_name', 'storage_error', 'atomic', 'write_text', 'write_json', 'remove_parts', 'refuse_foreign',
+           'locked', 'digest', 'file_digest', 'fingerprint', 'save_tensors', 'read_meta', 'load_tensors', 'environment',
+           'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -626,175 +620,3 @@ def progress(
     return tqdm(
         items, desc=text, total=total, unit=unit, dynamic_ncols=True, disable=not watched, leave=False
     )
-
-# %% ../nbs/00_core.ipynb #d41c07ac0
-# what ASCII has for the signs that messages use
-_PLAIN = {ord(c): text for c, text in zip("–±×→…≤≥−’·", "- +/- x -> ... <= >= - ' *".split(), strict=True)}
-
-
-def _written_out(c: str) -> str:
-    "A character that is none: a byte of a file name, a control character."
-    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
-
-# %% ../nbs/00_core.ipynb #5f000fe2
-def shown(
-    text: str,  # With names in it, which may hold anything
-    encoding: str | None = None,  # Of where it is shown, e.g. "cp437", by default any character
-) -> str:
-    "A text that does nothing to a terminal: escape sequences are written out, and so is what it cannot show."
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() or c in "\n\t" else _written_out(c) for c in text)
-    try:
-        return text if encoding is None or text.encode(encoding) is not None else ""
-    except (UnicodeEncodeError, LookupError):
-        return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
-
-# %% ../nbs/00_core.ipynb #d41c07ac2
-class Shown:
-    "A text stream that everything goes through as `shown` gives it."
-
-    def __init__(
-        self,
-        stream: Any,  # e.g. `sys.stdout`
-    ):
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        self.stream.write(shown(text, getattr(self.stream, "encoding", None)))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-# %% ../nbs/00_core.ipynb #8bfbc4b6
-class _Line(logging.Formatter):
-    "The message, as `shown` gives it."
-
-    def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record), getattr(sys.stderr, "encoding", None))
-
-
-def start_logging(
-    level: int,  # e.g. `logging.WARNING`
-) -> None:
-    "Messages on standard error, without decoration."
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Line("%(message)s"))
-    logging.basicConfig(handlers=[handler], level=level)
-
-# %% ../nbs/00_core.ipynb #d41c07ad0
-# signals that ask for an end
-ENDS = tuple(s for n in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, n, None)))
-
-
-class Ended(KeyboardInterrupt):
-    "A signal asked for an end."
-
-    def __init__(
-        self,
-        signum: int,  # Which one
-    ):
-        super().__init__()
-        self.signum = signum
-
-
-def end(signum: int, frame: Any) -> None:
-    "A signal's handler: as Ctrl-C, so that what is half-written is removed."
-    raise Ended(signum)
-
-# %% ../nbs/00_core.ipynb #d41c07ad1
-@contextlib.contextmanager
-def heeding(
-    handler: Callable[[int, Any], None] = end,  # Gets every signal that asks for an end
-) -> Iterator[None]:
-    """Within, that handler. What is ignored stays ignored (nohup).
-
-    Does nothing outside the main thread. Code in C may turn what a handler raises into an error of its own;
-    that error, too, is an end.
-    """
-    arrived: list[int] = []
-
-    def noting(signum: int, frame: Any) -> None:
-        try:
-            handler(signum, frame)
-        except Ended:
-            arrived.append(signum)
-            raise
-
-    here = threading.current_thread() is threading.main_thread()
-    old = {s: h for s in ENDS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)} if here else {}
-    for s in old:
-        signal.signal(s, noting)
-    try:
-        yield
-    except Exception as e:
-        if arrived:
-            raise Ended(arrived[0]) from e
-        raise
-    finally:
-        for s, h in old.items():
-            signal.signal(s, h)
-
-# %% ../nbs/00_core.ipynb #d41c07ad2
-def _check_words(argv: Sequence[str]) -> None:
-    "Raise `ConfigError` for an argument that is empty, or that no file can be called."
-    for before, a in zip(["", *argv], argv):
-        if not a.strip() or a.startswith("--") and a.endswith("="):
-            which = a.rstrip("=").strip() or before or "the first argument"
-            raise ConfigError(f"{which} is empty; give it a value, or leave it out.")
-        if "\0" in a:
-            raise ConfigError(f"{a!r} holds a NUL character, which no name can.")
-
-# %% ../nbs/00_core.ipynb #a3a81fad
-def _no_memory(e: BaseException) -> bool:
-    words = "out of memory|allocate memory"
-    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and bool(re.search(words, str(e)))
-
-# %% ../nbs/00_core.ipynb #d362b70e
-def _said(
-    e: BaseException,
-    kept: str,  # What is left after an interruption
-) -> tuple[str, int] | None:  # Message and exit code
-    "What to say of an exception, or none for a fault of ours."
-    if isinstance(e, MudenetError):
-        return f"error: {e}", e.exit_code
-    if isinstance(e, OSError) and e.filename is not None:
-        return f"error: {e.filename} cannot be used: {e.strerror}.", 2
-    if isinstance(e, KeyboardInterrupt):
-        return f"interrupted{kept}", 128 + getattr(e, "signum", signal.SIGINT)
-    if _no_memory(e):
-        advice = "Take fewer or smaller images, or a smaller batch_size."
-        return f"error: there is not enough memory ({e}). {advice}", 1
-    return None
-
-# %% ../nbs/00_core.ipynb #99d7d1ed
-def _run(argv: Sequence[str], work: Callable[[], None]) -> None:
-    with heeding(), contextlib.redirect_stdout(Shown(sys.stdout)):
-        _check_words(argv)
-        work()
-        sys.stdout.flush()
-
-
-def _complain(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody may be there to hear it
-        print(shown(f"mudenet: {text}", sys.stderr.encoding), file=sys.stderr)
-
-# %% ../nbs/00_core.ipynb #842d1a76
-def run_command(
-    argv: Sequence[str],  # Its arguments
-    work: Callable[[], None],  # What it does
-    kept: str = "",  # What to say of what is left after an interruption
-) -> int:  # Exit code
-    "Run a command as a shell expects it: a message instead of a traceback, 128 + N after signal N."
-    try:
-        _run(argv, work)
-    except BrokenPipeError:  # whoever read has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except BaseException as e:
-        said = _said(e, kept)
-        if said is None:
-            raise
-        _complain(said[0])
-        return said[1]
-    return 0

@@ -15,18 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# %% auto #0
+__all__ = ['Corpus', 'random_crop', 'Crops', 'workers', 'CorpusFeed']
+
+# %% ../nbs/04d_corpus.ipynb #14fd58a2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import FOLDER_AUGMENT, ComputeConfig, Config
-from .core import ENDS, DataError, rng
+from .core import DataError, rng
 from .images import SUFFIXES, passed_by, read_image, resize_image, walk_images
 from .loop import Feed, log
-
-# %% auto #0
-__all__ = ['Corpus', 'random_crop', 'Crops', 'workers', 'CorpusFeed']
+from .terminal import ENDS
 
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-corpus
 class Corpus:
@@ -53,12 +55,10 @@ class Corpus:
         if passed_by(left):
             log.info("%s: %s", root, passed_by(left))
         if len(found) < 2:
-            raise DataError(
-                f"{root} holds {len(found)} images ({', '.join(SUFFIXES)}); a teacher wants thousands."
-            )
-        return cls(
-            root, np.array([name for name, _ in found]), np.array([size for _, size in found], np.int64)
-        )
+            few = f"{root} holds {len(found)} images ({', '.join(SUFFIXES)})."
+            raise DataError(f"{few} A teacher wants thousands.")
+        names, sizes = zip(*found)
+        return cls(root, np.array(names), np.array(sizes, np.int64))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,8 +77,8 @@ class Corpus:
 
     def split(
         self,
-        held_out: int,  # Images to hold out; at most a tenth is
-    ) -> tuple[Corpus, Corpus]:  # What T learns from, what was held out; the same for every seed
+        held_out: int,  # Images to hold out, at most a tenth of all
+    ) -> tuple[Corpus, Corpus]:  # What T learns from and what was held out, the same for every seed
         "Hold out images that T never sees."
         n = min(held_out, len(self) // 10)
         chosen = np.zeros(len(self), bool)
@@ -95,7 +95,7 @@ def random_crop(
     least: float,  # Least share of its area, in (0, 1] (A-046)
     draw: np.random.Generator,  # Used up by a varying number of draws
 ) -> tuple[int, int, int, int]:  # Top, left, height, width of the crop
-    "A crop whose share of the area is log-uniform; the whole photograph where none of ten shapes fits."
+    "A crop whose share of the area is log-uniform, or the whole photograph where none of ten shapes fits."
     area = height * width * math.exp(draw.uniform(math.log(least), 0))
     for _ in range(10):
         ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -106,9 +106,7 @@ def random_crop(
 
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-crops
 class Crops(Dataset):
-    """The crops of every step, uint8 (B, 3, S, S), with the numbers of the photographs that could not be read
-    on the way.
-    """
+    "The crops of every step, uint8 (B, 3, S, S), with the numbers of photographs that could not be read."
 
     def __init__(
         self,
@@ -118,11 +116,8 @@ class Crops(Dataset):
         cache: int = 0,  # Bytes of decoded photographs to keep
     ):
         self.corpus, self.cut, self.seed, self.cache = corpus, cut, config.seed, cache
-        self.least, self.size, self.filter = (
-            config.distill.folder_crop,
-            config.data.image_size,
-            config.data.interpolation,
-        )
+        self.least, self.size = config.distill.folder_crop, config.data.image_size
+        self.filter = config.data.interpolation
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._held, self._drawn = 0, (-1, np.empty(0, np.int64))
 
@@ -154,17 +149,15 @@ class Crops(Dataset):
             else:
                 y, x, h, w = random_crop(pixels.shape[0], pixels.shape[1], self.least, draw)
                 return resize_image(pixels[y : y + h, x : x + w], self.size, self.filter)
-        raise DataError(
-            f"{self.corpus.root}: twenty photographs in a row could not be read. The last: {last}"
-        )
+        said = "twenty photographs in a row could not be read"
+        raise DataError(f"{self.corpus.root}: {said}. The last: {last}")
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[int]]:
         epoch, k = divmod(step, len(self.cut))
         bad: list[int] = []
-        crops = [
-            self._crop(int(self._order(epoch)[at]), rng(self.seed, "distill", "crop", epoch, at), bad)
-            for at in range(*self.cut[k])
-        ]
+        places = range(*self.cut[k])
+        draws = [rng(self.seed, "distill", "crop", epoch, at) for at in places]
+        crops = [self._crop(int(self._order(epoch)[at]), draw, bad) for at, draw in zip(places, draws)]
         return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()), bad
 
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-feedcode0
@@ -176,9 +169,7 @@ def workers(
 
 
 def _undisturbed(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of a group; only the main process decides when to
-    end.
-    """
+    "Ctrl-C and a cluster's SIGTERM reach every process of a group. Only the main one decides when to end."
     for s in ENDS:
         signal.signal(s, signal.SIG_IGN)
 
@@ -192,15 +183,9 @@ class CorpusFeed(Feed):
         config: Config,  # `distill`, `data`, `compute`, seed
         device: torch.device | str = "cpu",
     ):
-        super().__init__(
-            config.distill,
-            len(corpus),
-            seed=config.seed,
-            name="distill",
-            data=config.data,
-            device=device,
-            augmentation=FOLDER_AUGMENT[config.distill.folder_augment] if config.distill.augment else (),
-        )
+        names = FOLDER_AUGMENT[config.distill.folder_augment] if config.distill.augment else ()
+        how: dict[str, Any] = dict(seed=config.seed, data=config.data, augmentation=names, device=device)
+        super().__init__(config.distill, len(corpus), name="distill", **how)
         self.corpus, self.workers = corpus, workers(config.compute)
         self.crops = Crops(corpus, config, self.cut, config.compute.cache_mb * 10**6 // max(1, self.workers))
         self.memory = dict(unreadable=[])
@@ -214,14 +199,8 @@ class CorpusFeed(Feed):
     def _start(self, step: int) -> None:
         "Let the workers begin at a step."
         many: dict[str, Any] = dict(prefetch_factor=4, worker_init_fn=_undisturbed) if self.workers else {}
-        loader: DataLoader = DataLoader(
-            self.crops,
-            batch_size=None,
-            sampler=range(step, 2**40),
-            num_workers=self.workers,
-            generator=torch.Generator(),
-            **many,
-        )
+        many |= dict(batch_size=None, sampler=range(step, 2**40), generator=torch.Generator())
+        loader: DataLoader = DataLoader(self.crops, num_workers=self.workers, **many)
         self._batches, self._next = iter(loader), step
 
     def pixels(self, step: int) -> Tensor:
@@ -239,17 +218,11 @@ class CorpusFeed(Feed):
         self.memory["unreadable"] = sorted(names | set(self.memory["unreadable"]))
         lost = self.memory["unreadable"]
         if len(lost) > max(10, min(self._tried, self.n) / 2):
-            raise DataError(
-                f"{self.corpus.root}: {len(lost)} of the first {self._tried} photographs cannot be read, "
-                f"e.g. {', '.join(lost[:3])}. Is it a folder of images?"
-            )
+            said = f"{len(lost)} of the first {self._tried} photographs cannot be read, e.g. "
+            raise DataError(f"{self.corpus.root}: {said}{', '.join(lost[:3])}. Is it a folder of images?")
 
     def report(self) -> str:  # Empty where everything could be read
         "What could not be read, for people."
         lost = self.memory["unreadable"]
-        if not lost:
-            return ""
-        return (
-            f"{len(lost)} photographs could not be read and were skipped: "
-            f"{', '.join(lost[:10])}{' …' if len(lost) > 10 else ''}"
-        )
+        names = ", ".join(lost[:10]) + (" …" if len(lost) > 10 else "")
+        return f"{len(lost)} photographs could not be read and were skipped: {names}" if lost else ""

@@ -27,30 +27,12 @@ from torch.optim.swa_utils import update_bn
 from torchvision import models
 
 from .architecture import DescriptorNetwork, seeded
-from mudenet.config import (
-    BackboneConfig,
-    Config,
-    DistillConfig,
-    differences,
-    from_dict,
-    from_saved,
-    identity,
-    portable,
-    stage1_augmentation,
-)
+from .config import BackboneConfig, Config, DistillConfig, from_dict, from_saved
+from .identity import differences, identity, portable, stage1_augmentation
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-02
-from mudenet.core import (
-    CheckpointError,
-    ConfigError,
-    WeightsError,
-    did_you_mean,
-    fingerprint,
-    generator,
-    load_tensors,
-    progress,
-    save_tensors,
-)
+from .core import CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator
+from .core import load_tensors, progress, save_tensors
 from .corpus import Corpus, CorpusFeed
 from .data import normalize
 from .engine import fold, prepared

@@ -21,9 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mudenet.core import (
-    rng,
-)
+from .core import rng
 
 # %% ../nbs/03_drawing.ipynb #03-synthetic-050
 @dataclass(frozen=True, kw_only=True)

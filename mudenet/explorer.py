@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from . import metrics
-from .config import Config, InferenceConfig, from_saved, override, read_yaml
+from .config import Config, InferenceConfig, from_saved, override
+from .strict_yaml import read_yaml
 from .core import ConfigError, DataError, MudenetError, fingerprint, progress
 from .data import Category, Item, list_categories, load_images, load_masks, normalize
 from .decisions import FEWEST_BAD, operating_points, operating_table, p_value
@@ -30,33 +31,14 @@ __all__ = ['STYLE', 'CYAN', 'SLOTS', 'RawScores', 'collect', 'Choice', 'own_choi
            'gallery_html', 'static_html', 'open_run', 'Explorer', 'Still', 'explore']
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-8f7197
-from .evaluation import open_job
+from .job import open_job
 from .images import BRANCHES
-from mudenet.inference import (
-    Detector,
-    apart,
-    fuse,
-    image_scores,
-    label_threshold,
-    load_detector,
-    place_statistics,
-)
+from .inference import Detector, apart, fuse, image_scores, label_threshold, load_detector
+from .inference import place_statistics
 from .intervals import share
-from mudenet.report import (
-    SHOWN,
-    Case,
-    Scale,
-    colour_scale,
-    data_uri,
-    figure,
-    heat,
-    histogram_svg,
-    html_table,
-    judged,
-    outlined,
-    p_text,
-    tiles,
-)
+from .curves import histogram_svg
+from .pictures import Case, Scale, colour_scale, heat, judged, outlined, p_text, tiles
+from .report import SHOWN, data_uri, figure, html_table
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-20b9650
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -33,7 +33,8 @@ __all__ = ['OUTPUTS', 'OPSET', 'TOLERANCE', 'PRECISIONS', 'SUFFIX', 'FAITHFUL', 
            'export_detector']
 
 # %% ../nbs/15_export.ipynb #9af9dc2a
-from .config import override, portable
+from .config import override
+from .identity import portable
 from mudenet.core import (
     SCHEMA,
     CheckpointError,
@@ -50,8 +51,7 @@ from .data import MEAN, STD, Category, Item, load_images, normalize
 from .images import read_image
 from .inference import Detector, calibrate
 from .metrics import image_metrics
-from .runtime import META, Engine
-from .runtime import Detector as Exported
+from .runtime import META, Engine, Detector as Exported
 
 # %% ../nbs/15_export.ipynb #eb6696a50
 def _divided(

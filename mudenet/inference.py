@@ -26,28 +26,14 @@ __all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normali
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
-from .config import Config, InferenceConfig, override, portable
-from mudenet.core import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    load_tensors,
-    pick_device,
-    progress,
-    save_tensors,
-)
+from .config import Config, InferenceConfig, override
+from .identity import portable
+from .core import CheckpointError, ConfigError, DataError, load_tensors, pick_device, progress
+from .core import save_tensors
 from .data import normalize
 from .distillation import config_of, load_weights
-from mudenet.decisions import (
-    check_rate,
-    cross_promise,
-    held_out,
-    p_value,
-    promise,
-    rank_from_top,
-    rate_threshold,
-    standing_apart,
-)
+from .decisions import check_rate, cross_promise, held_out, p_value, promise, rank_from_top
+from .decisions import rate_threshold, standing_apart
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, batches, find_images, named_images, resize_image
 from .objective import raw_scores

@@ -17,7 +17,7 @@ from .config import Config, from_dict, load_config, override, to_dict
 from .core import ConfigError
 from .data import MEAN, STD
 from .distillation import load_teacher
-from .evaluation import with_teacher
+from .job import with_teacher
 from .inference import Detector, beside, calibrate, take_beside
 from .objective import training_losses
 from .start import begin, evenly_chosen

@@ -22,26 +22,8 @@ __all__ = ['NEWCOMBE', 'BOOTSTRAP', 'FEW', 'BINS', 'COVERAGE_CASES', 'share', 'I
            'bootstrap_draws', 'paired_interval', 'shown_intervals', 'coverage', 'coverage_table']
 
 # %% ../nbs/08b_intervals.ipynb #08b-intervals-2e16a3
-from mudenet.metrics import (
-    KINDS,
-    VERSIONS,
-    Points,
-    Ranks,
-    _ap,
-    _auroc,
-    _each,
-    _f1,
-    _fpr_limit,
-    _keys,
-    _pixel_set,
-    _pro,
-    _Set,
-    _splits,
-    _spro_set,
-    _tally,
-    image_ranks,
-    kind_groups,
-)
+from .metrics import KINDS, VERSIONS, Points, Ranks, _ap, _auroc, _each, _f1, _fpr_limit, _keys
+from .metrics import _pixel_set, _pro, _Set, _splits, _spro_set, _tally, image_ranks, kind_groups
 
 # %% ../nbs/08b_intervals.ipynb #08b-intervals-5b49d6
 def share(

@@ -18,7 +18,8 @@ from typing import Any
 from PIL import Image
 
 from . import __version__
-from .core import atomic, refuse_foreign, run_command, start_logging, write_json
+from .core import atomic, refuse_foreign, write_json
+from .terminal import run_command, start_logging
 from .images import ANSWER, Prediction
 from .regions import Region, coco
 from .runtime import open_detector

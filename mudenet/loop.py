@@ -11,6 +11,10 @@ import io
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 # %% auto #0
 __all__ = ['log', 'RUN_FILES', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption',
@@ -18,40 +22,16 @@ __all__ = ['log', 'RUN_FILES', 'Losses', 'batches', 'total_steps', 'fits', 'Feed
            'Callback', 'Bar', 'Table', 'Patience', 'fit']
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-021
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from mudenet.config import (
-    ComputeConfig,
-    DataConfig,
-    StageConfig,
-    deciding,
-    differences,
-    image_treatment,
-    merge,
-)
-
-# %% ../nbs/04a_loop.ipynb #04a-loop-02
-from mudenet.core import (
-    CheckpointError,
-    DataError,
-    Ended,
-    TrainingError,
-    digest,
-    generator,
-    heeding,
-    load_tensors,
-    progress,
-    remove_parts,
-    save_tensors,
-    write_text,
-)
-from .data import augment, normalize
+from .augmentation import augment
+from .config import ComputeConfig, DataConfig, StageConfig, merge
+from .core import CheckpointError, DataError, TrainingError, digest, generator, load_tensors, progress
+from .core import remove_parts, save_tensors, write_text
+from .data import normalize
+from .identity import deciding, differences, image_treatment
+from .terminal import Ended, heeding
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-04
 log = logging.getLogger("mudenet")
@@ -61,7 +41,7 @@ def batches(
     n: int,  # Images there are, at least 2
     batch_size: int,  # Images a step
 ) -> list[tuple[int, int]]:  # Start and end of each batch of an epoch
-    "Cut n images into batches; a lone last image joins the batch before it."
+    "Cut n images into batches. A lone last image joins the batch before it."
     if n < 2:
         raise DataError(f"training needs at least 2 images, there {'is' if n == 1 else 'are'} {n}.")
     starts = list(range(0, n, batch_size))
@@ -83,24 +63,23 @@ def fits(
     images: Tensor,  # What is to be kept
     device: torch.device,  # Where
 ) -> bool:
-    """Whether a quarter of the device's free memory holds the images; a device without memory of its own
-    always does.
-    """
+    "Whether a quarter of the device's free memory holds the images. A CPU's own always does."
     if device.type != "cuda":
         return True
     return images.nbytes < torch.cuda.mem_get_info(device)[0] / 4
 
-# %% ../nbs/04a_loop.ipynb #04a-loop-100
+
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    "A tensor on that device; a GPU fetches it from pinned memory, so that nobody waits for it."
+    "A tensor on that device. A GPU fetches it from pinned memory, so that nobody waits for it."
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-101
 class Feed:
-    """The normalised batch of every step, reproducible from its number; where the pixels come from is a
-    subclass's business.
+    """The normalised batch of every step, reproducible from its number.
+
+    Where the pixels come from is a subclass's business.
     """
 
     n: int  # Images there are
@@ -118,13 +97,9 @@ class Feed:
         device: torch.device | str = "cpu",  # Where the batches are made
     ):
         self.device, self.n, self.cut = torch.device(device), n, batches(n, stage.batch_size)
-        self.seed, self.name, self.data, self.augmentation = (
-            seed,
-            name,
-            data or DataConfig(),
-            tuple(augmentation),
-        )
-        self.memory: dict[str, Any] = {}  # What it has noticed so far, JSON values; a state keeps it
+        self.seed, self.name = seed, name
+        self.data, self.augmentation = data or DataConfig(), tuple(augmentation)
+        self.memory: dict[str, Any] = {}  # What it has noticed so far, JSON values, which a state keeps
 
     @property
     def content(self) -> str:  # 16 hex digits
@@ -137,20 +112,9 @@ class Feed:
 
     def __getitem__(self, step: int) -> Tensor:  # float32, (B, 3, S, S), ImageNet-normalised
         chosen = _moved(self.pixels(step), self.device).float() / 255
-        draw = generator(self.seed, self.name, "augment", step)
-        d = self.data
-        return normalize(
-            augment(
-                chosen,
-                self.augmentation,
-                draw,
-                degrees=d.rotate_degrees,
-                strength=d.jitter_strength,
-                angles=d.rotate_angles,
-                fill=d.rotate_fill,
-                properties=d.jitter_properties,
-            )
-        )
+        draw, d = generator(self.seed, self.name, "augment", step), self.data
+        how = (d.rotate_degrees, d.jitter_strength, d.rotate_angles, d.rotate_fill, d.jitter_properties)
+        return normalize(augment(chosen, self.augmentation, draw, *how))
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-10
 class Batches(Feed):
@@ -165,11 +129,8 @@ class Batches(Feed):
         **settings: Any,  # Of `Feed`: seed, name, data, augmentation, device
     ):
         super().__init__(stage, len(images), **settings)
-        self.images = (
-            images.to(self.device)
-            if cache == "device" or cache == "auto" and fits(images, self.device)
-            else images
-        )
+        there = cache == "device" or cache == "auto" and fits(images, self.device)
+        self.images = images.to(self.device) if there else images
         self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))  # an epoch and its order
 
     @property
@@ -197,7 +158,7 @@ class Interruption:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Interruption]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of raising at once; the second one raises.
+    """Collect SIGINT, SIGTERM and SIGHUP instead of raising at once. The second one raises.
 
     Does nothing outside the main thread.
     """
@@ -239,9 +200,8 @@ class Log:
             return
         text = io.StringIO()
         losses = sorted(set(self.rows[0]) - {"epoch", "step", "seconds"})
-        out = csv.DictWriter(
-            text, ["epoch", "step", *losses, "seconds"], extrasaction="ignore", lineterminator="\n"
-        )
+        columns = ["epoch", "step", *losses, "seconds"]
+        out = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         out.writeheader()
         out.writerows(self.rows)
         write_text(path, text.getvalue())
@@ -253,28 +213,16 @@ def belonging(
     stage: StageConfig,  # Its schedule
     compute: ComputeConfig,  # How it is computed
 ) -> dict[str, Any]:  # Plain values
-    """What a state belongs to: the configuration, the images' bytes, and everything else that decides what a
-    step does.
-    """
-    return merge(
-        identity,
-        {
-            "data": image_treatment(data.data, data.augmentation),
-            "seed": data.seed,
-            data.name: deciding(stage, StageConfig),
-            "compute": deciding(compute),
-            "images": data.content,
-        },
-    )
+    "What a state belongs to: the configuration, the images' bytes, and all else that decides a step."
+    treated = image_treatment(data.data, data.augmentation)
+    how = {data.name: deciding(stage, StageConfig), "compute": deciding(compute)}
+    return merge(identity, dict(data=treated, seed=data.seed, images=data.content, **how))
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-2624ab1
 def _advice(state: Path | None) -> str:
     "What is left of a run that went wrong, and what to do."
-    kept = (
-        f"The state saved last was kept ({state})"
-        if state and state.exists()
-        else "No state had been saved yet"
-    )
+    there = state and state.exists()
+    kept = f"The state saved last was kept ({state})" if there else "No state had been saved yet"
     return f"{kept}. Try a smaller learning rate (--train.lr, --distill.lr)."
 
 
@@ -285,24 +233,35 @@ def check_finite(
 ) -> None:
     "Raise `TrainingError` where a number is infinite or none at all."
     if bad := [k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())]:
-        raise TrainingError(
-            f"after step {step}: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]} …). "
-            f"{_advice(state)}"
-        )
+        said = f"after step {step}: {len(bad)} of {len(tensors)} tensors are not finite ({bad[0]} …)."
+        raise TrainingError(f"{said} {_advice(state)}")
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-2624ab
+# what a run writes to its folder
+_STAGES = ("distill.csv", "distill.state.safetensors", "train.csv", "train.state.safetensors")
 RUN_FILES = (
-    "distill.csv",
-    "distill.state.safetensors",
+    *_STAGES,
     "teacher.safetensors",
     "config.yaml",
-    "train.csv",
-    # what a run writes to its folder
-    "train.state.safetensors",
     "detector.safetensors",
     "record.json",
     "report.html",
 )
+
+# %% ../nbs/04a_loop.ipynb #04a-loop-182
+def _count(n: Any) -> int:
+    if not isinstance(n, int) or n < 0:
+        raise ValueError(f"{n!r} is no number of steps")
+    return n
+
+
+def _log_of(tree: Mapping[str, Any]) -> Log:
+    "The log in a state's metadata. Raises `ValueError`, `TypeError` or `AttributeError` for something else."
+    found = Log(**tree)
+    numbers = [*found.sums.values(), _count(found.count), *(v for row in found.rows for v in row.values())]
+    if not isinstance(found.rows, list) or not all(isinstance(v, (int, float)) for v in numbers):
+        raise ValueError("its log holds something else than numbers")
+    return found
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-180
 def save_state(
@@ -322,12 +281,8 @@ def save_state(
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     check_finite(tensors, step, path)
-    save_tensors(
-        path,
-        tensors,
-        "state",
-        dict(step=step, log=vars(log_), identity=dict(identity), memory=dict(memory or {})),
-    )
+    meta = dict(step=step, log=vars(log_), identity=dict(identity), memory=dict(memory or {}))
+    save_tensors(path, tensors, "state", meta)
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-181
 def load_state(
@@ -339,33 +294,14 @@ def load_state(
     "Go back to a saved state. Raises `CheckpointError` where it belongs to another configuration."
     tensors, meta = load_tensors(path, "state")
     if diff := differences(meta["identity"], identity):
-        raise CheckpointError(
-            f"{path} belongs to another configuration ({'; '.join(diff)}). "
-            "Delete it to start over, or use that configuration."
-        )
+        said = f"{path} belongs to another configuration ({'; '.join(diff)})."
+        raise CheckpointError(f"{said} Delete it to start over, or use that configuration.")
     try:
         _fill(module, optimiser, tensors)
         return _count(meta["step"]), _log_of(meta["log"]), dict(meta.get("memory", {}))
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
-        why = " ".join(str(e).split())[:200]
-        raise CheckpointError(
-            f"{path} does not fit what is trained ({why}). Delete it to start over."
-        ) from None
-
-# %% ../nbs/04a_loop.ipynb #04a-loop-182
-def _count(n: Any) -> int:
-    if not isinstance(n, int) or n < 0:
-        raise ValueError(f"{n!r} is no number of steps")
-    return n
-
-
-def _log_of(tree: Mapping[str, Any]) -> Log:
-    "The log in a state's metadata. Raises `ValueError`, `TypeError` or `AttributeError` for something else."
-    found = Log(**tree)
-    numbers = [*found.sums.values(), _count(found.count), *(v for row in found.rows for v in row.values())]
-    if not isinstance(found.rows, list) or not all(isinstance(v, (int, float)) for v in numbers):
-        raise ValueError("its log holds something else than numbers")
-    return found
+        said = f"{path} does not fit what is trained ({' '.join(str(e).split())[:200]})."
+        raise CheckpointError(f"{said} Delete it to start over.") from None
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-18
 def _fill(module: nn.Module, optimiser: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
@@ -411,7 +347,7 @@ class Callback:
 
     def epoch(
         self,
-        rows: Sequence[Mapping[str, float]],  # The log, a row an epoch; the last one is new
+        rows: Sequence[Mapping[str, float]],  # The log, a row an epoch, the last one new
     ) -> None:
         "An epoch has ended."
 
@@ -419,7 +355,7 @@ class Callback:
         self,
         rows: Sequence[Mapping[str, float]],  # The log, a row an epoch
     ) -> bool:
-        "Whether the stage should end here; asked before the first step and after each epoch."
+        "Whether the stage should end here. It is asked before the first step and after each epoch."
         return False
 
     def end(self) -> None:
@@ -427,7 +363,7 @@ class Callback:
 
 # %% ../nbs/04a_loop.ipynb #fd2fe6750
 class Bar(Callback):
-    "A progress bar with the losses; where nobody can watch one, a line a minute for the log file."
+    "A progress bar with the losses. Where nobody can watch one, a line a minute for the log file."
 
     def begin(self, name: str, start: int, total: int) -> None:
         self.name, self.total, self.done, self.told = name, total, start, time.monotonic()
@@ -474,7 +410,7 @@ Losses = Callable[[Tensor], Mapping[str, Tensor]]  # A normalised batch → name
 
 
 def _step(optimiser: torch.optim.Adam, losses: Tensor) -> Tensor:
-    """One optimiser step on the sum of the losses (equation 8); skipped where it is not finite.
+    """One optimiser step on the sum of the losses (equation 8), skipped where that is not finite.
 
     Gives the losses without gradient.
     """
@@ -489,103 +425,160 @@ def _step(optimiser: torch.optim.Adam, losses: Tensor) -> Tensor:
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-20
 def _account(
-    pending: list[Tensor], names: Sequence[str], step: int, notes: Log, state: Path | None
+    pending: list[Tensor], names: Sequence[str], done: int, notes: Log, state: Path | None
 ) -> dict[str, float]:
     """Enter the losses of the last steps into the log.
 
     Raises `TrainingError` for the first that is not finite.
     """
-    for at, row in enumerate(torch.stack(pending).tolist(), step - len(pending) + 2):
+    for at, row in enumerate(torch.stack(pending).tolist(), done - len(pending) + 1):
         values = dict(zip(names, row))
         if not math.isfinite(sum(row)):
-            raise TrainingError(
-                f"step {at}: the loss is not finite ({', '.join(f'{k}={v:g}' for k, v in values.items())}). "
-                f"No weight was touched by this step. {_advice(state)}"
-            )
+            which = ", ".join(f"{k}={v:g}" for k, v in values.items())
+            said = f"step {at}: the loss is not finite ({which}). No weight was touched by this step."
+            raise TrainingError(f"{said} {_advice(state)}")
         notes.add(values)
     pending.clear()
     return values
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-210
-@contextlib.contextmanager
-def _telling(told: Sequence[Callback], name: str, start: int, total: int) -> Iterator[None]:
-    "Begin and end of a stage, however it ends."
-    try:
-        for c in told:
-            c.begin(name, start, total)
-        yield
-    finally:
-        for c in told:
-            c.end()
+@dataclass
+class _Course:
+    "A stage under way: what it learns with, what it has noted, and whom it tells."
+
+    module: nn.Module
+    optimiser: torch.optim.Adam
+    data: Feed
+    stage: StageConfig
+    told: list[Callback]
+    state: Path | None = None  # Where its state is kept, if anywhere
+    belongs: Mapping[str, Any] = field(default_factory=dict)  # What that belongs to
+    notes: Log = field(default_factory=Log)
+    pending: list[Tensor] = field(default_factory=list)  # Losses that nobody has looked at yet
+    start: int = 0  # Steps done before
+
+    def __post_init__(self) -> None:
+        self.total = total_steps(self.data.n, self.stage)
+        self.saved = self.began = time.monotonic()
+
+    def go_on(self, state: Path, belongs: Mapping[str, Any]) -> None:
+        "Keep the state there, and go on from it if there is one."
+        self.state, self.belongs = state, belongs
+        if state.exists():
+            self.start, self.notes, self.data.memory = load_state(state, self.module, self.optimiser, belongs)
+            log.info("%s: going on at step %d of %d", self.data.name, self.start, self.total)
+
+    def enough(self) -> bool:
+        return any(c.enough(self.notes.rows) for c in self.told)
+
+    def learn(self, losses: Losses, done: int) -> list[str]:
+        "Take step number `done`. Gives the names of its losses, which wait to be looked at."
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.stage, done - 1, self.total)
+        named = losses(self.data[done - 1])
+        self.pending.append(_step(self.optimiser, torch.stack(list(named.values()))))
+        return list(named)
+
+    def due(self, done: int, asked: bool) -> tuple[bool, bool, bool]:
+        "Whether an epoch ends, whether to save, and whether to look at the losses now."
+        last, many = done == self.total, 1 if self.data.device.type == "cpu" else 16
+        ends = last or done % len(self.data.cut) == 0
+        late = time.monotonic() - self.saved > 60 * self.stage.save_minutes
+        saves = self.state is not None and (asked or last or late)
+        return ends, saves, ends or saves or asked or len(self.pending) == many
+
+    def tell(self, names: Sequence[str], done: int) -> None:
+        "Look at the losses since the last look."
+        values = _account(self.pending, names, done, self.notes, self.state)
+        for c in self.told:
+            c.step(done, values)
+
+    def close_epoch(self, done: int, more: Mapping[str, float]) -> None:
+        self.notes.close_epoch(done, time.monotonic() - self.began, more)
+        self.began = time.monotonic()
+        for c in self.told:
+            c.epoch(self.notes.rows)
+
+    def save(self, done: int) -> None:
+        if self.state:
+            memory = self.data.memory
+            save_state(self.state, self.module, self.optimiser, done, self.notes, self.belongs, memory)
+            self.saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        "Begin and end of the stage, however it ends."
+        try:
+            for c in self.told:
+                c.begin(self.data.name, self.start, self.total)
+            yield
+        finally:
+            for c in self.told:
+                c.end()
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-21
+def _adam(module: nn.Module, stage: StageConfig, compute: ComputeConfig) -> torch.optim.Adam:
+    "The one optimiser of equation 8, over what may be learned."
+    learned = [p for p in module.parameters() if p.requires_grad]
+    fused = compute.fused_adam or None
+    return torch.optim.Adam(learned, stage.lr, weight_decay=stage.weight_decay, fused=fused)
+
+# %% ../nbs/04a_loop.ipynb #76d18511
+def _run(course: _Course, losses: Losses, validate: Callable[[], float] | None) -> None:
+    "All steps that are left, as long as nobody has had enough or asks for an end."
+    enough = course.enough()
+    with deferred_interrupts() as interrupt, course.telling():
+        for done in range(course.start + 1, 0 if enough else course.total + 1):
+            names, asked = course.learn(losses, done), interrupt.pending
+            ends, saves, looks = course.due(done, bool(asked))
+            if looks:
+                course.tell(names, done)
+            if ends:
+                course.close_epoch(done, dict(validation=validate()) if validate else {})
+                enough = course.enough()
+            if saves or enough:
+                course.save(done)
+            if interrupt.pending and (asked or saves or done == course.total):
+                raise Ended(interrupt.pending)
+            if enough:
+                return
+
+# %% ../nbs/04a_loop.ipynb #4fdde293
+def _begun(
+    module: nn.Module,
+    data: Feed,
+    stage: StageConfig,
+    folder: Path | None,
+    identity: Mapping[str, Any],
+    compute: ComputeConfig,
+    callbacks: Sequence[Callback],
+) -> _Course:
+    "A stage that is to begin, or to go on where its folder holds a state."
+    module.train()
+    if compute.channels_last:
+        module.to(memory_format=torch.channels_last)
+    course = _Course(module, _adam(module, stage, compute), data, stage, [Bar(), *callbacks])
+    if folder:
+        remove_parts(folder / name for name in RUN_FILES)
+        course.told.insert(1, Table(folder / f"{data.name}.csv"))
+        course.go_on(folder / f"{data.name}.state.safetensors", belonging(identity, data, stage, compute))
+    return course
+
+# %% ../nbs/04a_loop.ipynb #d139b3d4
 def fit(
     module: nn.Module,  # Trained in place, on the device it is on
     losses: Losses,  # What it learns from
     data: Feed,  # The batch of every step
     stage: StageConfig,  # Schedule
-    folder: Path | None = None,  # Where log and state go: NAME.csv, NAME.state.safetensors; None: nowhere
+    folder: Path | None = None,  # Where log and state go: NAME.csv, NAME.state.safetensors
     identity: Mapping[str, Any] | None = None,  # The configuration a state belongs to, plain values
     compute: ComputeConfig | None = None,  # Memory format and Adam
     callbacks: Sequence[Callback] = (),  # Told beside the progress bar and the table
     validate: Callable[[], float] | None = None,  # The loss on held-out images, a column of the log
 ) -> list[dict[str, float]]:  # The log, a row an epoch
-    """Learn for one stage; goes on where the folder holds a state of the same configuration and images,
-    refuses another's.
-    """
-    compute = compute or ComputeConfig()
-    module.train()
-    if compute.channels_last:
-        module.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(
-        [p for p in module.parameters() if p.requires_grad],
-        stage.lr,
-        weight_decay=stage.weight_decay,
-        fused=compute.fused_adam or None,
-    )
-    total, each, start, notes = total_steps(data.n, stage), len(data.cut), 0, Log()
-    state = folder / f"{data.name}.state.safetensors" if folder else None
-    told = [Bar(), *([Table(folder / f"{data.name}.csv")] if folder else []), *callbacks]
-    belongs = belonging(identity or {}, data, stage, compute) if folder else {}
-    if folder:
-        remove_parts(folder / n for n in RUN_FILES)
-    if state and state.exists():
-        start, notes, data.memory = load_state(state, module, optimiser, belongs)
-        log.info("%s: going on at step %d of %d", data.name, start, total)
-    enough = any(c.enough(notes.rows) for c in told)
-    pending: list[Tensor] = []
-    saved = began = time.monotonic()
-    with deferred_interrupts() as interrupt, _telling(told, data.name, start, total):
-        for step in range(start, start if enough else total):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(stage, step, total)
-            named = losses(data[step])
-            pending.append(_step(optimiser, torch.stack(list(named.values()))))
-            ends = (step + 1) % each == 0 or step + 1 == total
-            saves = state and (
-                interrupt.pending or step + 1 == total or time.monotonic() - saved > 60 * stage.save_minutes
-            )
-            if not (
-                ends or saves or interrupt.pending or len(pending) == (1 if data.device.type == "cpu" else 16)
-            ):
-                continue
-            values = _account(pending, list(named), step, notes, state)
-            for c in told:
-                c.step(step + 1, values)
-            if ends:
-                notes.close_epoch(
-                    step + 1, time.monotonic() - began, dict(validation=validate()) if validate else {}
-                )
-                began = time.monotonic()
-                for c in told:
-                    c.epoch(notes.rows)
-                enough = any(c.enough(notes.rows) for c in told)
-            if state and (saves or enough):
-                save_state(state, module, optimiser, step + 1, notes, belongs, data.memory)
-                saved = time.monotonic()
-            if interrupt.pending:
-                raise Ended(interrupt.pending)
-            if enough:
-                break
-    check_finite(module.state_dict(), int(notes.rows[-1]["step"]) if notes.rows else total)
-    return notes.rows
+    "Learn for one stage, or go on with it. Refuses a state of another configuration or of other images."
+    course = _begun(module, data, stage, folder, identity or {}, compute or ComputeConfig(), callbacks)
+    _run(course, losses, validate)
+    rows = course.notes.rows
+    check_finite(module.state_dict(), int(rows[-1]["step"]) if rows else course.total)
+    return rows

@@ -11,19 +11,19 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
+# %% auto #0
+__all__ = ['VERSIONS', 'Points', 'CHUNK', 'BLOCK', 'KINDS', 'LIMITS', 'Ranks', 'Lazy', 'pixel_metrics', 'pixel_auroc',
+           'pixel_average_precision', 'pixel_f1_max', 'au_pro', 'pro_curve', 'image_ranks', 'image_metrics',
+           'image_auroc', 'average_precision', 'f1_max', 'kind_groups', 'image_auroc_mean', 'au_spro', 'au_spro_types']
+
+# %% ../nbs/08_metrics.ipynb #208ebdf0
 import numpy as np
 from scipy import ndimage
 
 from .core import DataError, did_you_mean
-
-# %% auto #0
-__all__ = ['VERSIONS', 'Points', 'CHUNK', 'BLOCK', 'KINDS', 'LIMITS', 'Rules', 'Ranks', 'Lazy', 'pixel_metrics', 'pixel_auroc',
-           'pixel_average_precision', 'pixel_f1_max', 'au_pro', 'pro_curve', 'image_ranks', 'image_metrics',
-           'image_auroc', 'average_precision', 'f1_max', 'kind_groups', 'image_auroc_mean', 'saturation_area',
-           'au_spro', 'au_spro_types']
+from .loco import Rules, saturation_area, saturation_rules
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-04
 # raised when the value of a metric changes for the same input; records carry them
@@ -559,45 +559,6 @@ def image_auroc_mean(
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-58
 LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)  # false positive rates at which LOCO's authors report
-Rules = Mapping[int, tuple[float, bool]]  # pixel value → saturation threshold, is it relative
-
-
-def _rules(defects_config: Sequence[Mapping[str, Any]]) -> Rules:
-    "LOCO's list of defect types by pixel value."
-    out: dict[int, tuple[float, bool]] = {}
-    for n, c in enumerate(defects_config):
-        try:
-            v, t, relative = c["pixel_value"], c["saturation_threshold"], c["relative_saturation"]
-        except (KeyError, TypeError) as e:
-            raise DataError(
-                f"defects_config: entry {n} lacks {e}; each needs pixel_value, saturation_threshold and "
-                "relative_saturation, as in LOCO's defects_config.json."
-            ) from None
-        if not isinstance(v, Integral) or v < 1 or v in out:
-            raise DataError(
-                f"defects_config: entry {n} has pixel_value {v!r}; each needs its own whole number from 1 up."
-            )
-        if relative not in (True, False):
-            raise DataError(
-                f"defects_config: pixel_value {v} has relative_saturation {relative!r}; it must be true or "
-                "false."
-            )
-        if not isinstance(t, (int, float)) or not (0 < t <= 1 if relative else t >= 1 and t % 1 == 0):
-            raise DataError(
-                f"defects_config: pixel_value {v} has saturation_threshold {t!r}; relative ones lie in (0, "
-                "1], absolute ones are whole numbers of pixels, 1 or more."
-            )
-        out[int(v)] = (float(t), bool(relative))
-    return out
-
-# %% ../nbs/08_metrics.ipynb #08-metrics-58-2
-def saturation_area(
-    area: int,  # A, pixels of the defect
-    threshold: float,  # Share of the area if relative, else pixels
-    relative: bool,  # Which of the two
-) -> int:  # S
-    "How many pixels of a defect have to be found."
-    return int(threshold * area) if relative else int(min(threshold, area))
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-59
 def _defect(
@@ -659,7 +620,7 @@ def _spro_set(
             f"one list of channels, and one kind, for every map is needed, got {len(maps)} maps, "
             f"{len(channels)} lists and {'no' if kinds is None else len(kinds)} kinds."
         )
-    rules = _rules(config)
+    rules = saturation_rules(config)
 
     def first(i: int) -> tuple[Points, int, int]:
         key, ch, what = _map(maps[i], f"map {i}"), channels[i], f"image {i}"
@@ -729,7 +690,7 @@ def au_spro_types(
 
     One pass a type.
     """
-    limits, rules = _fpr_limits(limits), _rules(defects_config)
+    limits, rules = _fpr_limits(limits), saturation_rules(defects_config)
     if len(maps) != len(channels):
         raise DataError(f"got {len(maps)} maps and {len(channels)} lists of channels.")
     shown = [

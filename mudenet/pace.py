@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import MuDeNet
-from .config import Config, override, portable
+from .config import Config, override
+from .identity import portable
 from .core import ConfigError, device_name, markdown_table, new_record, progress, rng
 from .data import normalize
 from .export import PRECISIONS, SUFFIX, _built, _need, _WRITERS, described, openvino_model

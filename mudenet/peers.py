@@ -23,13 +23,14 @@ __all__ = ['SIGMA', 'NEIGHBOURS', 'Answer', 'smooth_map', 'gaussians', 'mahalano
 
 # %% ../nbs/14_peers.ipynb #14p3154721a
 from .core import device_name, fingerprint, generator, markdown_table, new_record, progress
-from .config import portable
+from .identity import portable
 from .data import normalize, summary
 from .decisions import p_value
 from .distillation import Backbone
-from .evaluation import Job, image_row, images_of, intervals, measure
+from .evaluation import image_row, intervals, measure
+from .job import Job, images_of
 from .inference import gaussian_blur, label_threshold
-from .report import Case
+from .pictures import Case
 from .start import evenly_chosen
 
 # %% ../nbs/14_peers.ipynb #14p5bf773f7

@@ -95,7 +95,8 @@ def _cited(e: Assumption, root: Path, kind: str) -> list[dict[str, Any]]:
 # %% ../nbs/12a_register_checks.ipynb #12-assumptions-27
 def _confirms(e: Assumption, record: Mapping[str, Any]) -> bool:
     "Whether an evaluation was trained with the paper's configuration and has the chosen values."
-    from mudenet.config import from_saved, identity, load_config, override, shipped
+    from mudenet.config import from_saved, load_config, override, shipped
+    from mudenet.identity import identity
 
     own, name = from_saved(record["config"]), record["dataset"]
     paper = load_config(name if name in shipped() else None)
@@ -581,7 +582,7 @@ class _Trial:
         "A detector that has learned and is calibrated."
         from mudenet.data import load_images
         from mudenet.distillation import teacher_identity
-        from mudenet.evaluation import calibrate_on, ensure_teacher
+        from mudenet.job import calibrate_on, ensure_teacher
         from mudenet.inference import Detector
         from mudenet.training import train, train_identity
 
@@ -600,9 +601,10 @@ class _Trial:
     def outcome(self, settings: Mapping[str, Any]) -> str:
         "Everything that a detector under these settings says, as a digest."
         import torch
-        from mudenet.config import run_folder
+        from mudenet.identity import run_folder
         from mudenet.core import digest
-        from mudenet.evaluation import Job, measure, score_images
+        from mudenet.evaluation import measure, score_images
+        from mudenet.job import Job
         from mudenet.inference import predict
 
         if "backbone.weights" in settings:

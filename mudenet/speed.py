@@ -33,7 +33,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import DescriptorNetwork, MuDeNet
-from .config import ComputeConfig, Config, from_dict, portable, to_dict
+from .config import ComputeConfig, Config, from_dict, to_dict
+from .identity import portable
 from mudenet.core import (
     ConfigError,
     MudenetError,
@@ -48,7 +49,8 @@ from mudenet.core import (
 )
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-110beb
-from .data import AUGMENTATIONS, augment, load_images, normalize
+from .augmentation import AUGMENTATIONS, augment
+from .data import load_images, normalize
 from .distillation import stage1
 from .engine import precision
 from .images import find_images, read_image, resize_image

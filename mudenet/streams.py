@@ -10,36 +10,17 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from .core import DataError
-
 # %% auto #0
 __all__ = ['SLACK', 'PixelStream', 'SproStream']
 
 # %% ../nbs/08c_streams.ipynb #08c-streams-2c90de
-from mudenet.metrics import (
-    BLOCK,
-    CHUNK,
-    LIMITS,
-    Points,
-    _distinct,
-    _each,
-    _fpr_limit,
-    _fpr_limits,
-    _group,
-    _lookup,
-    _map,
-    _mask,
-    _pro,
-    _regions,
-    _roc_metrics,
-    _rules,
-    _saturated,
-    _splits,
-    _spro_table,
-    _Tally,
-)
+import numpy as np
+
+from .core import DataError
+from .loco import saturation_rules
+from .metrics import BLOCK, CHUNK, LIMITS, Points, _Tally, _distinct, _each, _fpr_limit, _fpr_limits
+from .metrics import _group, _lookup, _map, _mask, _pro, _regions, _roc_metrics, _saturated, _splits
+from .metrics import _spro_table
 
 # %% ../nbs/08c_streams.ipynb #08-metrics-700
 # values beyond those it must keep that a bounded stream gathers before it drops any, or a quarter if that is
@@ -193,7 +174,7 @@ class SproStream(_Stream):
         limits: Sequence[float] = LIMITS,  # FPR limits
         pixels: int | None = None,  # Upper bound of the nominal pixels to come, if known
     ):
-        self.rules, self.limits = _rules(defects_config), _fpr_limits(limits)
+        self.rules, self.limits = saturation_rules(defects_config), _fpr_limits(limits)
         self.kinds: set[str | None] = set()
         super().__init__(max(self.limits), pixels, 3)
 

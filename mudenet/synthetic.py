@@ -24,16 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mudenet.core import (
-    DataError,
-    MudenetError,
-    StorageError,
-    did_you_mean,
-    locked,
-    progress,
-    rng,
-    write_json,
-)
+from .core import DataError, MudenetError, StorageError, did_you_mean, locked, progress, rng
+from .core import write_json
 
 # %% ../nbs/03_synthetic.ipynb #538cb207
 from .drawing import COLOURS, FUSES, HOLES, SIZES, SLOTS, TERMINAL, TERMINALS, Canvas, Part

@@ -11,45 +11,22 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from datetime import date
-
-# %% auto #0
-__all__ = ['Card', 'teachers', 'checked', 'find_teacher', 'resolve_teacher', 'teacher_name', 'corpus_folder', 'distill_corpus',
-           'add_teacher']
-
-# %% ../nbs/05a_teachers.ipynb #05a-teachers-imports1
 from pathlib import Path
 from typing import Any
 
-from .config import Config, differences, override, short_key
-from mudenet.core import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    atomic,
-    did_you_mean,
-    environment,
-    file_digest,
-    locked,
-    pick_device,
-    read_meta,
-    read_record,
-    write_json,
-)
+# %% auto #0
+__all__ = ['Card', 'teachers', 'teacher_name', 'checked', 'find_teacher', 'resolve_teacher', 'corpus_folder', 'distill_corpus',
+           'add_teacher']
 
-# %% ../nbs/05a_teachers.ipynb #05a-teachers-imports
+# %% ../nbs/05a_teachers.ipynb #05a-teachers-imports1
+from .architecture import DescriptorNetwork
+from .config import Config, override
+from .core import CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment
+from .core import file_digest, locked, pick_device, read_meta, read_record, write_json
 from .corpus import Corpus, CorpusFeed
-from mudenet.distillation import (
-    Backbone,
-    architecture_of_t,
-    distill,
-    explained,
-    load_teacher,
-    config_of,
-    make_target,
-    map_statistics,
-    save_teacher,
-    teacher_identity,
-)
+from .distillation import Backbone, architecture_of_t, config_of, distill, explained, load_teacher
+from .distillation import make_target, map_statistics, save_teacher, teacher_identity
+from .identity import differences, short_key
 from .loop import log
 from .tracking import trackers
 
@@ -71,15 +48,14 @@ class Card:
         "Field → text, in the order in which people ask."
         m, d, b = self.config["model"], self.config["distill"], self.config["backbone"]
         shares = self.about.get("explained", {}).get("all", [])
+        size, levels = self.config["data"]["image_size"], ", ".join(f"{100 * v:.0f} %" for v in shares)
         return dict(
             architecture=f"C = {m['channels']}, trunk {m['width']}, {m['padding']} padding",
             corpus=f"{self.corpus} ({self.about['corpus']['images']} images)",
             backbone=f"{b['name']}, {b['weights']}",
-            schedule=f"{d['steps'] or 'all'} steps of {d['batch_size']} crops at "
-            f"{self.config['data']['image_size']} px",
+            schedule=f"{d['steps'] or 'all'} steps of {d['batch_size']} crops at {size} px",
             loss=f"{self.about['loss']:.1f} of {m['channels']}",
-            explained=", ".join(f"{100 * v:.0f} %" for v in shares)
-            + " of E by level, on photographs held out",
+            explained=f"{levels} of E by level, on photographs held out",
             licence=self.licence,
             made=self.date,
             digest=self.sha256[:16],
@@ -116,6 +92,13 @@ def teachers() -> dict[str, Path]:  # Name → file, those of the package first
             found.setdefault(card.stem, card.with_suffix(".safetensors"))
     return found
 
+
+def teacher_name(
+    path: str | Path,  # A teacher's file
+) -> str:  # Its name, or the file's where it has none
+    "What people call it."
+    return next((n for n, p in teachers().items() if p == Path(path)), Path(path).name)
+
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-find0
 def checked(
     path: Path,  # A teacher's file, its card beside it
@@ -123,13 +106,13 @@ def checked(
     "The card of a teacher. Raises `CheckpointError` where the file is not the one on its card."
     card = _read_card(path.with_suffix(".json"))
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} is gone; its card is still there. Remove the card or bring the file back."
-        )
+        said = f"{path} is gone, and its card is still there"
+        raise CheckpointError(f"{said}. Remove the card or bring the file back.")
     if (found := file_digest(path)) != card.sha256:
+        digests = f"SHA-256 {found[:16]} there, {card.sha256[:16]} on the card"
         raise CheckpointError(
-            f"the teacher {path} is not the one on its card: SHA-256 {found[:16]} there, {card.sha256[:16]} "
-            "on the card. Install the package again, or add the teacher anew with `mudenet teachers add`."
+            f"the teacher {path} is not the one on its card: {digests}. Install the package again, or add "
+            "the teacher anew with `mudenet teachers add`."
         )
     return card
 
@@ -148,10 +131,8 @@ def find_teacher(
     path = Path(name).expanduser()
     if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
-    raise ConfigError(
-        f"teacher={name!r} is neither a file nor a teacher's name. "
-        f"{did_you_mean(name, [*known, 'auto', 'none'])}"
-    )
+    near = did_you_mean(name, [*known, "auto", "none"])
+    raise ConfigError(f"teacher={name!r} is neither a file nor a teacher's name. {near}")
 
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-find2
 def resolve_teacher(
@@ -164,30 +145,13 @@ def resolve_teacher(
     if name != "auto":
         return replace(config, teacher=str(find_teacher(str(name))))
     for path in teachers().values():
-        if not differences(
-            architecture_of_t(config_of(path, read_meta(path, "teacher"))), architecture_of_t(config)
-        ):
+        its = config_of(path, read_meta(path, "teacher"))
+        if not differences(architecture_of_t(its), architecture_of_t(config)):
             return replace(config, teacher=str(find_teacher(path.stem)))
     log.info("no teacher fits this architecture (%s): one is distilled", ", ".join(teachers()))
     return replace(config, teacher=None)
 
-# %% ../nbs/05a_teachers.ipynb #05a-teachers-find
-def teacher_name(
-    path: str | Path,  # A teacher's file
-) -> str:  # Its name, or the file's where it has none
-    "What people call it."
-    return next((n for n, p in teachers().items() if p == Path(path)), Path(path).name)
-
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-distil0
-def _held_out(config: Config, held: Corpus, device: Any) -> CorpusFeed:
-    "Photographs that T has not seen, whole."
-    return CorpusFeed(
-        held,
-        override(config, {"distill.folder_crop": 1.0, "distill.augment": False, "compute.workers": 0}),
-        device,
-    )
-
-# %% ../nbs/05a_teachers.ipynb #05a-teachers-distil1
 def corpus_folder(
     config: Config,  # `distill.images` is folder
 ) -> Path:  # OUT/teachers/KEY-sSEED
@@ -196,54 +160,81 @@ def corpus_folder(
     return config.out / "teachers" / f"{key}-s{config.seed}"
 
 
+def _shares(config: Config, teacher: DescriptorNetwork, learned: Corpus, held: Corpus) -> dict[str, Any]:
+    "What T explains of the E of photographs that it has not seen, whole."
+    whole = {"distill.folder_crop": 1.0, "distill.augment": False, "compute.workers": 0}
+    device = pick_device(config.device)
+    unseen = CorpusFeed(held, override(config, whole), device)
+    batches = (unseen.pixels(k) for k in range(len(unseen.cut)))
+    return explained(teacher, make_target(config, learned, device), batches, config.distill)
+
+# %% ../nbs/05a_teachers.ipynb #05a-teachers-distil2
+def _is_there(path: Path, learned: Corpus) -> bool:
+    "Whether that teacher has been made. Raises `CheckpointError` for one of other photographs."
+    if not path.exists():
+        return False
+    there = read_meta(path, "teacher").get("about", {}).get("corpus", {}).get("fingerprint")
+    if there == learned.fingerprint:
+        return True
+    raise CheckpointError(
+        f"{path} was distilled on other photographs than {learned.root} holds now ({there} there, "
+        f"{learned.fingerprint} here). Delete {path.parent} to start over, or choose another --out."
+    )
+
+
+def _about(folder: Path, learned: Corpus, held: Corpus) -> dict[str, Any]:
+    "What a teacher's file says of how it was made."
+    with open(folder / "distill.csv", encoding="utf-8") as f:
+        loss = float(list(csv.DictReader(f))[-1]["distillation"])
+    images = dict(images=len(learned), held_out=len(held), fingerprint=learned.fingerprint)
+    versions = dict(mudenet=environment()["mudenet"], **environment()["packages"])
+    return dict(loss=loss, versions=versions, corpus=dict(name=learned.root.name, **images))
+
+# %% ../nbs/05a_teachers.ipynb #72505015
+def _distill_corpus(config: Config, resume: bool) -> Path:
+    folder, device, c = corpus_folder(config), pick_device(config.device), config.distill
+    path, state = folder / "teacher.safetensors", folder / "distill.state.safetensors"
+    learned, held = Corpus.of(str(c.folder)).split(c.folder_holdout)
+    if _is_there(path, learned):
+        return path
+    if not resume:
+        Backbone(config.backbone.name, config.backbone.weights)  # refuses before anything is lost
+        state.unlink(missing_ok=True)
+    teacher = distill(config, learned, folder=folder, device=device, callbacks=trackers(config, folder))
+    feed, few = CorpusFeed(learned, config, device), min(32, -(-len(learned) // c.batch_size))
+    statistics = map_statistics(teacher, (feed.pixels(k) for k in range(few)))
+    about = _about(folder, learned, held)
+    if len(held) >= 2:
+        about["explained"] = _shares(config, teacher, learned, held)
+    save_teacher(path, teacher, config, statistics, identity=teacher_identity(config), about=about)
+    state.unlink(missing_ok=True)
+    return path
+
+# %% ../nbs/05a_teachers.ipynb #5cccbaf6
 def distill_corpus(
     config: Config,  # `distill.images` is folder
-    resume: bool = True,  # Go on with an unfinished run; else begin it anew
+    resume: bool = True,  # Go on with an unfinished run, or begin it anew
 ) -> Path:  # The teacher's file
     """Distil a teacher on a folder of photographs.
 
-    Goes on where it was interrupted; what is finished is not made again.
+    Goes on where it was interrupted. What is finished is not made again.
     """
     with locked(corpus_folder(config)):
         return _distill_corpus(config, resume)
 
-# %% ../nbs/05a_teachers.ipynb #05a-teachers-distil2
-def _distill_corpus(config: Config, resume: bool) -> Path:
-    folder, device = corpus_folder(config), pick_device(config.device)
-    path, corpus = folder / "teacher.safetensors", Corpus.of(str(config.distill.folder))
-    learned, held = corpus.split(config.distill.folder_holdout)
-    if path.exists():
-        there = read_meta(path, "teacher").get("about", {}).get("corpus", {}).get("fingerprint")
-        if there == learned.fingerprint:
-            return path
-        raise CheckpointError(
-            f"{path} was distilled on other photographs than {corpus.root} holds now ({there} there, "
-            f"{learned.fingerprint} here). Delete {folder} to start over, or choose another --out."
-        )
-    if not resume:
-        Backbone(config.backbone.name, config.backbone.weights)  # refuses before anything is lost
-        (folder / "distill.state.safetensors").unlink(missing_ok=True)
-    teacher = distill(config, learned, folder=folder, device=device, callbacks=trackers(config, folder))
-    feed, few = CorpusFeed(learned, config, device), min(32, -(-len(learned) // config.distill.batch_size))
-    statistics = map_statistics(teacher, (feed.pixels(k) for k in range(few)))
-    with open(folder / "distill.csv", encoding="utf-8") as f:
-        loss = float(list(csv.DictReader(f))[-1]["distillation"])
-    about: dict[str, Any] = dict(
-        loss=loss,
-        versions=dict(mudenet=environment()["mudenet"], **environment()["packages"]),
-        corpus=dict(
-            name=corpus.root.name, images=len(learned), held_out=len(held), fingerprint=learned.fingerprint
-        ),
-    )
-    if len(held) >= 2:
-        unseen = _held_out(config, held, device)
-        target = make_target(config, learned, device)
-        about["explained"] = explained(
-            teacher, target, (unseen.pixels(k) for k in range(len(unseen.cut))), config.distill
-        )
-    save_teacher(path, teacher, config, statistics, identity=teacher_identity(config), about=about)
-    (folder / "distill.state.safetensors").unlink(missing_ok=True)
-    return path
+# %% ../nbs/05a_teachers.ipynb #35cfb955
+def _may_be_added(name: str, path: Path, folder: Path) -> dict[str, Any]:
+    "What the file says of itself. Raises `ConfigError` for the name, `CheckpointError` for the file."
+    if not name.replace("-", "").replace("_", "").isalnum() or name in ("auto", "none"):
+        raise ConfigError(f"{name!r} cannot be a teacher's name: use letters, digits, - and _.")
+    if name in teachers() and teachers()[name].parent != folder:
+        raise ConfigError(f"{name!r} is the name of a teacher of the package.")
+    meta = read_meta(path, "teacher")
+    if "corpus" not in meta.get("about", {}):
+        said = f"{path} was distilled on one category's images"
+        raise CheckpointError(f"{said}. Only a teacher of a folder of photographs can be added.")
+    load_teacher(path, config_of(path, meta))
+    return meta
 
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-distil
 def add_teacher(
@@ -251,32 +242,15 @@ def add_teacher(
     path: Path,  # A file of `mudenet distill`
     corpus: str,  # What it was distilled on, for people
     licence: str,  # Of its sources
-    folder: Path | None = None,  # Where to; default: $MUDENET_TEACHERS or the user's cache
+    folder: Path | None = None,  # Where to, by default $MUDENET_TEACHERS or the user's cache
 ) -> Path:  # The copy
     "Put a teacher where it is found by its name. Raises `ConfigError`, `CheckpointError`."
-    if not name.replace("-", "").replace("_", "").isalnum() or name in ("auto", "none"):
-        raise ConfigError(f"{name!r} cannot be a teacher's name; use letters, digits, - and _.")
     folder = folder or _folders()[1]
-    if name in teachers() and teachers()[name].parent != folder:
-        raise ConfigError(f"{name!r} is the name of a teacher of the package.")
-    meta = read_meta(path, "teacher")
-    if "corpus" not in meta.get("about", {}):
-        raise CheckpointError(
-            f"{path} was distilled on one category's images; only a teacher that was distilled on a folder "
-            "of photographs can be added."
-        )
-    load_teacher(path, config_of(path, meta))
-    target, config = folder / f"{name}.safetensors", meta["config"]
+    meta, target = _may_be_added(name, path, folder), folder / f"{name}.safetensors"
     with atomic(target) as part:
         shutil.copyfile(path, part)
-    made = Card(
-        name=name,
-        sha256=file_digest(target),
-        corpus=corpus,
-        licence=licence,
-        date=date.today().isoformat(),
-        about=meta["about"],
-        config={k: config[k] for k in ("data", "backbone", "model", "distill", "seed")},
-    )
-    write_json(target.with_suffix(".json"), asdict(made))
+    made = {k: meta["config"][k] for k in ("data", "backbone", "model", "distill", "seed")}
+    words = dict(name=name, corpus=corpus, licence=licence, date=date.today().isoformat())
+    card = Card(sha256=file_digest(target), about=meta["about"], config=made, **words)
+    write_json(target.with_suffix(".json"), asdict(card))
     return target

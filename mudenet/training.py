@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .architecture import DescriptorNetwork, MuDeNet
-from .config import ComputeConfig, Config, identity
+from .config import ComputeConfig, Config
+from .identity import identity
 from .core import digest
 from .engine import fold, prepared
 from .data import normalize

@@ -9,28 +9,18 @@ import json
 import os
 import re
 import shutil
-import urllib.error
 import urllib.request
-
-# %% auto #0
-__all__ = ['MANIFEST', 'FILES', 'shipped_zoo', 'read_manifest', 'add_detector', 'write_manifest', 'pull_detector', 'verify_zoo',
-           'zoo_table']
-
-# %% ../nbs/16_zoo.ipynb #16-zoo-02
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mudenet.core import (
-    ConfigError,
-    DataError,
-    WeightsError,
-    did_you_mean,
-    file_digest,
-    markdown_table,
-    progress,
-    write_json,
-)
+# %% auto #0
+__all__ = ['MANIFEST', 'FILES', 'shipped_zoo', 'read_manifest', 'write_manifest', 'add_detector', 'verify_zoo', 'pull_detector',
+           'zoo_table']
+
+# %% ../nbs/16_zoo.ipynb #16-zoo-02
+from .core import ConfigError, DataError, WeightsError, did_you_mean, file_digest, markdown_table
+from .core import progress, write_json
 from .hub import licence_of, record_of, save_pretrained
 from .inference import load_detector
 from .intervals import shown_intervals
@@ -143,6 +133,19 @@ def _packed(name: str, run: Path, zoo: Path, licence: str | None) -> tuple[Path,
         files=files,
     )
 
+# %% ../nbs/16_zoo.ipynb #16-zoo-08
+def write_manifest(
+    zoo: str | Path,  # The zoo's folder
+    entries: Mapping[str, Any],  # Name → entry
+) -> Path:
+    "Write what a zoo holds, atomically."
+    tree = dict(schema=1, kind="zoo", detectors=dict(sorted(entries.items())))
+    return write_json(Path(zoo) / MANIFEST, tree)
+
+
+def _weights(entry: Mapping[str, Any]) -> Any:
+    return entry["files"]["detector.safetensors"]
+
 # %% ../nbs/16_zoo.ipynb #723f2c4f
 def add_detector(
     name: str,  # What it is called in the zoo
@@ -167,19 +170,15 @@ def add_detector(
     write_manifest(zoo, entries)
     return entries[name]
 
-
-def _weights(entry: Mapping[str, Any]) -> Any:
-    return entry["files"]["detector.safetensors"]
-
-# %% ../nbs/16_zoo.ipynb #16-zoo-08
-def write_manifest(
-    zoo: str | Path,  # The zoo's folder
-    entries: Mapping[str, Any],  # Name → entry
-) -> Path:
-    "Write what a zoo holds, atomically."
-    return write_json(
-        Path(zoo) / MANIFEST, dict(schema=1, kind="zoo", detectors=dict(sorted(entries.items())))
-    )
+# %% ../nbs/16_zoo.ipynb #16-zoo-101
+def _copy(source: IO[bytes], out: IO[bytes], left: int, name: str) -> None:
+    "At most so many bytes, with a progress bar."
+    bar = progress(range(left), name, unit="B")
+    while left > 0 and (chunk := source.read(min(left, 1 << 20))):
+        out.write(chunk)
+        left -= len(chunk)
+        bar.update(len(chunk))
+    bar.close()
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-100
 def _fetch(place: str | Path, name: str, path: Path, about: Mapping[str, Any]) -> None:
@@ -196,25 +195,36 @@ def _fetch(place: str | Path, name: str, path: Path, about: Mapping[str, Any]) -
             f.seek(start)
             _copy(source, f, about["bytes"] - start, name)
     if (size := path.stat().st_size) < about["bytes"]:
-        raise WeightsError(
-            f"{name} broke off after {size} of {about['bytes']} bytes. The same command goes on from there."
-        )
+        said = f"{name} broke off after {size} of {about['bytes']} bytes"
+        raise WeightsError(f"{said}. The same command goes on from there.")
     if file_digest(path) != about["sha256"]:
         path.unlink()
-        raise WeightsError(
-            f"{name} from {place} is not the file of the manifest: its SHA-256 is another. It was removed; "
-            "tell whoever keeps the zoo."
-        )
+        said = f"{name} from {place} is not the file of the manifest: its SHA-256 is another"
+        raise WeightsError(f"{said}. It was removed. Tell whoever keeps the zoo.")
 
-# %% ../nbs/16_zoo.ipynb #16-zoo-101
-def _copy(source: IO[bytes], out: IO[bytes], left: int, name: str) -> None:
-    "At most so many bytes, with a progress bar."
-    bar = progress(range(left), name, unit="B")
-    while left > 0 and (chunk := source.read(min(left, 1 << 20))):
-        out.write(chunk)
-        left -= len(chunk)
-        bar.update(len(chunk))
-    bar.close()
+# %% ../nbs/16_zoo.ipynb #16-zoo-110
+def _wrong_files(folder: Path, entry: Mapping[str, Any]) -> list[str]:
+    "Files of a detector that are not what its entry says."
+    found = []
+    for file, about in entry["files"].items():
+        path = folder / file
+        if not path.is_file():
+            found.append(f"{path} is gone")
+        elif path.stat().st_size != about["bytes"] or file_digest(path) != about["sha256"]:
+            found.append(f"{path} was changed")
+    return found
+
+
+def verify_zoo(
+    zoo: str | Path,  # A folder
+) -> list[str]:  # What is wrong, or nothing
+    "Compare every file of a zoo with its manifest."
+    if _is_url(zoo):
+        raise ConfigError(f"{zoo}: only a folder can be verified; `mudenet zoo pull` checks what it fetches.")
+    return [x for name, entry in read_manifest(zoo).items() for x in _wrong_files(Path(zoo) / name, entry)]
+
+
+_LISTED = ("image_auroc", "pixel_auroc", "au_pro")
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-10
 def _there(folder: Path, entry: Mapping[str, Any]) -> Path:
@@ -253,30 +263,6 @@ def pull_detector(
         _fetch(zoo, f"{name}/{file}", part / file, about)
     os.replace(part, out / name)
     return out / name
-
-# %% ../nbs/16_zoo.ipynb #16-zoo-110
-def _wrong_files(folder: Path, entry: Mapping[str, Any]) -> list[str]:
-    "Files of a detector that are not what its entry says."
-    found = []
-    for file, about in entry["files"].items():
-        path = folder / file
-        if not path.is_file():
-            found.append(f"{path} is gone")
-        elif path.stat().st_size != about["bytes"] or file_digest(path) != about["sha256"]:
-            found.append(f"{path} was changed")
-    return found
-
-
-def verify_zoo(
-    zoo: str | Path,  # A folder
-) -> list[str]:  # What is wrong; nothing if all is well
-    "Compare every file of a zoo with its manifest."
-    if _is_url(zoo):
-        raise ConfigError(f"{zoo}: only a folder can be verified; `mudenet zoo pull` checks what it fetches.")
-    return [x for name, entry in read_manifest(zoo).items() for x in _wrong_files(Path(zoo) / name, entry)]
-
-
-_LISTED = ("image_auroc", "pixel_auroc", "au_pro")
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-11
 def _listed(name: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,11 +13,13 @@ from dataclasses import fields
 
 import pytest
 
-from mudenet.ablations import ablate, plan_sweep, sweep
+from mudenet.ablations import ablate
+from mudenet.sweep import plan_sweep, sweep
 from mudenet.benchmark import benchmark, benchmark_table, choose_categories, plan
 from mudenet.config import load_config, override
 from mudenet.core import ConfigError, WeightsError
-from mudenet.experiments import Here, OnRay, Run
+from mudenet.experiments import Here, Run
+from mudenet.on_ray import OnRay
 from mudenet.synthetic import write_product_line
 
 pytestmark = [

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from mudenet.cli import main
-from mudenet.config import ConfigError, InferenceConfig, load_config
-from mudenet.core import CheckpointError, DataError, load_tensors, read_record, save_tensors
+from mudenet.config import InferenceConfig, load_config
+from mudenet.core import ConfigError, CheckpointError, DataError, load_tensors, read_record, save_tensors
 from mudenet.decisions import p_values
-from mudenet.evaluation import ensure_detector, evaluate, open_job
+from mudenet.evaluation import evaluate
+from mudenet.job import ensure_detector, open_job
 from mudenet.explorer import collect, finish, own_choice
 from mudenet.inference import Detector, label_threshold
 from mudenet.synthetic import write_product_line

@@ -84,7 +84,7 @@ def test_the_steps_in_a_clean_environment(tmp_path):
     pytest.importorskip("onnx")
     from tiny import tiny_job
 
-    from mudenet.evaluation import ensure_detector
+    from mudenet.job import ensure_detector
     from mudenet.export import export_detector
 
     source, home = tmp_path / "src", tmp_path / "opt"

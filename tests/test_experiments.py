@@ -4,7 +4,8 @@ import pytest
 
 from mudenet.ablations import variants
 from mudenet.core import ConfigError, DeviceError
-from mudenet.experiments import Here, OnRay, read_variants, allocate
+from mudenet.experiments import Here, read_variants
+from mudenet.on_ray import OnRay, allocate
 
 
 @pytest.mark.parametrize(

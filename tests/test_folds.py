@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from mudenet import evaluation
+from mudenet import job as jobs
 from mudenet.cli import main
 from mudenet.config import load_config
 from mudenet.core import ConfigError, DataError, load_tensors
 from mudenet.decisions import cross_bound, cross_p_values, promised
-from mudenet.evaluation import cross_calibrate, ensure_detector, fold_jobs, open_job
+from mudenet.job import cross_calibrate, ensure_detector, fold_jobs, open_job
 from mudenet.inference import Detector
 from mudenet.synthetic import write_product_line
 
@@ -86,7 +86,7 @@ def test_it_goes_on_where_it_stopped(job, crossed, tmp_path, monkeypatch, capsys
     run = tmp_path / "run"
     shutil.copytree(job.folder, run)
     again = ["calibrate", str(run), "--folds", str(FOLDS), "--false-alarms", "0.2", "--device", "cpu"]
-    train, trained = evaluation.train, []
+    train, trained = jobs.train, []
 
     def stopped(config, images, *rest):
         trained.append(len(images))
@@ -94,7 +94,7 @@ def test_it_goes_on_where_it_stopped(job, crossed, tmp_path, monkeypatch, capsys
             raise KeyboardInterrupt
         return train(config, images, *rest)
 
-    monkeypatch.setattr(evaluation, "train", stopped)
+    monkeypatch.setattr(jobs, "train", stopped)
     assert main(again) != 0
     assert (run / "detector.safetensors").read_bytes() == (job.folder / "detector.safetensors").read_bytes()
     assert main(again) == 0

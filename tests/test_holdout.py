@@ -6,7 +6,7 @@ import pytest
 
 from mudenet.config import load_config, override
 from mudenet.core import CheckpointError, load_tensors, save_tensors
-from mudenet.evaluation import ensure_teacher, open_job
+from mudenet.job import ensure_teacher, open_job
 from mudenet.synthetic import write_product_line
 
 

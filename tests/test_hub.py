@@ -18,7 +18,8 @@ import torch
 from tiny import tiny_job
 
 from mudenet.core import CheckpointError, WeightsError, digest
-from mudenet.evaluation import ensure_detector, evaluate
+from mudenet.evaluation import evaluate
+from mudenet.job import ensure_detector
 from mudenet.hub import model_card, save_pretrained
 from mudenet.inference import Detector, settle
 

@@ -12,17 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mudenet.config import (
-    LEVELS,
-    field_names,
-    from_saved,
-    identity,
-    load_config,
-    nest,
-    portable,
-    run_key,
-    short_key,
-)
+from mudenet.config import LEVELS, field_names, from_saved, load_config, nest
+from mudenet.identity import identity, portable, run_key, short_key
 from mudenet.distillation import architecture_of_t, teacher_identity
 from mudenet.evaluation import setting_key
 from mudenet.loop import belonging
@@ -272,7 +263,7 @@ def test_a_field_that_does_not_say_what_it_decides_stops_the_import(tmp_path):
     source = (HERE.parent / "mudenet" / "config.py").read_text(encoding="utf-8")
     place = 'class DataConfig:\n    "What the networks see."\n'
     assert place in source
-    code = source.replace(place, f"{place}    fresh: int = 3\n").replace("from .core", "from mudenet.core")
+    code = source.replace(place, f"{place}    fresh: int = 3\n").replace("from .", "from mudenet.")
     (tmp_path / "careless.py").write_text(code, encoding="utf-8")
     words = [sys.executable, "-c", "import careless"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)

@@ -16,7 +16,7 @@ import yaml
 from mudenet.config import override
 from mudenet.data import load_images, normalize
 from mudenet.distillation import load_teacher
-from mudenet.evaluation import with_teacher
+from mudenet.job import with_teacher
 from mudenet.inference import Detector, calibrate
 from mudenet.interop import default_config
 from mudenet.metrics import image_auroc

@@ -37,10 +37,10 @@ HAND_OVER = dict(
 # wherever that is.
 CHILD = """
 import json, os, signal, sys, threading
-from mudenet import evaluation
+from mudenet import job
 from mudenet.cli import main
 from mudenet.core import read_meta
-aim, replace, calibrate = json.loads(sys.argv.pop(1)), os.replace, evaluation.calibrate_on
+aim, replace, calibrate = json.loads(sys.argv.pop(1)), os.replace, job.calibrate_on
 def end(): os.kill(os.getpid(), signal.SIGKILL)
 def at(moment, path=None):
     if moment != aim.get("at") or "step" in aim and read_meta(path, "state")["step"] < aim["step"]: return
@@ -49,7 +49,7 @@ def replacing(part, path):
     name = os.path.basename(path)
     at("before " + name, part); replace(part, path); at("after " + name, path)
 def calibrating(*args): at("before calibration"); return calibrate(*args)
-os.replace, evaluation.calibrate_on = replacing, calibrating
+os.replace, job.calibrate_on = replacing, calibrating
 sys.exit(main())
 """
 

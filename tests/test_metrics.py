@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mudenet.core import DataError
+from mudenet.loco import saturation_rules
 from mudenet.metrics import (
     _keys,
     _mask,
-    _rules,
     _saturated,
     au_pro,
     au_spro,
@@ -37,16 +37,16 @@ RULES = {
     "the background": (entry(value=0), "pixel_value 0"),
     "a value twice": (entry(value=9), "pixel_value 9"),
     "half a value": (entry(value=1.5), "pixel_value 1.5"),
-    "a field left out": (dict(pixel_value=1), "entry 1 lacks 'saturation_threshold'"),
+    "a field left out": (dict(pixel_value=1), "entry 1 lacks relative_saturation, saturation_threshold"),
 }
 
 
 @pytest.mark.parametrize("case", RULES)
 def test_rules_of_saturation(case):
     wrong, says = RULES[case]
-    _rules([WHOLE])
+    saturation_rules([WHOLE])
     with pytest.raises(DataError) as e:
-        _rules([WHOLE, wrong])
+        saturation_rules([WHOLE, wrong])
     assert says in str(e.value)
 
 
@@ -62,7 +62,7 @@ CHANNELS = {
 def test_channels(case):
     channel, says = CHANNELS[case]
     with pytest.raises(DataError) as e:
-        _saturated(MAPS[0], [channel], _rules([WHOLE, entry()]), "image 0")
+        _saturated(MAPS[0], [channel], saturation_rules([WHOLE, entry()]), "image 0")
     assert says in str(e.value)
 
 

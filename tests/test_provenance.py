@@ -57,7 +57,7 @@ def test_readme_marks_what_its_tables_show(tool):
     [
         ("07a_speed", "bench_train"),
         ("09_evaluation", "evaluation"),
-        ("10_ablations", "ablation"),
+        ("10b_findings", "ablation"),
         ("13_explorer", "bench_explorer"),
     ],
 )

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mudenet.config import load_config, portable
+from mudenet.config import load_config
+from mudenet.identity import portable
 from mudenet.core import new_record, write_json
 from mudenet.evaluation import run_category
 from mudenet.synthetic import write_product_line

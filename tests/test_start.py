@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from mudenet.cli_options import configure
-from mudenet.config import ConfigError, load_config
+from mudenet.config import load_config
+from mudenet.core import ConfigError
 from mudenet.data import load_images, normalize
 from mudenet.distillation import load_teacher
-from mudenet.evaluation import ensure_detector, open_job
+from mudenet.job import ensure_detector, open_job
 from mudenet.start import covariance_around, mean_map, whitening
 from mudenet.synthetic import write_product_line
 

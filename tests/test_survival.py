@@ -12,7 +12,8 @@ from mudenet import loop
 from mudenet.cli import main
 from mudenet.cli_options import configure
 from mudenet.core import DataError, read_meta
-from mudenet.evaluation import evaluate, open_job
+from mudenet.evaluation import evaluate
+from mudenet.job import open_job
 from mudenet.inference import load_detector
 from mudenet.synthetic import write_product_line
 

@@ -13,7 +13,7 @@ import sys
 import pytest
 from tiny import TINY
 
-from mudenet.ablations import plan_sweep, sweep_csv, sweep_path, sweep_table, swept
+from mudenet.sweep import plan_sweep, sweep_csv, sweep_path, sweep_table, swept
 from mudenet.cli import main
 from mudenet.config import load_config
 from mudenet.core import ConfigError

@@ -13,7 +13,7 @@ import torch
 from mudenet.cli import main
 from mudenet.config import Config, from_dict
 from mudenet.core import ConfigError, digest
-from mudenet.evaluation import ensure_detector, open_job
+from mudenet.job import ensure_detector, open_job
 from mudenet.synthetic import write_product_line
 from mudenet.tracking import trackers
 

@@ -9,7 +9,7 @@ from PIL import Image
 from mudenet.cli import main
 from mudenet.config import Config, override
 from mudenet.core import rng
-from mudenet.evaluation import open_job
+from mudenet.job import open_job
 from mudenet.images import read_image
 from mudenet.inference import Detector
 

@@ -1,7 +1,7 @@
 """Options and a job with which a detector is there in seconds."""
 
 from mudenet.config import load_config, override
-from mudenet.evaluation import open_job
+from mudenet.job import open_job
 from mudenet.synthetic import write_product_line
 
 TINY = [

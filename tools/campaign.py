@@ -34,7 +34,8 @@ from mudenet import distillation, evaluation, inference, loop, report, synthetic
 from mudenet.assumptions import find_register, read_register
 from mudenet.cli import main, make_parser
 from mudenet.cli_options import configure
-from mudenet.core import ENDS, load_tensors, new_record, run_command, save_tensors, write_json
+from mudenet.core import load_tensors, new_record, save_tensors, write_json
+from mudenet.terminal import ENDS, run_command
 
 RESULT = Path(__file__).parent.parent / "nbs" / "results" / "campaign.json"
 TINY = [

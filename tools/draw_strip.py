@@ -12,9 +12,10 @@ from PIL import Image
 from mudenet.config import load_config
 from mudenet.core import atomic
 from mudenet.data import load_masks
-from mudenet.evaluation import score_images, open_job
+from mudenet.evaluation import score_images
+from mudenet.job import open_job
 from mudenet.inference import load_detector
-from mudenet.report import colour_scale, draw_case
+from mudenet.pictures import colour_scale, draw_case
 
 TARGET = Path(__file__).parent.parent / "nbs" / "results" / "demo_strip.png"
 SHOWN = ("test/structural_anomalies/029.png", "test/logical_anomalies/007.png")

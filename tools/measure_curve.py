@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 
-from mudenet.config import differences, load_config, override, portable
+from mudenet.config import load_config, override
+from mudenet.identity import differences, portable
 from mudenet.core import fingerprint, new_record, write_json
-from mudenet.evaluation import ensure_detector, measure, metric_values, open_job, score_images
+from mudenet.evaluation import measure, metric_values, score_images
+from mudenet.job import ensure_detector, open_job
 from mudenet.inference import load_detector
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"

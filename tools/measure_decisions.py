@@ -16,10 +16,11 @@ import torch
 from scipy.stats import betabinom
 
 from mudenet.core import generator, new_record, progress, read_record, rng, write_json
-from mudenet.data import augment
+from mudenet.augmentation import augment
 from mudenet.decisions import images_wanted, p_values, promise, rank_from_top, rate_bound, rate_threshold
 from mudenet.inference import load_detector
-from mudenet.synthetic import draw_product, make_sample
+from mudenet.drawing import draw_product
+from mudenet.synthetic import make_sample
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 RATES, SIZES, TIMES = (0.1, 0.05, 0.01), (10, 24, 50, 99, 199, 299), 10_000

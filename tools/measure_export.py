@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from mudenet.cli_options import job_to_measure, run_config
-from mudenet.config import override, portable
+from mudenet.config import override
+from mudenet.identity import portable
 from mudenet.core import new_record, progress, write_json
 from mudenet.data import load_images
 from mudenet.export import (

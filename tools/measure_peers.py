@@ -17,7 +17,7 @@ from mudenet.config import load_config
 from mudenet.core import write_json
 from mudenet.data import normalize
 from mudenet.distillation import Backbone
-from mudenet.evaluation import ensure_detector, open_job, with_teacher
+from mudenet.job import ensure_detector, open_job, with_teacher
 from mudenet.peers import PaDiM, PatchCore, fit_and_look, look_through
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"

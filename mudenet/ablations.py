@@ -308,6 +308,8 @@ def at_setting(
     config = replace(detector.config, inference=job.config.inference)
     variant = Detector(detector.model, config, detector.about).to(detector.device)
     calibrate_on(variant, job)
+    if variant.modes is not None or detector.modes is not None:  # they change the raw scores
+        raw = raw_batches(variant, job)
     outs = [[v.float().cpu() for v in variant.finish(r.to(detector.device))] for r in raw]
     found = zip(job.category.test, *(torch.cat(x) for x in zip(*outs)))
     return variant, [Case(item=i, score=float(s), map=m.numpy(), parts=p.numpy()) for i, m, s, p in found]

@@ -327,6 +327,8 @@ class InferenceConfig:
     "Share of the pixels that `top_mean` takes."
     standardise_places: bool = decides("scores", False, newer=True)
     "Standardise a map place by place, by the training images' maps, before it gives the score (A-053)."
+    place_modes: int = decides("scores", 0, newer=True)
+    "Leave so many modes in which good parts vary at a place out of the structural distance (A-055)."
     threshold_quantile: float = decides("scores", 0.99)
     "The label threshold is this quantile of the nominal validation images' scores (A-029)."
     false_alarms: float | None = decides("scores", None)
@@ -346,8 +348,18 @@ class InferenceConfig:
 
     @property
     def needs_trained(self) -> bool:
-        "Whether calibration asks for the training images too (A-034, A-053)."
-        return self.statistics_images == "train" or self.standardise_places
+        "Whether calibration asks for the training images too (A-034, A-053, A-055)."
+        return bool(self.asks_for_trained)
+
+    @property
+    def asks_for_trained(self) -> str:
+        "The first setting that asks for the training images, empty where none does."
+        settings = dict(
+            standardise_places=self.standardise_places,
+            place_modes=self.place_modes > 0,
+            statistics_images=self.statistics_images == "train",
+        )
+        return next((f"{k}={getattr(self, k)!r}" for k, asks in settings.items() if asks), "")
 
     def __post_init__(self):
         _require(self, "smoothing", self.smoothing >= 0, "must not be negative; 0 turns it off.")
@@ -360,6 +372,7 @@ class InferenceConfig:
             set_so = f"{only}: set inference.statistics_images=train."
             _require(self, "false_alarms", self.statistics_apart, set_so)
         _positive(self, "batch_size", "min_area", most=2**16)
+        _require(self, "place_modes", 0 <= self.place_modes <= 64, "must lie in 0 to 64; 0 turns it off.")
         if self.normalization == "none":
             idle, normalised = ("clamp", "statistics_images", "statistics_per"), "other than 'none'."
             _unchanged(self, *idle, rule=f"is for inference.normalization {normalised}")

@@ -363,7 +363,7 @@ def recalibrated(
     detector: Detector,  # Whose networks were exported
     engine: Engine,  # The exported graph with the output "raw"
     nominal: Tensor,  # uint8 (N, 3, S, S): for `calibrate`
-    trained: Tensor | None = None,  # The training images, where `needs_trained`
+    trained: Tensor | None = None,  # The training images, where `needs_trained`
 ) -> Detector:
     "A copy with statistics and threshold for the networks as the engine computes them."
     own = copy.deepcopy(detector)

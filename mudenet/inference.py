@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['LOCAL', 'FLOOR', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse', 'clamp_parts',
-           'scored_maps', 'image_scores', 'place_statistics', 'standardised', 'learned_shares', 'part_weights',
-           'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate', 'beside',
-           'take_beside', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict', 'asked_rate',
-           'threshold_at', 'recalibrate']
+__all__ = ['LOCAL', 'FLOOR', 'MEASURED', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse',
+           'clamp_parts', 'scored_maps', 'image_scores', 'place_statistics', 'standardised', 'learned_shares',
+           'part_weights', 'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate',
+           'beside', 'take_beside', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict',
+           'asked_rate', 'threshold_at', 'recalibrate']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -36,6 +36,7 @@ from .decisions import check_rate, cross_promise, held_out, p_value, promise, ra
 from .decisions import rate_threshold, standing_apart
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, batches, find_images, named_images, resize_image
+from .modes import modes_of, second_moments, without_modes
 from .objective import raw_scores
 from .regions import Marker, survival
 from .start import evenly_chosen
@@ -211,11 +212,16 @@ class Output(NamedTuple):
     parts: Tensor  # Normalised and weighted, (B, 2, L, S/2, S/2): structural and logical, level
 
 # %% ../nbs/07_inference.ipynb #07-inference-20
+# what some settings measure on the training images: of `place_statistics` (A-053), of `modes_of` (A-055)
+MEASURED = ("places", "modes")
+
+
 class Detector(Marker, nn.Module):
     "A trained MuDeNet with everything that inference needs."
 
     threshold: Tensor
     places: Tensor | None
+    modes: Tensor | None
 
     def __init__(
         self,
@@ -232,7 +238,8 @@ class Detector(Marker, nn.Module):
         for name in Statistics._fields:
             self.register_buffer(name, torch.zeros(2, len(config.model.depths)))
         self.register_buffer("threshold", torch.tensor(float("nan")))
-        self.register_buffer("places", None)  # of `place_statistics`, once they are measured
+        for name in MEASURED:
+            self.register_buffer(name, None)
 
     @property
     def statistics(self) -> Statistics:
@@ -266,8 +273,9 @@ class Detector(Marker, nn.Module):
         return self.finish(self.raw(images))
 
     def raw(self, images: Tensor) -> Tensor:
-        "Equations 9 and 10 of normalised images (B, 3, S, S): (B, 2, L, S/2, S/2)."
-        return raw_scores(self.embeddings(images))
+        "Equations 9 and 10 of normalised images (B, 3, S, S), without modes (A-055): (B, 2, L, S/2, S/2)."
+        e = self.embeddings(images)
+        return raw_scores(e) if self.modes is None else without_modes(raw_scores(e), e, self.modes)
 
     def embeddings(self, images: Tensor) -> Embeddings:
         "The four networks' maps of normalised images (B, 3, S, S), computed as `config.compute` says."
@@ -294,8 +302,9 @@ class Detector(Marker, nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._folded = []
         state, prefix = args[:2]
-        places = state.get(f"{prefix}places")
-        self.places = None if places is None else places.to(self.device, copy=True)
+        for name in MEASURED:
+            found = state.get(f"{prefix}{name}")
+            setattr(self, name, None if found is None else found.to(self.device, copy=True))
         super()._load_from_state_dict(*args, **kwargs)
 
     def parts(self, raw: Tensor, config: InferenceConfig | None = None) -> Tensor:
@@ -452,6 +461,17 @@ def _measured_places(detector: Detector, trained: Tensor) -> Tensor | None:
         return place_statistics(maps.float().clone())
 
 
+def _measured_modes(detector: Detector, trained: Tensor) -> Tensor | None:
+    "How good parts vary at a place (A-055), from some training images; None where it is not in use."
+    if not (count := detector.config.inference.place_modes):
+        return None
+    batches = evenly_chosen(trained).split(detector.config.inference.batch_size)
+    said = progress(batches, "modes of variation", unit="batch")
+    moments = second_moments(detector.embeddings(normalize(b.to(detector.device))) for b in said)
+    with torch.inference_mode(False):  # it must serve outside of inference mode too
+        return modes_of(moments.clone(), min(count, moments.shape[-1])).to(detector.device)
+
+
 def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:
     "Scores, and what survives of the maps."
     out, area = detector.finish(raw.to(detector.device)), detector.min_area
@@ -462,16 +482,16 @@ def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:
 def calibrate(
     detector: Detector,  # Gets statistics and threshold
     images: Tensor,  # uint8, (N, 3, S, S): nominal, not trained on
-    trained: Tensor | None = None,  # uint8: the training images, where `needs_trained` (A-034, A-053)
+    trained: Tensor | None = None,  # uint8: the training images, where `needs_trained`
 ) -> Tensor:  # The scores of `images`, (N,)
     "Statistics (equation 11), and from `images` both thresholds (A-029, A-051)."
     c = detector.config.inference
     if len(images) == 0:
         raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
     if c.needs_trained and trained is None:
-        why = "standardise_places=True" if c.standardise_places else "statistics_images='train'"
-        raise DataError(f"inference.{why}: calibration needs the training images too.")
+        raise DataError(f"inference.{c.asks_for_trained}: calibration needs the training images too.")
 
+    detector.modes = _measured_modes(detector, trained) if trained is not None else None
     raw = _measured(detector, images)
     nominal = _measured(detector, trained) if trained is not None and c.statistics_images == "train" else raw
     found = measure_statistics(nominal, c.statistics_per)

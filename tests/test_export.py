@@ -133,6 +133,7 @@ def test_a_hundred_images(to, detector, files, pictures):
         },
         {"data.interpolation": "box", "model.block": "pre", "model.autoencoder_size": "figure"},
         {"inference.standardise_places": True},
+        {"inference.place_modes": 4},
     ],
 )
 def test_other_readings_of_the_paper(fields, line, tmp_path):

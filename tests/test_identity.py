@@ -136,6 +136,7 @@ LATER = {
     "inference.part_weights": "learned",
     "inference.min_area": 1,
     "inference.standardise_places": True,
+    "inference.place_modes": 4,
     "train.patience": 3,
     "track": ["mlflow"],
 }  # newer than the golden values

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .images import Inputs, Prediction, batches, named_images
 from .regions import Marker
 
 # %% auto #0
-__all__ = ['Engine', 'META', 'cut', 'Detector', 'is_export', 'open_detector', 'detector_id']
+__all__ = ['Engine', 'META', 'cut', 'in_three', 'Detector', 'is_export', 'open_detector', 'detector_id']
 
 # %% ../nbs/15a_runtime.ipynb #f87740e9
 Engine = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, H, W, 3) → outputs by name
@@ -54,46 +54,62 @@ def _openvino(path: Path, threads: int | None) -> tuple[Engine, str | None]:
     bfloat16 = text is not None and json.loads(text).get("precision") in ("bfloat16", "int8")
     # elsewhere it would be slow: float32
     bfloat16 &= "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    exact = dict(how, INFERENCE_PRECISION_HINT="f32")
+
+    def compiled(part: Any, precision: str) -> Callable[..., dict[str, np.ndarray]]:
+        return _asked(core.compile_model(part, "CPU", how | {"INFERENCE_PRECISION_HINT": precision}))
+
     if not bfloat16:
-        return _compiled(core.compile_model(model, "CPU", exact)), text
-    first, second = cut(model)
-    squares = core.compile_model(first, "CPU", exact).create_infer_request()
-    answers = _compiled(core.compile_model(second, "CPU", dict(how, INFERENCE_PRECISION_HINT="bf16")))
+        whole = compiled(model, "f32")
+        return lambda images: whole(images=images), text
+    squares, networks, answers = (compiled(m, p) for m, p in zip(in_three(model), ("f32", "bf16", "f32")))
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        square = squares.infer({"images": images})["square"]
-        return answers(images, square=square) | dict(square=square)
+        square = squares(images=images)
+        scored = networks(**square)
+        return answers(images=images, parts=scored["parts"]) | scored | square
 
     return run, text
 
 # %% ../nbs/15a_runtime.ipynb #1bf8b54c1
-def _compiled(compiled: Any) -> Callable[..., dict[str, np.ndarray]]:
+def _asked(compiled: Any) -> Callable[..., dict[str, np.ndarray]]:
     "One request of a compiled model, used again and again; outputs are copies."
     request, names = compiled.create_infer_request(), [o.any_name for o in compiled.outputs]
 
-    def run(images: np.ndarray, **more: np.ndarray) -> dict[str, np.ndarray]:
-        found = request.infer(dict(images=images, **more), share_inputs=True)
+    def run(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+        found = request.infer(inputs, share_inputs=True)
         return {n: np.array(found[n]) for n in names}
 
     return run
 
 # %% ../nbs/15a_runtime.ipynb #1bf8b54c
 def cut(
-    model: Any,  # An `openvino.Model` with the output "square"; it is taken apart
-) -> tuple[Any, Any]:  # images → square; images and square → the other outputs
-    "The graph as two, at the square that the networks see."
+    model: Any,  # An `openvino.Model`; it is taken apart
+    at: str,  # The output to cut at
+    before: Sequence[str] = (),  # Other outputs that are computed before it
+) -> tuple[Any, Any]:  # inputs → `at` and `before`; inputs and `at` → the other outputs
+    "The graph as two."
     import openvino as ov
 
-    images, source = model.input("images").get_node(), model.output("square").get_node().input_value(0)
-    rest = [r for r in model.get_results() if r.output(0).any_name != "square"]
-    square = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type(), name="square")
+    results = {r.output(0).any_name: r for r in model.get_results()}
+    first = [results.pop(name) for name in (at, *before) if name in results]
+    source, inputs = first[0].input_value(0), model.get_parameters()
+    given = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type(), name=at)
     for target in source.get_target_inputs():
         if target.get_node().get_type_name() != "Result":
-            target.replace_source_output(square.output(0))
-    square.output(0).set_names({"square"})
-    first = ov.Model([model.output("square").get_node()], [images], "square")
-    return first, ov.Model(rest, [images, square], "answer")
+            target.replace_source_output(given.output(0))
+    given.output(0).set_names({at})
+    return ov.Model(first, inputs, at), ov.Model([*results.values()], [*inputs, given], "rest")
+
+
+def in_three(
+    model: Any,  # An `openvino.Model` of `mudenet export`
+) -> tuple[Any, Any, Any]:  # images → square; square → parts, raw; images and parts → the other outputs
+    "The graph as pixels, networks and answer."
+    pixels, rest = cut(model, "square")
+    networks, answer = cut(rest, "parts", before=["raw"])
+    for part, unused in ((networks, "images"), (answer, "square")):
+        part.remove_parameter(part.input(unused).get_node())
+    return pixels, networks, answer
 
 # %% ../nbs/15a_runtime.ipynb #77b3072c0
 _ENGINES = dict(onnxruntime=_onnxruntime, openvino=_openvino)
@@ -130,6 +146,11 @@ def _meaning(path: Path, text: str | None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is of kind {meta.get('kind')!r} and schema {meta.get('schema')}; this version reads "
             f"exports of schema {SCHEMA}. Export it again with this version."
+        )
+    if "p_value" not in meta["outputs"]:
+        raise CheckpointError(
+            f"{path} is an export of an earlier version, whose graph gives no p-value; export it again: "
+            "mudenet export RUN"
         )
     return meta
 
@@ -207,16 +228,29 @@ class Detector(Marker):
         "Predictions of images of one size."
         out = self.run(np.stack([pixels for _, pixels in batch]))
         for i, (name, _) in enumerate(batch):
+            score, label, share = (out[k][i] for k in ("score", "label", "p_value"))
             yield Prediction(
                 name=name,
-                score=float(out["score"][i]),
-                label=bool(out["label"][i]),
+                score=float(score),
+                label=bool(label),
                 threshold=self.threshold,
                 map=out["map"][i],
                 parts=out["parts"][i],
                 grid=out["grid"][i] if "grid" in out else None,
-                p_value=p_value(float(out["score"][i]), self.held_out),
+                p_value=self._agreed(float(score), bool(label), share),
             )
+
+    def _agreed(self, score: float, label: bool, share: np.floating) -> float | None:
+        "The graph's p-value with all its digits. Raises `CheckpointError` where graph and metadata disagree."
+        p = p_value(score, self.held_out)
+        same = np.isnan(share) if p is None else share == np.float32(p)
+        if label != (score > self.threshold) or not same:
+            raise CheckpointError(
+                f"for a score of {score:.9g} this file's graph gives label {label} and p-value {share:.6g}, "
+                f"its metadata {score > self.threshold} and {p}: one of them was changed after the export. "
+                "Export again."
+            )
+        return p
 
 # %% ../nbs/15a_runtime.ipynb #c11bf5e7
 def is_export(path: str | Path) -> bool:

@@ -108,6 +108,7 @@ from mudenet.distillation import (
 )
 
 # %% ../nbs/09_evaluation.ipynb #09-evaluation-02
+from .engine import precision
 from .health import health
 from mudenet.inference import (
     Detector,
@@ -815,13 +816,14 @@ def _logged_seconds(table: Path) -> float | None:
         return None
 
 
-def _made(job: Job, device: torch.device) -> dict[str, Any]:
-    "When and where a record was made, with how many threads, and the seconds of each stage."
+def _made(job: Job, detector: Detector) -> dict[str, Any]:
+    "When and where a record was made, in what precision and how many threads, and the seconds of each stage."
     logs = {stage: job.folder / f"{stage}.csv" for stage in ("distill", "train")}
     found = {stage: _logged_seconds(table) for stage, table in logs.items() if table.is_file()}
     return dict(
         date=date.today().isoformat(),
-        device=device_name(device),
+        device=device_name(detector.device),
+        precision=str(precision(detector.config.compute, detector.device)).removeprefix("torch."),
         threads=torch.get_num_threads(),
         seconds={stage: s for stage, s in found.items() if s is not None},
     )
@@ -877,7 +879,7 @@ def _record_of(
         note=note,
         config=portable(config),
         teacher=detector.about.get("teacher"),
-        made=_made(job, detector.device),
+        made=_made(job, detector),
         data=fingerprint(category.files, category.root),
         splits=summary(category),
         threshold=threshold,

@@ -13,7 +13,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from . import __version__
 
 # %% auto #0
-__all__ = ['OUTPUTS', 'OPSET', 'TOLERANCE', 'PRECISIONS', 'SUFFIX', 'FAITHFUL', 'Square', 'Decision', 'Whole', 'traced',
-           'described', 'onnx_model', 'openvino_model', 'trial_images', 'agreement', 'recalibrated', 'consequences',
-           'export_detector']
+__all__ = ['OUTPUTS', 'OPSET', 'SUFFIX', 'TOLERANCE', 'PRECISIONS', 'FAITHFUL', 'Square', 'Decision', 'Whole', 'traced',
+           'described', 'need', 'onnx_model', 'openvino_model', 'write_graph', 'trial_images', 'agreement',
+           'recalibrated', 'graph_of', 'consequences', 'export_detector']
 
 # %% ../nbs/15_export.ipynb #9af9dc2a
 from .config import override, portable
@@ -47,7 +47,7 @@ from mudenet.core import (
     rng,
 )
 from .data import MEAN, STD, Category, Item, load_images, normalize
-from .images import read_image
+from .images import Prediction, read_image
 from .inference import Detector, calibrate
 from .metrics import image_metrics
 from .runtime import META, Engine
@@ -97,6 +97,12 @@ def _float_filter(old: Tensor, new: Tensor, scale: Tensor, how: str) -> Tensor:
     w = w / w.sum(1, keepdim=True)
     return (w.abs() * 2**22 + 0.5).floor() * w.sign()
 
+# %% ../nbs/15_export.ipynb #3e8161fd
+def _nearest(n: int, size: int) -> Tensor:
+    "The old pixel that each new one takes; the sum, like Pillow's, adds one step after the other."
+    step = torch.ones((), dtype=torch.float64) * n / size
+    return torch.cat([step.view(1) / 2, step.expand(size - 1)]).cumsum(0).floor().long()
+
 # %% ../nbs/15_export.ipynb #c157cde4
 def _product(
     weights: Tensor,  # Of `_filter`, (S, n)
@@ -108,12 +114,6 @@ def _product(
     whole = (coarse / 2**15).floor()
     rest = (coarse - whole * 2**15) * 2**7 + fine
     return (whole + (rest / 2**22).floor()).clamp(0, 255)
-
-
-def _nearest(n: int, size: int) -> Tensor:
-    "The old pixel that each new one takes; the sum, like Pillow's, adds one step after the other."
-    step = torch.ones((), dtype=torch.float64) * n / size
-    return torch.cat([step.view(1) / 2, step.expand(size - 1)]).cumsum(0).floor().long()
 
 # %% ../nbs/15_export.ipynb #f48cafec0
 def _tall_first() -> bool:
@@ -208,10 +208,18 @@ class Whole(nn.Module):
         return full, out.score, *decided, out.parts, square, out.map, *([raw] if self.raw else [])
 
 # %% ../nbs/15_export.ipynb #2a193ea2
-OUTPUTS = ("map", "score", "p_value", "label", "parts", "square", "grid")
+OUTPUTS = dict(
+    map="float32 (B, H, W)",
+    score="float32 (B,)",
+    p_value="float32 (B,)",
+    label="bool (B,)",
+    parts="float32 (B, 2, L, S/2, S/2)",
+    square="uint8 (B, 3, S, S)",
+    grid="float32 (B, S, S)",
+)
 OPSET = 20  # of ONNX
 
-
+# %% ../nbs/15_export.ipynb #9a8099e9
 def traced(
     whole: Whole,
 ) -> torch.export.ExportedProgram:  # Of any batch, height and width
@@ -239,33 +247,25 @@ def described(
 ) -> dict[str, Any]:  # JSON-ready
     "The metadata of an exported file."
     graph = () if to == "pt2" else ("onnx", "onnxscript", *(["openvino"] if to == "openvino" else []))
+    decision = dict(threshold=float(detector.threshold), held_out=detector.held_out)
     return dict(
+        decision,
         kind="export",
         schema=SCHEMA,
         format=to,
         precision=precision,
-        **({} if to == "pt2" else dict(opset=OPSET)),
-        threshold=float(detector.threshold),
         pixel_threshold=detector.pixel_threshold,
-        held_out=detector.held_out,
         detector=digest(detector.state_dict()),
         config=portable(detector.config),
         about=detector.about,
         versions=dict(mudenet=__version__, **_versions("torch", "Pillow", *graph)),
         inputs=dict(images="uint8 (B, H, W, 3), RGB"),
-        outputs=dict(
-            map="float32 (B, H, W)",
-            score="float32 (B,)",
-            p_value="float32 (B,)",
-            label="bool (B,)",
-            parts="float32 (B, 2, L, S/2, S/2)",
-            square="uint8 (B, 3, S, S)",
-            grid="float32 (B, S, S)",
-        ),
+        outputs=OUTPUTS,
+        **({} if to == "pt2" else dict(opset=OPSET)),
     )
 
 # %% ../nbs/15_export.ipynb #f2d9bd670
-def _need(*names: str) -> None:
+def need(*names: str) -> None:
     "Raise `ConfigError` for a package that is not installed."
     if gone := [n for n in names if find_spec(n) is None]:
         raise ConfigError(f"this export needs {' and '.join(gone)}: pip install 'mudenet[export]'")
@@ -276,7 +276,7 @@ def onnx_model(
     raw: bool = False,  # See `Whole`
 ) -> Any:  # An `onnx.ModelProto` without metadata of ours
     "The whole detector as ONNX, float32."
-    _need("onnx", "onnxscript")
+    need("onnx", "onnxscript")
     program = torch.onnx.export(
         traced(Whole(detector, raw)),
         dynamo=True,
@@ -291,42 +291,53 @@ def onnx_model(
         del thing.metadata_props[:]
     return model
 
-# %% ../nbs/15_export.ipynb #f2d9bd672
-def _write_onnx(path: Path, model: Any, meta: Mapping[str, Any]) -> None:
-    import onnx
-
-    del model.metadata_props[:]
-    entry = model.metadata_props.add()
-    entry.key, entry.value = META, json.dumps(meta, sort_keys=True, allow_nan=False)
-    onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
 # %% ../nbs/15_export.ipynb #f2d9bd67
 def openvino_model(
     model: Any,  # Of `onnx_model`
 ) -> Any:  # An `openvino.Model`
     "The same graph by OpenVINO's converter."
-    _need("openvino")
+    need("openvino")
     import openvino as ov
 
     return ov.Core().read_model(model.SerializeToString())
 
 
-def _write_openvino(path: Path, model: Any, meta: Mapping[str, Any]) -> None:
+def _write_openvino(path: Path, model: Any, text: str) -> None:
     "The .xml and its .bin, in a folder of its own."
     import openvino as ov
 
-    model.set_rt_info(json.dumps(meta, sort_keys=True, allow_nan=False), [META])
+    model.set_rt_info(text, [META])
     ov.save_model(model, path, compress_to_fp16=False)
 
+# %% ../nbs/15_export.ipynb #f2d9bd672
+def _write_onnx(path: Path, model: Any, text: str) -> None:
+    import onnx
 
-def _write_pt2(path: Path, program: torch.export.ExportedProgram, meta: Mapping[str, Any]) -> None:
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = META, text
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _write_pt2(path: Path, program: torch.export.ExportedProgram, text: str) -> None:
     with warnings.catch_warnings():
         # buffers that are views; what comes of it is compared
         warnings.filterwarnings("ignore", "No complete tensor found")
-        torch.export.save(
-            program, path, extra_files={META: json.dumps(meta, sort_keys=True, allow_nan=False)}
-        )
+        torch.export.save(program, path, extra_files={META: text})
+
+# %% ../nbs/15_export.ipynb #c3fe47a4
+SUFFIX = dict(onnx=".onnx", openvino=".xml", pt2=".pt2")
+
+
+def write_graph(
+    path: Path,  # With the suffix of its format
+    graph: Any,  # Of `graph_of`
+    about: Mapping[str, Any],  # Of `described`, and what else is known
+) -> None:
+    "A graph and what the file says about itself."
+    write = dict(onnx=_write_onnx, openvino=_write_openvino, pt2=_write_pt2)[about["format"]]
+    write(path, graph, json.dumps(about, sort_keys=True, allow_nan=False))
 
 # %% ../nbs/15_export.ipynb #da5231db0
 TOLERANCE = dict(map=1e-4, score=1e-5)  # of a float32 export
@@ -340,14 +351,18 @@ def trial_images(
     out = []
     for k in range(n):
         g = rng(0, "trial", k)
-        h, w = (size, size) if k == 0 else g.integers(size // 3, 3 * size, 2)
-        smooth = Image.fromarray(g.integers(0, 256, (4, 5, 3)).astype(np.uint8)).resize(
-            (int(w), int(h)), Image.Resampling.BICUBIC
-        )
-        out.append(np.clip(np.asarray(smooth) + g.normal(0, 3 * k, (h, w, 3)), 0, 255).astype(np.uint8))
+        h, w = (size, size) if k == 0 else map(int, g.integers(size // 3, 3 * size, 2))
+        few = Image.fromarray(g.integers(0, 256, (4, 5, 3)).astype(np.uint8))
+        smooth = np.asarray(few.resize((w, h), Image.Resampling.BICUBIC))
+        out.append(np.clip(smooth + g.normal(0, 3 * k, (h, w, 3)), 0, 255).astype(np.uint8))
     return out
 
 # %% ../nbs/15_export.ipynb #da5231db
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    "The largest difference, relative to the range of the first."
+    return float(np.abs(a - b).max() / max(np.ptp(a), 1e-12))
+
+
 def agreement(
     detector: Detector,  # The full package's
     exported: Exported,
@@ -357,17 +372,12 @@ def agreement(
     "How far two detectors are apart on images."
     found = dict(images=len(images), map=0.0, score=0.0, parts=0.0, labels=0, p_values=0)
     for pixels in images:
-        (ours,) = detector.predict(pixels)
-        (theirs,) = exported.predict(pixels)
-
-        def apart(a: np.ndarray, b: np.ndarray) -> float:
-            return float(np.abs(a - b).max() / max(np.ptp(a), 1e-12))
-
-        found["map"] = max(found["map"], apart(ours.map, theirs.map))
-        found["parts"] = max(found["parts"], apart(ours.parts, theirs.parts))
-        found["score"] = max(found["score"], abs(ours.score - theirs.score) / max(abs(ours.score), 1e-12))
-        found["labels"] += int(ours.label != theirs.label)
-        found["p_values"] += int(ours.p_value != theirs.p_value)
+        ((a,), (b,)) = detector.predict(pixels), exported.predict(pixels)
+        found["map"] = max(found["map"], _apart(a.map, b.map))
+        found["parts"] = max(found["parts"], _apart(a.parts, b.parts))
+        found["score"] = max(found["score"], abs(a.score - b.score) / max(abs(a.score), 1e-12))
+        found["labels"] += a.label != b.label
+        found["p_values"] += a.p_value != b.p_value
     return found
 
 # %% ../nbs/15_export.ipynb #a1aeb5df
@@ -381,7 +391,7 @@ def _pixels(
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     return ((images * std + mean) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
-
+# %% ../nbs/15_export.ipynb #6e8dd4db
 def recalibrated(
     detector: Detector,  # Whose networks were exported
     engine: Engine,  # The exported graph with the output "raw"
@@ -394,71 +404,6 @@ def recalibrated(
     calibrate(own, nominal, trained)
     del own.raw
     return own
-
-# %% ../nbs/15_export.ipynb #6206d3a40
-def _widest(detector: Detector) -> int:
-    "Side of the widest kernel of the descriptor networks' levels."
-    return max(detector.config.model.kernels)
-
-# %% ../nbs/15_export.ipynb #6206d3a41
-def _quantised_onnx(model: Any, kernel: int, squares: np.ndarray) -> Any:
-    "An ONNX model whose k×k convolutions take 8-bit numbers, by ONNX Runtime's static quantisation."
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Squares(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.left = iter(squares)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return None if (one := next(self.left, None)) is None else dict(images=one[None])
-
-    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    chosen = [
-        n.name for n in model.graph.node if n.op_type == "Conv" and shapes.get(n.input[1], (0,))[-1] == kernel
-    ]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, before)
-        quantize_static(
-            before,
-            after,
-            Squares(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=chosen,
-        )
-        return onnx.load(after)
-
-# %% ../nbs/15_export.ipynb #6206d3a42
-def _quantised_openvino(model: Any, kernel: int | None, squares: np.ndarray) -> Any:
-    """An OpenVINO model whose k×k convolutions (None: all) take 8-bit numbers, by NNCF with the ranges of
-    nominal images.
-    """
-    _need("nncf")
-    with _quiet():
-        import nncf
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-
-        def chosen(n: Any) -> bool:
-            return n.get_type_name().startswith("Convolution") and kernel in (
-                None,
-                n.input(1).get_shape()[-1],
-            )
-
-        others = [n.get_friendly_name() for n in model.get_ordered_ops() if not chosen(n)]
-        ranges = nncf.AdvancedQuantizationParameters(
-            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
-        )
-        return nncf.quantize(
-            model,
-            nncf.Dataset([dict(images=one[None]) for one in squares]),
-            subset_size=len(squares),
-            ignored_scope=nncf.IgnoredScope(names=others, validate=False),
-            advanced_parameters=ranges,
-        )
 
 # %% ../nbs/15_export.ipynb #6206d3a4
 @contextlib.contextmanager
@@ -473,12 +418,82 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.disable(before)
 
+# %% ../nbs/15_export.ipynb #6206d3a41
+def _one_by_one(squares: np.ndarray) -> Any:
+    "Images as ONNX Runtime's quantiser reads them."
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Squares(CalibrationDataReader):
+        left = iter(squares)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return None if (one := next(self.left, None)) is None else dict(images=one[None])
+
+    return Squares()
+
+# %% ../nbs/15_export.ipynb #3035b142
+def _quantised_onnx(model: Any, kernel: int, squares: np.ndarray) -> Any:
+    "An ONNX model whose k×k convolutions take 8-bit numbers, by ONNX Runtime's static quantisation."
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
+    chosen = [n.name for n in convolutions if shapes.get(n.input[1], (0,))[-1] == kernel]
+    how: dict[str, Any] = dict(quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_quantize=chosen)
+    how |= dict(activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, before)
+        quantize_static(before, after, _one_by_one(squares), **how)
+        return onnx.load(after)
+
+# %% ../nbs/15_export.ipynb #6206d3a42
+def _quantised_openvino(model: Any, kernel: int | None, squares: np.ndarray) -> Any:
+    """An OpenVINO model whose k×k convolutions (None: all) take 8-bit numbers, by NNCF with the ranges of
+    nominal images.
+    """
+    need("nncf")
+    with _quiet():
+        import nncf
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+        def chosen(n: Any) -> bool:
+            sides = (None, n.input(1).get_shape()[-1]) if n.get_type_name().startswith("Convolution") else ()
+            return kernel in sides
+
+        others = [n.get_friendly_name() for n in model.get_ordered_ops() if not chosen(n)]
+        ranges = dict(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
+        return nncf.quantize(
+            model,
+            nncf.Dataset([dict(images=one[None]) for one in squares]),
+            subset_size=len(squares),
+            ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(**ranges),
+        )
+
 # %% ../nbs/15_export.ipynb #9363640b0
-SUFFIX = dict(onnx=".onnx", openvino=".xml", pt2=".pt2")
 # below float32: how far image AUROC may fall; share of decisions that must stay
 FAITHFUL = dict(auroc=0.005, decisions=0.98)
 
 
+def graph_of(
+    detector: Detector,
+    to: str,  # "onnx", "openvino", "pt2"
+    precision: str,  # One of `PRECISIONS`
+    squares: np.ndarray,  # uint8 (N, S, S, 3): nominal images, for the ranges of 8-bit numbers
+    raw: bool = False,  # See `Whole`
+) -> Any:  # For `write_graph`
+    "The graph in its format and precision."
+    if to == "pt2":
+        return traced(Whole(detector, raw))
+    model, kernel = onnx_model(detector, raw), max(detector.config.model.kernels)
+    if to == "onnx":
+        return _quantised_onnx(model, kernel, squares) if precision == "int8" else model
+    graph = openvino_model(model)
+    return _quantised_openvino(graph, kernel, squares) if precision == "int8" else graph
+
+# %% ../nbs/15_export.ipynb #9363640b
 def _program(path: Path) -> Exported:
     "A traced program, opened as the runtime opens the other formats."
     extra = {META: ""}
@@ -490,27 +505,24 @@ def _program(path: Path) -> Exported:
 
     return Exported(run, json.loads(extra[META]), "torch")
 
-# %% ../nbs/15_export.ipynb #9363640b
+
 def _opened(path: Path) -> Exported:
     return _program(path) if path.suffix == ".pt2" else Exported.load(path)
 
-
-_WRITERS: dict[str, Callable[[Path, Any, Mapping[str, Any]], None]] = dict(
-    onnx=_write_onnx, openvino=_write_openvino, pt2=_write_pt2
-)
-
-
-def _built(detector: Detector, to: str, precision: str, squares: np.ndarray, raw: bool = False) -> Any:
-    "The graph in its format and precision."
-    if to == "pt2":
-        return traced(Whole(detector, raw))
-    model, kernel = onnx_model(detector, raw), _widest(detector)
-    if to == "onnx":
-        return _quantised_onnx(model, kernel, squares) if precision == "int8" else model
-    graph = openvino_model(model)
-    return _quantised_openvino(graph, kernel, squares) if precision == "int8" else graph
-
 # %% ../nbs/15_export.ipynb #ce0cc6cd0
+def _both(
+    detector: Detector, exported: Any, items: Sequence[Item]
+) -> tuple[list[Prediction], list[Prediction]]:
+    "What the two say of the same images."
+    pixels = [read_image(i.image, detector.white) for i in items]
+    return detector.predict(pixels), exported.predict(pixels)
+
+
+def _agreeing(ours: Sequence[Prediction], theirs: Sequence[Prediction]) -> float:
+    "The share of equal decisions."
+    return sum(a.label == b.label for a, b in zip(ours, theirs)) / len(ours)
+
+# %% ../nbs/15_export.ipynb #4a3a239e
 def consequences(
     detector: Detector,  # The full package's, in float32
     exported: Any,  # With `predict`
@@ -518,20 +530,16 @@ def consequences(
     # auroc: both; decisions and nominal: shares that stay; moved: median relative change of a score
 ) -> dict[str, Any]:
     "What an exported detector of lower precision does to scores and decisions."
-    found: dict[str, Any] = {}
-    for what, items in (("decisions", category.test), ("nominal", category.validation)):
-        pixels = [read_image(i.image, detector.white) for i in items]
-        ours, theirs = detector.predict(pixels), exported.predict(pixels)
-        if pixels:
-            found[what] = sum(a.label == b.label for a, b in zip(ours, theirs)) / len(pixels)
-        if what == "nominal" or not pixels:
-            continue
-        found["moved"] = float(np.median([abs(b.score / a.score - 1) for a, b in zip(ours, theirs)]))
-        labels = [i.label for i in items]
-        if 0 < sum(labels) < len(labels):
-            found["auroc"] = [
-                image_metrics([p.score for p in ps], labels)["image_auroc"] for ps in (ours, theirs)
-            ]
+    found: dict[str, Any] = dict(nominal=_agreeing(*_both(detector, exported, category.validation)))
+    if not category.test:
+        return found
+    ours, theirs = _both(detector, exported, category.test)
+    found["decisions"] = _agreeing(ours, theirs)
+    found["moved"] = float(np.median([abs(b.score / a.score - 1) for a, b in zip(ours, theirs)]))
+    labels = [i.label for i in category.test]
+    if 0 < sum(labels) < len(labels):
+        scores = ([p.score for p in said] for said in (ours, theirs))
+        found["auroc"] = [image_metrics(s, labels)["image_auroc"] for s in scores]
     return found
 
 # %% ../nbs/15_export.ipynb #ce0cc6cd
@@ -546,69 +554,6 @@ def _faults(found: Mapping[str, Any], precision: str) -> list[str]:
         if found.get(what, 1.0) < FAITHFUL["decisions"]:
             out.append(f"{1 - found[what]:.1%} of the decisions on {images}")
     return out
-
-# %% ../nbs/15_export.ipynb #6547accb0
-def export_detector(
-    detector: Detector,  # Calibrated
-    path: str | Path,  # File to write; its suffix goes with `to`
-    to: str = "onnx",  # "onnx", "openvino", "pt2"
-    precision: str = "float32",  # "float32"; "bfloat16" (openvino); "int8" (openvino, onnx)
-    category: Category | None = None,  # The run's images: compared on, and below float32 calibrated on
-    force: bool = False,  # Keep a file that is not faithful, marked as such in its metadata
-) -> dict[str, Any]:  # What was compared, see `agreement` and `consequences`; faults: why it is not faithful
-    """Write a detector as one file.
-
-    Raises `TrainingError` where it is not faithful, `ConfigError` for what is missing.
-    """
-    path = _checked(Path(path), detector, to, precision, category)
-    own, squares = copy.deepcopy(detector).cpu(), np.empty(0)
-    own.config = override(own.config, {"compute.precision": "float32"})
-    with tempfile.TemporaryDirectory() as folder:
-        trial, measured, write = Path(folder) / path.name, own, _WRITERS[to]
-        if precision != "float32" and category is not None:
-
-            def images(items: Sequence[Item]) -> Tensor:
-                c = own.config.data
-                return load_images(items, c.image_size, interpolation=c.interpolation, white=c.white)
-
-            nominal = images(category.validation)
-            trained = images(category.train) if own.config.inference.needs_trained else None
-            squares = nominal.permute(0, 2, 3, 1).contiguous().numpy()
-            write(trial, _built(own, to, precision, squares, raw=True), described(own, to, precision))
-            measured = recalibrated(own, Exported.load(trial).run, nominal, trained)
-        graph = _built(measured, to, precision, squares)
-        about = described(measured, to, precision) | dict(detector=digest(detector.state_dict()))
-        write(trial, graph, about)
-        if precision == "float32":
-            more = (
-                [
-                    read_image(i.image, detector.white)
-                    for i in category.test[:: max(1, len(category.test) // 40)]
-                ]
-                if category
-                else []
-            )
-            found = agreement(own, _opened(trial), [*trial_images(own.config.data.image_size), *more])
-        else:
-            found = consequences(own, _opened(trial), category)  # type: ignore[arg-type]
-        found["faults"] = _faults(found, precision)
-        if found["faults"] and not force:
-            raise TrainingError(
-                f"{path} was not written: it differs from the detector in {', '.join(found['faults'])}. "
-                "--force writes it all the same."
-            )
-        write(trial, graph, dict(about, checked=found))
-        made = {
-            trial.with_suffix(k): path.with_suffix(k)
-            for k in (".bin", path.suffix)
-            if trial.with_suffix(k).is_file()
-        }
-        with locked(path.parent):
-            remove_parts(made.values())
-            for source, target in made.items():
-                with atomic(target) as part:
-                    shutil.copyfile(source, part)
-    return found
 
 # %% ../nbs/15_export.ipynb #7d766482
 def _threshold_from(detector: Detector) -> str:
@@ -645,3 +590,76 @@ def _checked(path: Path, detector: Detector, to: str, precision: str, category: 
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+# %% ../nbs/15_export.ipynb #6547accb0
+def _measured_again(
+    own: Detector, to: str, precision: str, category: Category, trial: Path
+) -> tuple[Detector, np.ndarray]:
+    "The detector as the networks of a trial file score the nominal images, and these as squares."
+    c = own.config.data
+
+    def images(items: Sequence[Item]) -> Tensor:
+        return load_images(items, c.image_size, interpolation=c.interpolation, white=c.white)
+
+    nominal = images(category.validation)
+    trained = images(category.train) if own.config.inference.needs_trained else None
+    squares = nominal.permute(0, 2, 3, 1).contiguous().numpy()
+    write_graph(trial, graph_of(own, to, precision, squares, raw=True), described(own, to, precision))
+    return recalibrated(own, Exported.load(trial).run, nominal, trained), squares
+
+
+def _found(own: Detector, trial: Path, precision: str, category: Category | None) -> dict[str, Any]:
+    "How far the trial file is from the detector, and why that is too far."
+    opened = _opened(trial)
+    if precision != "float32" and category:
+        found = consequences(own, opened, category)
+    else:
+        some = category.test[:: max(1, len(category.test) // 40)] if category else []
+        pixels = [read_image(i.image, own.white) for i in some]
+        found = agreement(own, opened, [*trial_images(own.config.data.image_size), *pixels])
+    return dict(found, faults=_faults(found, precision))
+
+# %% ../nbs/15_export.ipynb #63b7cce4
+def _put(trial: Path, path: Path) -> None:
+    "Give the files of a trial their place."
+    sources = [trial.with_suffix(s) for s in (".bin", path.suffix)]
+    made = {s: path.with_suffix(s.suffix) for s in sources if s.is_file()}
+    with locked(path.parent):
+        remove_parts(made.values())
+        for source, target in made.items():
+            with atomic(target) as part:
+                shutil.copyfile(source, part)
+
+# %% ../nbs/15_export.ipynb #f2278974
+def export_detector(
+    detector: Detector,  # Calibrated
+    path: str | Path,  # File to write; its suffix goes with `to`
+    to: str = "onnx",  # "onnx", "openvino", "pt2"
+    precision: str = "float32",  # "float32"; "bfloat16" (openvino); "int8" (openvino, onnx)
+    category: Category | None = None,  # The run's images: compared on, and below float32 calibrated on
+    force: bool = False,  # Keep a file that is not faithful, marked as such in its metadata
+) -> dict[str, Any]:  # What was compared, see `agreement` and `consequences`; faults: why it is not faithful
+    """Write a detector as one file.
+
+    Raises `TrainingError` where it is not faithful, `ConfigError` for what is missing.
+    """
+    path = _checked(Path(path), detector, to, precision, category)
+    own, squares = copy.deepcopy(detector).cpu(), np.empty(0)
+    own.config = override(own.config, {"compute.precision": "float32"})
+    with tempfile.TemporaryDirectory() as folder:
+        trial, measured = Path(folder) / path.name, own
+        if precision != "float32" and category:
+            measured, squares = _measured_again(own, to, precision, category, trial)
+        graph = graph_of(measured, to, precision, squares)
+        about = described(measured, to, precision) | dict(detector=digest(detector.state_dict()))
+        write_graph(trial, graph, about)
+        found = _found(own, trial, precision, category)
+        if found["faults"] and not force:
+            faults = ", ".join(found["faults"])
+            raise TrainingError(
+                f"{path} was not written: it differs from the detector in {faults}. "
+                "--force writes it all the same."
+            )
+        write_graph(trial, graph, dict(about, checked=found))
+        _put(trial, path)
+    return found

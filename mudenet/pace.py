@@ -30,7 +30,7 @@ from .architecture import MuDeNet
 from .config import Config, override, portable
 from .core import ConfigError, device_name, markdown_table, new_record, progress, rng
 from .data import normalize
-from .export import PRECISIONS, SUFFIX, _built, _need, _WRITERS, described, openvino_model
+from .export import PRECISIONS, SUFFIX, described, graph_of, need, openvino_model, write_graph
 from .inference import Detector, calibrate
 from .runtime import Detector as Exported
 
@@ -156,7 +156,8 @@ def exported_looks(
             if precision == "int8" and to == "openvino" and not find_spec("nncf"):
                 continue
             path = folder / f"{precision}{SUFFIX[to]}"
-            _WRITERS[to](path, _built(detector, to, precision, squares), described(detector, to, precision))
+            graph = graph_of(detector, to, precision, squares)
+            write_graph(path, graph, described(detector, to, precision))
             looks[f"{name} {precision}"] = Exported.load(path, threads=threads).run
     return looks | (_neighbours(folder, threads) if own.data.image_size == 256 else {})
 
@@ -239,7 +240,7 @@ def bench_engines(
 
     Raises `ConfigError` without the extra [export].
     """
-    _need("onnx", "onnxscript")
+    need("onnx", "onnxscript")
     if rounds < 1:
         raise ConfigError(f"--rounds={rounds} must be at least 1: every engine needs a turn.")
     threads = torch.get_num_threads()

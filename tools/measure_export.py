@@ -24,15 +24,15 @@ from mudenet.core import new_record, progress, write_json
 from mudenet.data import load_images, normalize
 from mudenet.evaluation import measure
 from mudenet.export import (
-    _WRITERS,
     PRECISIONS,
     SUFFIX,
-    _built,
     _quantised_openvino,
     described,
+    graph_of,
     onnx_model,
     openvino_model,
     recalibrated,
+    write_graph,
 )
 from mudenet.images import read_image
 from mudenet.inference import calibrate, load_detector
@@ -118,7 +118,7 @@ class Study:
     def written(self, own, to, precision, graph):
         """A graph as a file, read again."""
         file = self.file.with_suffix(SUFFIX[to])
-        _WRITERS[to](file, graph, described(own, to, precision))
+        write_graph(file, graph, described(own, to, precision))
         return Exported.load(file, threads=1)
 
     def again(self, raw):
@@ -136,7 +136,7 @@ class Study:
         """A row of `mudenet export`, statistics measured again as it does."""
 
         def graph(own, raw=False):
-            return self.written(own, to, precision, _built(own, to, precision, self.squares, raw))
+            return self.written(own, to, precision, graph_of(own, to, precision, self.squares, raw))
 
         own = self.detector if precision == "float32" else self.again(graph(self.detector, raw=True))
         exported = graph(own)

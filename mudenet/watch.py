@@ -230,7 +230,9 @@ class _Post:
 
     def score(self, key: Key, pixels: np.ndarray | None, why: str | None) -> dict[str, Any]:
         "The journal's new line."
-        said: dict[str, Any] = dict(error=why) if pixels is None else _said(next(self.detector.stream([pixels])))
+        said: dict[str, Any] = (
+            dict(error=why) if pixels is None else _said(next(self.detector.stream([pixels])))
+        )
         if self.drift and pixels is not None and self.drift.add(said["score"]):
             said["drift"] = self.drift.advice()
         line = self.journal.add(key, **said, detector=self.who)

@@ -1,11 +1,12 @@
 """What lower precision does to a run's maps, scores and decisions, and to its speed.
 
-    python tools/measure_export.py RUN [OUT]
+    python tools/measure_export.py RUN [OUT] [--kernels]
 
 RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json: every
-engine and precision with statistics measured again, against PyTorch in float32; and, as a study by labels of
-test images, every choice of kernels that 8 bits could have, with statistics measured again and with those of
-float32. What the package uses is fixed in notebook 15, whatever comes out."""
+engine and precision with statistics measured again, against PyTorch in float32. With --kernels, which takes
+three times as long, also every choice of kernels that 8 bits could have, with statistics measured again and
+with those of float32: a study by labels of test images. What the package uses is fixed in notebook 15,
+whatever comes out."""
 
 import argparse
 import copy
@@ -164,6 +165,7 @@ def main():
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=RESULTS / "export_precision.json")
+    parser.add_argument("--kernels", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +174,8 @@ def main():
         plans = [(to, p) for to in ENGINES for p in PRECISIONS[to]]
         rows += [study.by_engine(*plan) for plan in progress(plans, "engines")]
         sides = sorted(set(study.detector.config.model.kernels), reverse=True)
-        choices = [(k, rest) for k in (*sides, None) for rest in ("float32", "bfloat16")]
+        every = [(k, rest) for k in (*sides, None) for rest in ("float32", "bfloat16")]
+        choices = every if args.kernels else []
         kernels = [row for choice in progress(choices, "kernels") for row in study.by_kernels(*choice)]
     category = study.job.category
     record = new_record(

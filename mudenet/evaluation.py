@@ -26,6 +26,7 @@ from .core import DataError, device_name, digest, fingerprint, locked, markdown_
 from .core import progress, read_record, refuse_foreign, remove_parts, write_json, write_text
 from .data import Category, Item, load_images, load_masks, normalize, read_mask_channels, summary
 from .decisions import p_value
+from .engine import precision
 from .images import image_size
 from .inference import Detector
 from .intervals import Interval, auroc_interval, bootstrap
@@ -224,13 +225,14 @@ def _logged_seconds(table: Path) -> float | None:
         return None
 
 
-def _made(job: Job, device: torch.device) -> dict[str, Any]:
-    "When and where a record was made, with how many threads, and the seconds of each stage."
+def _made(job: Job, detector: Detector) -> dict[str, Any]:
+    "When and where a record was made, in what precision and how many threads, and the seconds of each stage."
     logs = {stage: job.folder / f"{stage}.csv" for stage in ("distill", "train")}
     found = {stage: _logged_seconds(table) for stage, table in logs.items() if table.is_file()}
     return dict(
         date=date.today().isoformat(),
-        device=device_name(device),
+        device=device_name(detector.device),
+        precision=str(precision(detector.config.compute, detector.device)).removeprefix("torch."),
         threads=torch.get_num_threads(),
         seconds={stage: s for stage, s in found.items() if s is not None},
     )
@@ -286,7 +288,7 @@ def _record_of(
         note=note,
         config=portable(config),
         teacher=detector.about.get("teacher"),
-        made=_made(job, detector.device),
+        made=_made(job, detector),
         data=fingerprint(category.files, category.root),
         splits=summary(category),
         threshold=threshold,

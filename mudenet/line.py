@@ -54,7 +54,7 @@ def refuse_regions(
     detector.marking()
     refuse_foreign(out / "regions.json", '"mudenet"')
 
-
+# %% ../nbs/15d_line.ipynb #d14721bd
 def write_mask(
     detector: Any,  # Of `open_detector`
     p: Prediction,
@@ -66,7 +66,7 @@ def write_mask(
         Image.fromarray(mask).save(f, "PNG")
     return p.name, (mask.shape[0], mask.shape[1]), regions
 
-
+# %% ../nbs/15d_line.ipynb #f63e406f
 def write_regions(
     detector: Any,  # Of `open_detector`
     marked: Sequence[Marked],  # Of `write_mask`
@@ -79,17 +79,14 @@ def write_regions(
 
 # %% ../nbs/15d_line.ipynb #f9b407c40
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    regions = "Write a mask of each image as PNG, and regions.json with all regions in COCO's format."
     parser.add_argument("detector", type=str, help="An exported file: .onnx or .xml.")
     parser.add_argument("images", type=str, help="An image, or a folder (searched at any depth).")
-    parser.add_argument(
-        "--regions",
-        action="store_true",
-        help="Write a mask of each image as PNG, and regions.json with all regions in COCO's format.",
-    )
+    parser.add_argument("--regions", action="store_true", help=regions)
     parser.add_argument("--out", type=str, default="predictions", help="Folder for what --regions writes.")
     parser.add_argument("--threads", type=int, help="CPU threads.")
 
-
+# %% ../nbs/15d_line.ipynb #37538e29
 def run_predict(args: Any) -> None:
     "A table on standard output; stops at the first file that cannot be read."
     detector, out = open_detector(args.detector, threads=args.threads), Path(args.out)

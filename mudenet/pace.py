@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 
 # %% auto #0
@@ -31,7 +31,7 @@ from .config import Config, override
 from .identity import portable
 from .core import ConfigError, device_name, markdown_table, new_record, progress, rng
 from .data import normalize
-from .export import PRECISIONS, SUFFIX, _built, _need, _WRITERS, described, openvino_model
+from .export import PRECISIONS, SUFFIX, described, graph_of, need, openvino_model, write_graph
 from .inference import Detector, calibrate
 from .runtime import Detector as Exported
 
@@ -50,7 +50,7 @@ def _descriptor(channels: int) -> nn.Sequential:
         nn.Conv2d(256, channels, 4),
     )
 
-
+# %% ../nbs/15e_pace.ipynb #d705c75e
 class _Up(nn.Module):
     "Bilinear, to a given side."
 
@@ -61,7 +61,7 @@ class _Up(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, size=self.side, mode="bilinear")
 
-# %% ../nbs/15e_pace.ipynb #d705c75e
+
 def _autoencoder(channels: int) -> nn.Sequential:
     "Its autoencoder for 256×256 pixels."
 
@@ -76,7 +76,7 @@ def _autoencoder(channels: int) -> nn.Sequential:
     last = [_Up(56), nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, channels, 3, 1, 1)]
     return nn.Sequential(*down, nn.Conv2d(64, 64, 8), *up, *last)
 
-
+# %% ../nbs/15e_pace.ipynb #70d48b49
 class Neighbour(nn.Module):
     "The layers of EfficientAD-S with random weights: normalised images (B, 3, 256, 256) → map (B, 56, 56)."
 
@@ -103,6 +103,29 @@ def _as_input(pixels: np.ndarray) -> Tensor:
     return normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 # %% ../nbs/15e_pace.ipynb #8d8aeee9
+def _detector(config: Config, precision: str) -> Detector:
+    "An untrained one on the CPU."
+    own = override(config, {"compute.precision": precision})
+    return Detector(MuDeNet(own.model, own.data.image_size), own).to("cpu")
+
+
+def _torch_look(detector: Any) -> Look:
+    "Ours in PyTorch, compiled or not."
+    return lambda pixels: detector(_as_input(pixels)).score.tolist()
+
+
+def _neighbour_look(precision: str) -> Look:
+    "The neighbour in PyTorch."
+    neighbour, half = Neighbour().to(memory_format=torch.channels_last), precision == "bfloat16"
+
+    def look(pixels: np.ndarray) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            x = _as_input(pixels).to(memory_format=torch.channels_last)
+            return neighbour(x).float().amax((1, 2)).tolist()
+
+    return look
+
+# %% ../nbs/15e_pace.ipynb #a6d44de7
 def torch_looks(
     config: Config,  # Sizes
     compiled: bool,  # Also by torch.compile, which wants a C++ compiler and a minute
@@ -110,95 +133,82 @@ def torch_looks(
     "PyTorch in float32 and bfloat16, ours and the neighbour's."
     looks: dict[str, Look] = {}
     for precision in ("float32", "bfloat16"):
-        own = override(config, {"compute.precision": precision})
-        detector = Detector(MuDeNet(own.model, own.data.image_size), own).to("cpu")
-        neighbour = Neighbour().to(memory_format=torch.channels_last)
-
-        def ours(pixels: np.ndarray, detector: Detector = detector) -> Any:
-            return detector(_as_input(pixels)).score.tolist()
-
-        def theirs(pixels: np.ndarray, precision: str = precision, neighbour: Neighbour = neighbour) -> Any:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-                return (
-                    neighbour(_as_input(pixels).to(memory_format=torch.channels_last))
-                    .float()
-                    .amax((1, 2))
-                    .tolist()
-                )
-
-        looks |= {f"PyTorch {precision}": ours}
+        looks[f"PyTorch {precision}"] = _torch_look(_detector(config, precision))
         if config.data.image_size == 256:
-            looks |= {f"EfficientAD-S, PyTorch {precision}": theirs}
-        if compiled and precision == "float32":
-            compiler = torch.compile(detector)
-
-            def quick(pixels: np.ndarray, run: Any = compiler) -> Any:
-                return run(_as_input(pixels)).score.tolist()
-
-            looks["PyTorch compiled"] = quick
+            looks[f"EfficientAD-S, PyTorch {precision}"] = _neighbour_look(precision)
+    if compiled:
+        looks["PyTorch compiled"] = _torch_look(torch.compile(_detector(config, "float32")))
     return looks
 
 # %% ../nbs/15e_pace.ipynb #f682be7d0
+def _exported(config: Config, folder: Path, threads: int) -> Iterator[tuple[str, Look]]:
+    "Ours in every engine that is installed, by name."
+    detector, size = _detector(config, "float32"), config.data.image_size
+    squares = _pictures(4, size)
+    images = torch.from_numpy(squares).permute(0, 3, 1, 2)
+    calibrate(detector, images, images)
+    for to, name, package in (("onnx", "ONNX Runtime", "onnxruntime"), ("openvino", "OpenVINO", "openvino")):
+        for precision in PRECISIONS[to] if find_spec(package) else ():
+            if (to, precision) == ("openvino", "int8") and not find_spec("nncf"):
+                continue
+            path, graph = folder / f"{precision}{SUFFIX[to]}", graph_of(detector, to, precision, squares)
+            write_graph(path, graph, described(detector, to, precision))
+            yield f"{name} {precision}", Exported.load(path, threads=threads).run
+
+
 def exported_looks(
     config: Config,  # Sizes
     folder: Path,  # For the files
     threads: int,
 ) -> dict[str, Look]:
     "ONNX Runtime and OpenVINO, as far as they are installed, ours and the neighbour's."
-    own, looks = override(config, {"compute.precision": "float32"}), dict[str, Look]()
-    detector, squares = (
-        Detector(MuDeNet(own.model, own.data.image_size), own).to("cpu"),
-        _pictures(4, own.data.image_size),
-    )
-    images = torch.from_numpy(squares).permute(0, 3, 1, 2)
-    calibrate(detector, images, images)
-    for to, name, package in (("onnx", "ONNX Runtime", "onnxruntime"), ("openvino", "OpenVINO", "openvino")):
-        for precision in PRECISIONS[to] if find_spec(package) else ():
-            if precision == "int8" and to == "openvino" and not find_spec("nncf"):
-                continue
-            path = folder / f"{precision}{SUFFIX[to]}"
-            _WRITERS[to](path, _built(detector, to, precision, squares), described(detector, to, precision))
-            looks[f"{name} {precision}"] = Exported.load(path, threads=threads).run
-    return looks | (_neighbours(folder, threads) if own.data.image_size == 256 else {})
+    own = dict(_exported(config, folder, threads))
+    return own | (dict(_neighbours(threads)) if config.data.image_size == 256 else {})
 
 # %% ../nbs/15e_pace.ipynb #f682be7d
-def _neighbours(folder: Path, threads: int) -> dict[str, Look]:
-    "The neighbour in the same engines."
-    free, looks = {0: torch.export.Dim("batch", min=1, max=64)}, dict[str, Look]()
-    program = torch.onnx.export(
-        Neighbour(),
-        (torch.zeros(2, 3, 256, 256),),
-        dynamo=True,
-        dynamic_shapes=(free,),
-        input_names=["x"],
-        verbose=False,
-    )
-    model = program.model_proto  # type: ignore[union-attr]
+def _onnx_neighbour() -> Any:
+    "As an `onnx.ModelProto`, for any number of images."
+    how: dict[str, Any] = dict(dynamo=True, input_names=["x"], verbose=False)
+    free = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.onnx.export(Neighbour(), (torch.zeros(2, 3, 256, 256),), dynamic_shapes=(free,), **how)
+    return program.model_proto  # type: ignore[union-attr]
+
+
+def _by_onnxruntime(model: Any, threads: int) -> Look:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {"x": _as_input(pixels).numpy()})
+
+
+def _by_openvino(model: Any, threads: int, hint: str) -> Look:
+    import openvino as ov
+
+    how = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+    compiled = ov.Core().compile_model(openvino_model(model), "CPU", how)
+    return lambda pixels: compiled(_as_input(pixels).numpy())
+
+# %% ../nbs/15e_pace.ipynb #8702fb09
+def _neighbours(threads: int) -> Iterator[tuple[str, Look]]:
+    "The neighbour in the same engines, by name."
+    model = _onnx_neighbour()
     if find_spec("onnxruntime"):
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        looks["EfficientAD-S, ONNX Runtime float32"] = lambda pixels: session.run(
-            None, {"x": _as_input(pixels).numpy()}
-        )
+        yield "EfficientAD-S, ONNX Runtime float32", _by_onnxruntime(model, threads)
     if find_spec("openvino"):
-        import openvino as ov
-
-        graph = openvino_model(model)
         for precision, hint in (("float32", "f32"), ("bfloat16", "bf16")):
-            compiled = ov.Core().compile_model(
-                graph, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-            )
-
-            def look(pixels: np.ndarray, run: Any = compiled) -> Any:
-                return run(_as_input(pixels).numpy())
-
-            looks[f"EfficientAD-S, OpenVINO {precision}"] = look
-    return looks
+            yield f"EfficientAD-S, OpenVINO {precision}", _by_openvino(model, threads, hint)
 
 # %% ../nbs/15e_pace.ipynb #cf029f8b0
+def _row(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    "An engine's turns, and what they are of the base's."
+    shares = [a / b for a, b in zip(seconds, base)]
+    ends = dict(low=min(shares), high=max(shares))
+    medians = dict(median=statistics.median(seconds), ratio=statistics.median(shares))
+    return dict(medians, **ends, seconds=list(seconds))
+
+
 def in_turns(
     looks: Mapping[str, Look],  # The first is the base
     pixels: np.ndarray,  # uint8 (B, S, S, 3)
@@ -216,20 +226,20 @@ def in_turns(
                 look(pixels)
                 seconds[name].append((time.perf_counter() - begin) / len(pixels))
     base = next(iter(seconds.values()))
-
-    def row(s: list[float]) -> dict[str, Any]:
-        shares = [a / b for a, b in zip(s, base)]
-        return dict(
-            seconds=s,
-            median=statistics.median(s),
-            ratio=statistics.median(shares),
-            low=min(shares),
-            high=max(shares),
-        )
-
-    return {name: row(s) for name, s in seconds.items()}
+    return {name: _row(s, base) for name, s in seconds.items()}
 
 # %% ../nbs/15e_pace.ipynb #cf029f8b1
+def _here() -> dict[str, Any]:
+    "What a time depends on."
+    there = [d for d in ("onnx", "onnxruntime", "openvino", "nncf") if find_spec(d)]
+    return dict(
+        device=device_name(torch.device("cpu")),
+        threads=torch.get_num_threads(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        engines={d: metadata.version(d) for d in there},
+    )
+
+
 def bench_engines(
     config: Config,  # Sizes
     rounds: int = 7,  # Turns each engine gets
@@ -240,29 +250,16 @@ def bench_engines(
 
     Raises `ConfigError` without the extra [export].
     """
-    _need("onnx", "onnxscript")
+    need("onnx", "onnxscript")
     if rounds < 1:
         raise ConfigError(f"--rounds={rounds} must be at least 1: every engine needs a turn.")
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        looks = torch_looks(config, compiled and shutil.which("g++") is not None) | exported_looks(
-            config, Path(folder), threads
-        )
+        looks = torch_looks(config, compiled and shutil.which("g++") is not None)
+        looks |= exported_looks(config, Path(folder), torch.get_num_threads())
         found = {str(b): in_turns(looks, _pictures(b, config.data.image_size), rounds) for b in batches}
-    there = [d for d in ("onnx", "onnxruntime", "openvino", "nncf") if find_spec(d)]
-    cpu = dict(
-        device=device_name(torch.device("cpu")),
-        threads=threads,
-        capability=torch.backends.cpu.get_cpu_capability(),
-    )
+    made = dict(date=date.today().isoformat())
     return new_record(
-        "bench_engines",
-        config=portable(config),
-        made=dict(date=date.today().isoformat()),
-        **cpu,
-        rounds=rounds,
-        engines={d: metadata.version(d) for d in there},
-        batches=found,
+        "bench_engines", config=portable(config), made=made, rounds=rounds, batches=found, **_here()
     )
 
 # %% ../nbs/15e_pace.ipynb #cf029f8b

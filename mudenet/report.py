@@ -450,6 +450,8 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     facts = {"run": record["run"], "seed": record["config"]["seed"]}
     if "date" in made:
         facts["made"] = f"{made['date']}, {made['device']}, {made['threads']} threads"
+    if "precision" in made:
+        facts["precision"] = made["precision"]
     facts |= {f"seconds of {stage}": f"{s:.0f}" for stage, s in made["seconds"].items()}
     facts["teacher"] = teacher_of(record)
     if teacher := record.get("teacher"):

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from .images import Inputs, Prediction, batches, named_images
 from .regions import Marker
 
 # %% auto #0
-__all__ = ['Engine', 'META', 'cut', 'Detector', 'is_export', 'open_detector', 'detector_id']
+__all__ = ['Run', 'Engine', 'META', 'cut', 'in_three', 'Described', 'Detector', 'is_export', 'open_detector', 'detector_id']
 
 # %% ../nbs/15a_runtime.ipynb #f87740e9
+Run = Callable[..., dict[str, np.ndarray]]  # named inputs → outputs by name
 Engine = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, H, W, 3) → outputs by name
 META = "mudenet"  # the entry of a file's metadata that is ours, as JSON
 
@@ -46,54 +48,71 @@ def _openvino(path: Path, threads: int | None) -> tuple[Engine, str | None]:
 
     core = ov.Core()
     model = core.read_model(path)
-    text = next(
-        (model.get_rt_info(k).astype(str) for k in ([META], ["framework", META]) if model.has_rt_info(k)),
-        None,
-    )
+    entries = ([META], ["framework", META])  # its own file's, and an ONNX file's
+    text = next((model.get_rt_info(e).astype(str) for e in entries if model.has_rt_info(e)), None)
     how: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-    bfloat16 = text is not None and json.loads(text).get("precision") in ("bfloat16", "int8")
-    # elsewhere it would be slow: float32
-    bfloat16 &= "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    exact = dict(how, INFERENCE_PRECISION_HINT="f32")
-    if not bfloat16:
-        return _compiled(core.compile_model(model, "CPU", exact)), text
-    first, second = cut(model)
-    squares = core.compile_model(first, "CPU", exact).create_infer_request()
-    answers = _compiled(core.compile_model(second, "CPU", dict(how, INFERENCE_PRECISION_HINT="bf16")))
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        square = squares.infer({"images": images})["square"]
-        return answers(images, square=square) | dict(square=square)
+    def compiled(part: Any, precision: str) -> Run:
+        return _asked(core.compile_model(part, "CPU", how | {"INFERENCE_PRECISION_HINT": precision}))
 
-    return run, text
+    lower = text is not None and json.loads(text).get("precision") in ("bfloat16", "int8")
+    # a processor without bfloat16 would be slow in it
+    if lower and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return _one_after_another(*map(compiled, in_three(model), ("f32", "bf16", "f32"))), text
+    whole = compiled(model, "f32")
+    return lambda images: whole(images=images), text
 
 # %% ../nbs/15a_runtime.ipynb #1bf8b54c1
-def _compiled(compiled: Any) -> Callable[..., dict[str, np.ndarray]]:
+def _asked(compiled: Any) -> Run:
     "One request of a compiled model, used again and again; outputs are copies."
     request, names = compiled.create_infer_request(), [o.any_name for o in compiled.outputs]
 
-    def run(images: np.ndarray, **more: np.ndarray) -> dict[str, np.ndarray]:
-        found = request.infer(dict(images=images, **more), share_inputs=True)
+    def run(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+        found = request.infer(inputs, share_inputs=True)
         return {n: np.array(found[n]) for n in names}
+
+    return run
+
+
+def _one_after_another(squares: Run, networks: Run, answers: Run) -> Engine:
+    "The three graphs of `in_three` as one engine."
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        square = squares(images=images)
+        scored = networks(**square)
+        return answers(images=images, parts=scored["parts"]) | scored | square
 
     return run
 
 # %% ../nbs/15a_runtime.ipynb #1bf8b54c
 def cut(
-    model: Any,  # An `openvino.Model` with the output "square"; it is taken apart
-) -> tuple[Any, Any]:  # images → square; images and square → the other outputs
-    "The graph as two, at the square that the networks see."
+    model: Any,  # An `openvino.Model`; it is taken apart
+    at: str,  # The output to cut at
+    before: Sequence[str] = (),  # Other outputs that are computed before it
+) -> tuple[Any, Any]:  # inputs → `at` and `before`; inputs and `at` → the other outputs
+    "The graph as two."
     import openvino as ov
 
-    images, source = model.input("images").get_node(), model.output("square").get_node().input_value(0)
-    rest = [r for r in model.get_results() if r.output(0).any_name != "square"]
-    square = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type(), name="square")
+    results = {r.output(0).any_name: r for r in model.get_results()}
+    first = [results.pop(name) for name in (at, *before) if name in results]
+    source, inputs = first[0].input_value(0), model.get_parameters()
+    given = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type(), name=at)
     for target in source.get_target_inputs():
         if target.get_node().get_type_name() != "Result":
-            target.replace_source_output(square.output(0))
-    square.output(0).set_names({"square"})
-    first = ov.Model([model.output("square").get_node()], [images], "square")
-    return first, ov.Model(rest, [images, square], "answer")
+            target.replace_source_output(given.output(0))
+    given.output(0).set_names({at})
+    return ov.Model(first, inputs, at), ov.Model([*results.values()], [*inputs, given], "rest")
+
+# %% ../nbs/15a_runtime.ipynb #0089f28d
+def in_three(
+    model: Any,  # An `openvino.Model` of `mudenet export`
+) -> tuple[Any, Any, Any]:  # images → square; square → parts, raw; images and parts → the other outputs
+    "The graph as pixels, networks and answer."
+    pixels, rest = cut(model, "square")
+    networks, answer = cut(rest, "parts", before=["raw"])
+    for part, unused in ((networks, "images"), (answer, "square")):
+        part.remove_parameter(part.input(unused).get_node())
+    return pixels, networks, answer
 
 # %% ../nbs/15a_runtime.ipynb #77b3072c0
 _ENGINES = dict(onnxruntime=_onnxruntime, openvino=_openvino)
@@ -103,22 +122,18 @@ _READS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 def _engine(path: Path, engine: str) -> str:
     "The engine that is meant. Raises `CheckpointError` or `ConfigError`."
     if path.suffix not in _READS:
-        raise CheckpointError(
-            f"{path} is no exported detector; those end in .onnx or .xml. mudenet export RUN makes one."
-        )
+        what = "is no exported detector; those end in .onnx or .xml. mudenet export RUN makes one."
+        raise CheckpointError(f"{path} {what}")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file.")
     known = _READS[path.suffix]
-    if engine != "auto" and engine not in known:
+    if engine not in ("auto", *known):
         raise ConfigError(f"engine={engine!r} does not read {path.suffix}; use {' or '.join(known)}.")
-    from importlib.util import find_spec
-
     wanted = known if engine == "auto" else (engine,)
-    if not (there := [e for e in wanted if find_spec(e)]):
-        raise ConfigError(
-            f"{path.name} needs {' or '.join(wanted)}, which is not installed: pip install {wanted[0]}"
-        )
-    return there[0]
+    if there := [e for e in wanted if find_spec(e)]:
+        return there[0]
+    missing = f"{' or '.join(wanted)}, which is not installed: pip install {wanted[0]}"
+    raise ConfigError(f"{path.name} needs {missing}")
 
 # %% ../nbs/15a_runtime.ipynb #77b3072c
 def _meaning(path: Path, text: str | None) -> dict[str, Any]:
@@ -131,11 +146,16 @@ def _meaning(path: Path, text: str | None) -> dict[str, Any]:
             f"{path} is of kind {meta.get('kind')!r} and schema {meta.get('schema')}; this version reads "
             f"exports of schema {SCHEMA}. Export it again with this version."
         )
+    if "p_value" not in meta["outputs"]:
+        raise CheckpointError(
+            f"{path} is an export of an earlier version, whose graph gives no p-value; export it again: "
+            "mudenet export RUN"
+        )
     return meta
 
-# %% ../nbs/15a_runtime.ipynb #747df412
-class Detector(Marker):
-    "An exported detector."
+# %% ../nbs/15a_runtime.ipynb #5e1f0a7c
+class Described:
+    "What runs, and what its file says about it."
 
     def __init__(
         self,
@@ -144,26 +164,6 @@ class Detector(Marker):
         engine: str,  # "onnxruntime" or "openvino"
     ):
         self.run, self.meta, self.engine = run, meta, engine
-
-    @staticmethod
-    def load(
-        path: str | Path,  # A file of `mudenet export`: .onnx, or .xml with its .bin
-        # "onnxruntime", "openvino"; auto: the first that is installed and reads the file
-        engine: str = "auto",
-        threads: int | None = None,  # CPU threads; None: the engine decides
-    ) -> Detector:
-        "Read an exported detector. Raises `CheckpointError` for the file, `ConfigError` for the engine."
-        path = Path(path)
-        engine = _engine(path, engine)
-        try:
-            run, text = _ENGINES[engine](path, threads)
-        except ImportError:
-            raise
-        except Exception as e:  # each engine has its own
-            raise CheckpointError(
-                f"{path} cannot be read by {engine}: {str(e).strip().splitlines()[0]}"
-            ) from None
-        return Detector(run, _meaning(path, text), engine)
 
     @property
     def threshold(self) -> float:
@@ -190,6 +190,30 @@ class Detector(Marker):
         "Regions of fewer pixels of the network's input are dropped (A-051)."
         return int(self.meta["config"]["inference"].get("min_area", 1))
 
+# %% ../nbs/15a_runtime.ipynb #747df412
+class Detector(Described, Marker):
+    "An exported detector."
+
+    @staticmethod
+    def load(
+        path: str | Path,  # A file of `mudenet export`: .onnx, or .xml with its .bin
+        # "onnxruntime", "openvino"; auto: the first that is installed and reads the file
+        engine: str = "auto",
+        threads: int | None = None,  # CPU threads; None: the engine decides
+    ) -> Detector:
+        "Read an exported detector. Raises `CheckpointError` for the file, `ConfigError` for the engine."
+        path = Path(path)
+        engine = _engine(path, engine)
+        try:
+            run, text = _ENGINES[engine](path, threads)
+        except ImportError:
+            raise
+        except Exception as e:  # each engine has its own
+            raise CheckpointError(
+                f"{path} cannot be read by {engine}: {str(e).strip().splitlines()[0]}"
+            ) from None
+        return Detector(run, _meaning(path, text), engine)
+
     def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
         """Predictions one after the other, nothing is kept.
 
@@ -207,16 +231,29 @@ class Detector(Marker):
         "Predictions of images of one size."
         out = self.run(np.stack([pixels for _, pixels in batch]))
         for i, (name, _) in enumerate(batch):
+            score, label, share = (out[k][i] for k in ("score", "label", "p_value"))
             yield Prediction(
                 name=name,
-                score=float(out["score"][i]),
-                label=bool(out["label"][i]),
+                score=float(score),
+                label=bool(label),
                 threshold=self.threshold,
                 map=out["map"][i],
                 parts=out["parts"][i],
                 grid=out["grid"][i] if "grid" in out else None,
-                p_value=p_value(float(out["score"][i]), self.held_out),
+                p_value=self._agreed(float(score), bool(label), share),
             )
+
+    def _agreed(self, score: float, label: bool, share: np.floating) -> float | None:
+        "The graph's p-value with all its digits. Raises `CheckpointError` where graph and metadata disagree."
+        p = p_value(score, self.held_out)
+        same = np.isnan(share) if p is None else share == np.float32(p)
+        if label != (score > self.threshold) or not same:
+            raise CheckpointError(
+                f"for a score of {score:.9g} this file's graph gives label {label} and p-value {share:.6g}, "
+                f"its metadata {score > self.threshold} and {p}: one of them was changed after the export. "
+                "Export again."
+            )
+        return p
 
 # %% ../nbs/15a_runtime.ipynb #c11bf5e7
 def is_export(path: str | Path) -> bool:

@@ -32,7 +32,7 @@ from .regions import Region
 from .runtime import detector_id, open_detector
 
 # %% auto #0
-__all__ = ['log', 'SECONDS', 'LIMITS', 'Limits', 'Refused', 'decoded', 'Desk', 'map_url', 'said', 'application',
+__all__ = ['log', 'SECONDS', 'LIMITS', 'Limits', 'Refused', 'decoded', 'Notes', 'Desk', 'map_url', 'said', 'application',
            'serve_arguments', 'run_serve']
 
 # %% ../nbs/15c_serve.ipynb #c411ca5b
@@ -100,36 +100,15 @@ def _unreadable(e: Exception) -> Refused:
         return Refused(400, str(e))
     return Refused(400, f"the body cannot be read as an image ({e}).")
 
-# %% ../nbs/15c_serve.ipynb #d9a122f20
+# %% ../nbs/15c_serve.ipynb #2f8e7b13
 @dataclass
-class _Waiting:
-    "An image on its way to a detector."
+class Notes:
+    "What detectors said last, and whether accepted parts still score as the held-out ones did."
 
-    detector: str
-    body: bytes
-    answer: asyncio.Future
-
-    def give(self, found: Prediction | Exception) -> None:
-        "Answer, unless whoever asked has gone."
-        if self.answer.done():
-            return
-        if isinstance(found, Exception):
-            self.answer.set_exception(found)
-        else:
-            self.answer.set_result(found)
-
-# %% ../nbs/15c_serve.ipynb #d9a122f2
-@dataclass
-class Desk:
-    "Detectors by name, what waits for them, and what they said last."
-
-    detectors: Mapping[str, Any]
-    limits: Limits = field(default_factory=Limits)
-    delta: float = 0.01  # chance of a false alarm about drift in the whole stream; 0: no test
-    queue: asyncio.Queue[_Waiting] = field(default_factory=asyncio.Queue)
-    history: dict[str, deque[dict[str, Any]]] = field(default_factory=dict)
-    sizes: deque[int] = field(default_factory=lambda: deque(maxlen=1000))  # of the last batches
-    inside: int = 0  # requests that are being read or answered
+    detectors: Mapping[str, Any]  # by name
+    delta: float = 0.01  # chance of a false alarm about drift in a detector's whole stream; 0: no test
+    history: dict[str, deque[dict[str, Any]]] = field(init=False)
+    drifts: dict[str, Drift | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.history = {name: deque(maxlen=500) for name in self.detectors}
@@ -151,6 +130,34 @@ class Desk:
         "What the alarm says, where there was one."
         drift = self.drifts[name]
         return drift.advice() if drift and drift.alarmed else None
+
+# %% ../nbs/15c_serve.ipynb #d9a122f20
+@dataclass
+class _Waiting:
+    "An image on its way to a detector."
+
+    detector: str
+    body: bytes
+    answer: asyncio.Future
+
+    def give(self, found: Prediction | Exception) -> None:
+        "Answer, unless whoever asked has gone."
+        if self.answer.done():
+            return
+        if isinstance(found, Exception):
+            self.answer.set_exception(found)
+        else:
+            self.answer.set_result(found)
+
+# %% ../nbs/15c_serve.ipynb #d9a122f2
+@dataclass
+class Desk(Notes):
+    "Detectors by name, what waits for them, and what they said last."
+
+    limits: Limits = field(default_factory=Limits)
+    queue: asyncio.Queue[_Waiting] = field(default_factory=asyncio.Queue)
+    sizes: deque[int] = field(default_factory=lambda: deque(maxlen=1000))  # of the last batches
+    inside: int = 0  # requests that are being read or answered
 
     def named(self, name: str | None) -> str:
         "The detector that is meant. Raises `Refused` with 404."
@@ -377,25 +384,6 @@ def _history(desk: Desk, asked: str | None) -> dict[str, Any]:
     threshold = float(desk.detectors[name].threshold)
     return dict(detector=name, threshold=threshold, scores=list(desk.history[name]))
 
-# %% ../nbs/15c_serve.ipynb #d9b61fef
-def application(
-    detectors: Mapping[str, Any],  # By name; each with `stream`, `regions` and `threshold`
-    limits: Limits | None = None,
-    delta: float = 0.01,  # Chance of a false alarm about drift in a detector's whole stream; 0: no test
-) -> Starlette:  # An ASGI application
-    "The server, for uvicorn or a test client."
-    from starlette.applications import Starlette
-
-    desk = Desk(detectors, limits or Limits(), delta)
-
-    @contextlib.asynccontextmanager
-    async def working(app: Starlette) -> AsyncIterator[None]:
-        worker = asyncio.create_task(desk.work())
-        yield
-        worker.cancel()
-
-    return Starlette(routes=_routes(desk), lifespan=working)
-
 # %% ../nbs/15c_serve.ipynb #2ad6fa77
 def _routes(desk: Desk) -> list[Any]:
     "Which function answers which request."
@@ -426,6 +414,25 @@ def _routes(desk: Desk) -> list[Any]:
     looked_at = dict(index=index, health=health, metrics=metrics, history=history)
     routes = [Route("/" if name == "index" else f"/{name}", f) for name, f in looked_at.items()]
     return [*routes, Route("/predict", predict, methods=["POST"])]
+
+# %% ../nbs/15c_serve.ipynb #d9b61fef
+def application(
+    detectors: Mapping[str, Any],  # By name; each with `stream`, `regions` and `threshold`
+    limits: Limits | None = None,
+    delta: float = 0.01,  # Chance of a false alarm about drift in a detector's whole stream; 0: no test
+) -> Starlette:  # An ASGI application
+    "The server, for uvicorn or a test client."
+    from starlette.applications import Starlette
+
+    desk = Desk(detectors, delta, limits=limits or Limits())
+
+    @contextlib.asynccontextmanager
+    async def working(app: Starlette) -> AsyncIterator[None]:
+        worker = asyncio.create_task(desk.work())
+        yield
+        worker.cancel()
+
+    return Starlette(routes=_routes(desk), lifespan=working)
 
 # %% ../nbs/15c_serve.ipynb #3d51d2470
 LIMITS = dict(

@@ -5,6 +5,7 @@
 # %% ../nbs/07a_speed.ipynb #07a-speed-110beb0
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import DescriptorNetwork, MuDeNet
-from .config import ComputeConfig, Config, from_dict, to_dict
+from .config import ComputeConfig, Config, DataConfig, from_dict, to_dict
 from .identity import portable
 from mudenet.core import (
     ConfigError,
@@ -171,7 +172,62 @@ def _worker(pipe: Any, tree: Mapping[str, Any], what: str, batch: int, threads: 
     except MudenetError as e:
         pipe.send(e)
 
+# %% ../nbs/07a_speed.ipynb #07a-speed-82dee4
+def _answer(pipe: Any, name: str) -> Any:
+    "What a process says of its turn. Raises whatever of ours it met."
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        ended = f"the benchmark's process for {name!r} ended; its message stands above."
+        raise TrainingError(ended) from None
+    if isinstance(answer, MudenetError):
+        raise answer
+    return answer
+
 # %% ../nbs/07a_speed.ipynb #07a-speed-82dee40
+@contextlib.contextmanager
+def _processes(variants: Mapping[str, Config], what: str, batch: int) -> Iterator[dict[str, Any]]:
+    "A process for each variant, ready for its first turn: pipes by name."
+    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    pipes: dict[str, Any] = {}
+    workers: list[Any] = []
+    try:
+        for name, config in variants.items():
+            pipes[name], theirs = context.Pipe()
+            task = (theirs, to_dict(config), name if what == "data" else what, batch, threads)
+            workers.append(context.Process(target=_worker, args=task, daemon=True))
+            workers[-1].start()
+            theirs.close()
+            _answer(pipes[name], name)  # ready: the next one warms up alone
+        yield pipes
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for w in workers:
+            w.join(10)  # a closed pipe ends it; whoever still hangs is ended
+            w.terminate()
+            w.join()
+
+# %% ../nbs/07a_speed.ipynb #f04d0ca4
+def _compared(
+    turns: Sequence[tuple[float, int | None]],  # Seconds and peak memory
+    base: Sequence[float],  # Seconds of the base, turn by turn
+    dtype: torch.dtype,
+    rates: Sequence[Mapping[torch.dtype, float]],  # The matrix rate in every round
+) -> dict[str, Any]:
+    "What `compare` says of a variant."
+    seconds = [s for s, _ in turns]
+    return dict(
+        seconds=seconds,
+        base_seconds=list(base),
+        median=statistics.median(seconds),
+        ratio=statistics.median(s / b for s, b in zip(seconds, base)),
+        peak_bytes=turns[-1][1],
+        dtype=str(dtype).removeprefix("torch."),
+        matrix_flops=[r[dtype] for r in rates],
+    )
+
+# %% ../nbs/07a_speed.ipynb #8577ecf8
 def compare(
     variants: Mapping[str, Config],  # Name → configuration; the first is the base of the ratios
     what: str,  # "distill", "train", "infer"; "data": what the variants' names say
@@ -182,57 +238,18 @@ def compare(
     "Measure variants turn by turn, each in a process of its own."
     if rounds < 1:
         raise ConfigError(f"--rounds={rounds} must be at least 1: every variant needs a turn.")
-    context, device = multiprocessing.get_context("spawn"), pick_device(next(iter(variants.values())).device)
-    pipes, workers = {}, []
-    try:
-        for name, config in variants.items():
-            pipes[name], theirs = context.Pipe()
-            task = (theirs, to_dict(config), name if what == "data" else what, batch, torch.get_num_threads())
-            workers.append(context.Process(target=_worker, args=task, daemon=True))
-            workers[-1].start()
-            theirs.close()
-            _answer(pipes[name], name)  # ready: the next one warms up alone
-        turns: dict[str, list[tuple[float, int | None]]] = {name: [] for name in variants}
-        types, rates = {name: precision(config.compute, device) for name, config in variants.items()}, []
+    base, device = next(iter(variants)), pick_device(next(iter(variants.values())).device)
+    types = {name: precision(config.compute, device) for name, config in variants.items()}
+    turns: dict[str, list[tuple[float, int | None]]] = {name: [] for name in variants}
+    rates = []
+    with _processes(variants, what, batch) as pipes:
         for _ in progress(range(rounds), f"{what}: {', '.join(variants)}", unit="round"):
             rates.append({t: matrix_rate(device, t) for t in set(types.values())})
             for name, pipe in pipes.items():
                 pipe.send(True)
                 turns[name].append(_answer(pipe, name))
-    finally:
-        for pipe in pipes.values():
-            pipe.close()
-        for w in workers:
-            w.join(10)  # a closed pipe ends it; whoever still hangs is ended
-            w.terminate()
-            w.join()
-    base = [s for s, _ in turns[next(iter(variants))]]
-
-    def row(name: str) -> dict[str, Any]:
-        seconds = [s for s, _ in turns[name]]
-        return dict(
-            seconds=seconds,
-            base_seconds=base,
-            median=statistics.median(seconds),
-            ratio=statistics.median(s / b for s, b in zip(seconds, base)),
-            peak_bytes=turns[name][-1][1],
-            dtype=str(types[name]).removeprefix("torch."),
-            matrix_flops=[r[types[name]] for r in rates],
-        )
-
-    return {name: row(name) for name in variants}
-
-# %% ../nbs/07a_speed.ipynb #07a-speed-82dee4
-def _answer(pipe: Any, name: str) -> Any:
-    try:
-        answer = pipe.recv()
-    except EOFError:
-        raise TrainingError(
-            f"the benchmark's process for {name!r} ended; its message stands above."
-        ) from None
-    if isinstance(answer, MudenetError):
-        raise answer
-    return answer
+    seconds = [s for s, _ in turns[base]]
+    return {name: _compared(turns[name], seconds, types[name], rates) for name in variants}
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-d3c4230
 def _without(config: Config, **fields: Any) -> Config:
@@ -320,43 +337,48 @@ def _record(
     )
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-33a502
+def _alone(file: Path, c: DataConfig) -> Tensor:
+    "One image, read by itself: uint8 (3, S, S)."
+    image = resize_image(read_image(file), c.image_size, c.interpolation)
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _treated(file: Path, c: DataConfig, k: int) -> Tensor:
+    "One image, read and augmented by itself: (1, 3, S, S)."
+    return normalize(augment(_alone(file, c)[None].float() / 255, AUGMENTATIONS, generator(0, "speed", k)))
+
+
+def _feeds(config: Config, images: Tensor) -> Callable[[int], Any]:
+    "A function that feeds batch k of cached images."
+    how: dict[str, Any] = dict(seed=0, name="train", data=config.data, augmentation=AUGMENTATIONS)
+    batches = Batches(images, config.train, device=pick_device(config.device), **how)
+    return lambda k: batches[k].sum().item()
+
+# %% ../nbs/07a_speed.ipynb #20a77963
 def _data_work(config: Config, what: str) -> tuple[Callable[[int], None], int]:
     "A function that reads the images of `config.root`, or feeds a batch of them, n times, and its images."
-    c, n, files, device = (
-        config.data,
-        config.train.batch_size,
-        find_images(config.root or "."),
-        pick_device(config.device),
-    )
-
-    def alone(k: int) -> Tensor:
-        image = resize_image(read_image(files[k % len(files)]), c.image_size, c.interpolation)
-        return torch.from_numpy(image).permute(2, 0, 1)
-
-    def treated(k: int) -> Tensor:
-        return normalize(augment(alone(k)[None].float() / 255, AUGMENTATIONS, generator(0, "speed", k)))
+    c, n, files = config.data, config.train.batch_size, find_images(config.root or ".")
+    device, count = pick_device(config.device), len(files)
 
     def together() -> Tensor:
         return load_images(files, c.image_size, interpolation=c.interpolation)
 
-    if what == "feed":
-        batches = Batches(
-            together(), config.train, seed=0, name="train", data=c, augmentation=AUGMENTATIONS, device=device
-        )
-    once: Callable[[int], Any] = {
-        "read one by one": lambda k: [alone(i) for i in range(len(files))],
+    def from_files(k: int) -> float:
+        batch = [_treated(files[i % count], c, i) for i in range(k * n, (k + 1) * n)]
+        return torch.cat(batch).to(device).sum().item()
+
+    ways: dict[str, Any] = {
+        "read one by one": lambda k: [_alone(file, c) for file in files],
         "read": lambda k: together(),
-        "feed from files": lambda k: (
-            torch.cat([treated(k * n + j) for j in range(n)]).to(device).sum().item()
-        ),
-        "feed": lambda k: batches[k].sum().item(),
-    }[what]
+        "feed from files": from_files,
+        "feed": what == "feed" and _feeds(config, together()),
+    }
 
     def run(times: int) -> None:
         for k in range(times):
-            once(k)
+            ways[what](k)
 
-    return run, n if what.startswith("feed") else len(files)
+    return run, n if what.startswith("feed") else count
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-bb8e12
 def bench_data(
@@ -401,6 +423,16 @@ def _row(name: str, v: Mapping[str, Any]) -> list[str]:
     ]
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-61c7d0
+def _machine(record: Mapping[str, Any]) -> str:
+    "The matrix rates of a record that counts its arithmetic, in words."
+    rates: dict[str, list[float]] = {}
+    for v in record["variants"].values():
+        rates.setdefault(v.get("dtype", "float32"), []).extend(v["matrix_flops"])
+    said = ", ".join(f"{statistics.median(r) / 1e9:.0f} GFLOP/s in {t}" for t, r in rates.items())
+    where = f"{record['device']} ({record['threads']} threads)"
+    return f"Matrix rate {said} on {where}; {record['flops_an_image'] / 1e9:.1f} GFLOP an image."
+
+
 def speed_table(
     record: Mapping[str, Any],  # Of `bench_steps`, `bench_infer` or `bench_data`
 ) -> str:  # Markdown
@@ -409,24 +441,10 @@ def speed_table(
     """
     rows = record["variants"]
     more = dict(share="of the matrix rate", peak_bytes="peak memory")
-    head = [
-        "variant",
-        "images/s",
-        "time relative to the base",
-        *(v for k, v in more.items() if any(k in r for r in rows.values())),
-    ]
-    lines = [markdown_table(head, [_row(k, v) for k, v in rows.items()])]
-    if "flops_an_image" in record:
-        rates: dict[str, list[float]] = {}
-        for v in rows.values():
-            rates.setdefault(v.get("dtype", "float32"), []).extend(v["matrix_flops"])
-        said = ", ".join(f"{statistics.median(r) / 1e9:.0f} GFLOP/s in {t}" for t, r in rates.items())
-        lines += [
-            "",
-            f"Matrix rate {said} on {record['device']} ({record['threads']} threads); "
-            f"{record['flops_an_image'] / 1e9:.1f} GFLOP an image.",
-        ]
-    return "\n".join(lines)
+    columns = [v for k, v in more.items() if any(k in r for r in rows.values())]
+    head = ["variant", "images/s", "time relative to the base", *columns]
+    table = markdown_table(head, [_row(k, v) for k, v in rows.items()])
+    return f"{table}\n\n{_machine(record)}" if "flops_an_image" in record else table
 
 # %% ../nbs/07a_speed.ipynb #08-metrics-91
 def _plain(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str, float]:

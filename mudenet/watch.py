@@ -103,6 +103,19 @@ def _row(line: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 # %% ../nbs/15b_watch.ipynb #7131b731
+def _known(path: Path) -> tuple[dict[Key, dict[str, Any]], int]:
+    "The whole lines of a journal, and how many bytes they are. Raises `DataError`."
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        lines = map(json.loads, whole.splitlines())
+        return {(d["image"], d["size"], d["changed"]): d for d in lines}, len(whole)
+    except (ValueError, LookupError, TypeError) as e:
+        raise DataError(
+            f"{path} holds a line that is not ours ({e}); take it out, or give another --out."
+        ) from None
+
+# %% ../nbs/15b_watch.ipynb #8d8e38d9
 class Journal:
     "What has been scored: an append-only file of JSON lines, and the table made from it."
 
@@ -123,18 +136,9 @@ class Journal:
         if not self.path.is_file():
             refuse_foreign(self.table, HEAD)
         remove_parts([self.table])
-        whole = self.path.read_bytes() if self.path.is_file() else b""
-        whole = whole[: whole.rfind(b"\n") + 1]
-        try:
-            self.known = {
-                (d["image"], d["size"], d["changed"]): d for d in map(json.loads, whole.splitlines())
-            }
-        except (ValueError, LookupError, TypeError) as e:
-            raise DataError(
-                f"{self.path} holds a line that is not ours ({e}); take it out, or give another --out."
-            ) from None
+        self.known, size = _known(self.path)
         self.lines = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(self.lines, len(whole))
+        os.ftruncate(self.lines, size)
         write_text(self.table, ",".join(_COLUMNS) + "\n" + "".join(map(_row, self.known.values())))
 
     def add(self, key: Key, **said: Any) -> dict[str, Any]:
@@ -172,6 +176,73 @@ def _move(file: Path, folder: Path, name: str) -> None:
             shutil.copy2(file, part)
         file.unlink()
 
+# %% ../nbs/15b_watch.ipynb #140d41d1
+def _targets(
+    folder: Path, accepted: str | Path | None, rejected: str | Path | None
+) -> dict[bool, Path | None]:
+    "Where accepted (False) and rejected (True) files go. Raises `ConfigError` for unusable folders."
+    named = {False: accepted, True: rejected}
+    targets = {label: Path(to) if to else None for label, to in named.items()}
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder to watch.")
+    if any(t and t.resolve() == folder.resolve() for t in targets.values()):
+        raise ConfigError(f"{folder} is watched; move files somewhere else, or to a folder in it.")
+    return targets
+
+
+def _said(p: Prediction) -> dict[str, Any]:
+    "What the journal keeps of a prediction."
+    decision = dict(score=p.score, p_value=p.p_value, anomalous=p.label, threshold=p.threshold)
+    return dict(decision, strongest=list(p.strongest()), error=None)
+
+# %% ../nbs/15b_watch.ipynb #1221ecdb
+def _take_in(drift: Drift, journal: Journal, who: str) -> None:
+    "Bring the test to where it was after the journal's last line of the same detector."
+    for line in journal.known.values():
+        if line.get("detector") == who and line["error"] is None:
+            drift.add(line["score"])
+    if drift.alarmed:
+        log.info("as was reported: %s", drift.advice())
+
+# %% ../nbs/15b_watch.ipynb #633f814f
+class _Post:
+    "Scores a file, notes it, moves it."
+
+    def __init__(
+        self, detector: Any, folder: Path, out: Path, targets: Mapping[bool, Path | None], delta: float
+    ):
+        self.detector, self.folder, self.targets = detector, folder, targets
+        self.who = detector_id(detector)
+        self.drift = open_drift(detector, delta, int(self.who, 16))
+        self.journal = Journal(out)
+        if self.drift:
+            _take_in(self.drift, self.journal, self.who)
+
+    def knows(self, key: Key) -> bool:
+        "Whether a file has been dealt with."
+        return key in self.journal.known
+
+    def move(self, key: Key) -> None:
+        "Move a file that has been scored, if it is still there."
+        line = self.journal.known[key]
+        if line["error"] is None and (to := self.targets[line["anomalous"]]):
+            _move(self.folder / key[0], to, key[0])
+
+    def score(self, key: Key, pixels: np.ndarray | None, why: str | None) -> dict[str, Any]:
+        "The journal's new line."
+        said: dict[str, Any] = (
+            dict(error=why) if pixels is None else _said(next(self.detector.stream([pixels])))
+        )
+        if self.drift and pixels is not None and self.drift.add(said["score"]):
+            said["drift"] = self.drift.advice()
+        line = self.journal.add(key, **said, detector=self.who)
+        if text := said.get("drift"):
+            log.warning("%s: %s", key[0], text)
+        if why:
+            log.warning("given up: %s", why)
+        self.move(key)
+        return line
+
 # %% ../nbs/15b_watch.ipynb #1221ecdb1
 def watch(
     detector: Any,  # With `stream`: a run's or an exported one
@@ -186,130 +257,72 @@ def watch(
     delta: float = 0.01,  # Chance of a false alarm about drift in the whole stream; 0: no test
 ) -> Generator[dict[str, Any], None, None]:  # The journal's lines, as they are written
     "Score every image that appears in a folder, once. Raises `ConfigError` for folders that cannot be used."
-    folder, out, targets = (
-        Path(folder),
-        Path(out),
-        {False: accepted and Path(accepted), True: rejected and Path(rejected)},
-    )
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder to watch.")
-    if any(t and t.resolve() == folder.resolve() for t in targets.values()):
-        raise ConfigError(f"{folder} is watched; move files somewhere else, or to a folder in it.")
-    who = detector_id(detector)
-    drift = open_drift(detector, delta, int(who, 16))
-    journal = Journal(out)
-    if drift:
-        _take_in(drift, journal, who)
-    left = [out, *(t for t in targets.values() if t)]
+    folder, out = Path(folder), Path(out)
+    targets = _targets(folder, accepted, rejected)
+    post = _Post(detector, folder, out, targets, delta)
+    left = [out, *filter(None, targets.values())]
     arrivals = Arrivals(folder, settle, patience, left, detector.white)
-
-    def moved(line: Mapping[str, Any]) -> None:
-        if line["error"] is None and (to := targets[line["anomalous"]]):
-            _move(folder / line["image"], to, line["image"])
-
     try:
-        for key in list(arrivals.keys()):
-            if key in journal.known:
-                moved(journal.known[key])  # scored, and killed before it was moved
+        for key in filter(post.knows, list(arrivals.keys())):
+            post.move(key)  # scored, and killed before it was moved
         while True:
             begin, idle = time.monotonic(), True
-            for key, pixels, why in arrivals.ready(journal.known.__contains__, begin):
-                said: dict[str, Any] = (
-                    dict(error=why) if pixels is None else _said(next(detector.stream([pixels])))
-                )
-                if drift and pixels is not None and drift.add(said["score"]):
-                    said["drift"] = drift.advice()
-                line = journal.add(key, **said, detector=who)
-                if text := said.get("drift"):
-                    log.warning("%s: %s", key[0], text)
-                if why:
-                    log.warning("given up: %s", why)
-                moved(line)
+            for arrived in arrivals.ready(post.knows, begin):
                 idle = False
-                yield line
-            if once and idle and not any(s.key not in journal.known for s in arrivals.waiting.values()):
+                yield post.score(*arrived)
+            if once and idle and all(post.knows(s.key) for s in arrivals.waiting.values()):
                 return
             time.sleep(max(0.0, poll - (time.monotonic() - begin)))
     finally:
-        journal.close()
-
-# %% ../nbs/15b_watch.ipynb #1221ecdb
-def _take_in(drift: Drift, journal: Journal, who: str) -> None:
-    "Bring the test to where it was after the journal's last line of the same detector."
-    for line in journal.known.values():
-        if line.get("detector") == who and line["error"] is None:
-            drift.add(line["score"])
-    if drift.alarmed:
-        log.info("as was reported: %s", drift.advice())
-
-
-def _said(p: Prediction) -> dict[str, Any]:
-    "What the journal keeps of a prediction."
-    return dict(
-        score=p.score,
-        p_value=p.p_value,
-        anomalous=p.label,
-        threshold=p.threshold,
-        strongest=list(p.strongest()),
-        error=None,
-    )
+        post.journal.close()
 
 # %% ../nbs/15b_watch.ipynb #e091ba3d0
+_NUMBERS = dict(
+    settle=(0.5, "Seconds without change before a file is read."),
+    patience=(
+        30.0,
+        "Seconds without change after which a file that cannot be decoded is given up and named.",
+    ),
+    drift=(0.01, "Chance that the whole stream ever raises a false alarm about drifting scores; 0: no test."),
+)
+
+
 def watch_arguments(
     parser: argparse.ArgumentParser,  # Gets the options of `mudenet watch`
 ) -> None:
     "The options, whoever parses them."
-    parser.add_argument(
-        "detector", type=str, help="An exported file (.onnx, .xml), or with the full package a run's folder."
-    )
+    file = "An exported file (.onnx, .xml), or with the full package a run's folder."
+    parser.add_argument("detector", type=str, help=file)
     parser.add_argument("folder", type=str, help="Where the camera writes its files; searched at any depth.")
     parser.add_argument(
         "--out", type=str, default="watched", help="Folder for results.jsonl and results.csv."
     )
     parser.add_argument("--accepted", type=str, help="Move files here that are not anomalous.")
     parser.add_argument("--rejected", type=str, help="Move anomalous files here.")
-    parser.add_argument(
-        "--settle", type=float, default=0.5, help="Seconds without change before a file is read."
-    )
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=30.0,
-        help="Seconds without change after which a file that cannot be decoded is given up and named.",
-    )
-    parser.add_argument(
-        "--drift",
-        type=float,
-        default=0.01,
-        help="Chance that the whole stream ever raises a false alarm about drifting scores; 0: no test.",
-    )
+    for name, (default, text) in _NUMBERS.items():
+        parser.add_argument(f"--{name}", type=float, default=default, help=text)
     parser.add_argument("--once", action="store_true", help="End when nothing is waiting any more.")
     parser.add_argument("--threads", type=int, help="CPU threads of an exported file.")
 
 # %% ../nbs/15b_watch.ipynb #e091ba3d
+def _verdict(line: Mapping[str, Any]) -> str:
+    return "unreadable" if line["error"] else "ANOMALOUS" if line["anomalous"] else "fine"
+
+
 def run_watch(args: Any) -> None:
     "Score what comes until interrupted; a line of output for each file."
-    detector, counts = (
-        open_detector(args.detector, threads=args.threads),
-        {"fine": 0, "ANOMALOUS": 0, "unreadable": 0},
-    )
+    detector = open_detector(args.detector, threads=args.threads)
+    counts = {"fine": 0, "ANOMALOUS": 0, "unreadable": 0}
     print(f"watching {args.folder}; results in {args.out}", flush=True)
-    found = watch(
-        detector,
-        args.folder,
-        args.out,
-        args.accepted,
-        args.rejected,
-        args.settle,
-        args.patience,
-        once=args.once,
-        delta=args.drift,
-    )
+    how: dict[str, Any] = {
+        k: getattr(args, k) for k in ("accepted", "rejected", "settle", "patience", "once")
+    }
+    found = watch(detector, args.folder, args.out, **how, delta=args.drift)
     try:
         for line in found:
-            what = "unreadable" if line["error"] else "ANOMALOUS" if line["anomalous"] else "fine"
-            counts[what] += 1
-            print(f"{line['image']}: {what}" + ("" if line["error"] else f" {line['score']:.6g}"), flush=True)
+            counts[_verdict(line)] += 1
+            score = "" if line["error"] else f" {line['score']:.6g}"
+            print(f"{line['image']}: {_verdict(line)}{score}", flush=True)
     except KeyboardInterrupt:
         pass
     finally:

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bare import Bare
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from mudenet import export as ex
+from mudenet import runtime
 from mudenet.architecture import MuDeNet
 from mudenet.cli import main
 from mudenet.config import Config, override
 from mudenet.core import DataError, TrainingError, digest, rng
 from mudenet.data import load_images, open_category
+from mudenet.decisions import p_value, p_values
+from mudenet.images import read_image
 from mudenet.inference import Detector, calibrate
 from mudenet.runtime import Detector as Exported
 from mudenet.synthetic import write_product_line
@@ -33,7 +37,7 @@ MODES = ("RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "I;16")
 
 
 def need(to):
-    if gone := [n for n in NEEDS[to] if find_spec(n) is None]:
+    if gone := [n for n in NEEDS.get(to, ()) if find_spec(n) is None]:
         pytest.skip(f"{', '.join(gone)} not installed: pip install -e '.[export,openvino]'")
 
 
@@ -113,6 +117,73 @@ def test_a_hundred_images(to, detector, files, pictures):
         assert np.abs(a.parts - b.parts).max() <= 1e-4 * np.ptp(a.parts), a.name
         assert abs(a.score - b.score) <= 1e-5 * abs(a.score), a.name
         assert (a.label, a.threshold) == (b.label, b.threshold)
+
+
+def engines(path):
+    """What opens a file of one format: the runtime with each engine that reads it, or PyTorch."""
+    if path.suffix == ".pt2":
+        return [ex._opened(path)]
+    there = [e for e in runtime._READS[path.suffix] if find_spec(e)]
+    return [Exported.load(path, e, threads=1) for e in there]
+
+
+@pytest.mark.parametrize("to", ex.SUFFIX)
+def test_the_graph_decides_as_the_package(to, detector, files, pictures, tmp_path):
+    """A graph's label and p-value are what the package makes of the same score, to the last bit; and what it
+    says of the image, unless a held-out score lies between the two scores.
+    """
+    need(to)
+    path = files[to][0] if to in files else tmp_path / "part.pt2"
+    if to not in files:
+        ex.export_detector(detector, path, to)
+    held, limit = np.array(detector.held_out), float(detector.threshold)
+    for opened in engines(path):
+        for ours in detector.predict(sorted(pictures.iterdir())[::4]):
+            out = opened.run(read_image(pictures / ours.name)[None])
+            (score,), (share,), (label,) = out["score"], out["p_value"], out["label"]
+            assert (share.dtype, label.dtype) == (np.float32, bool)
+            assert share == np.float32(p_value(float(score), held)) and label == (float(score) > limit)
+            low, high = sorted((ours.score, float(score)))
+            assert label == ours.label and (
+                share == np.float32(ours.p_value) or ((low < held) & (held <= high)).any()
+            )
+
+
+@pytest.mark.parametrize("to", ex.SUFFIX)
+def test_ties_and_neighbours(to, tmp_path):
+    """The decision alone, in every engine: scores on, right below and right above each held-out score and the
+    threshold.
+    """
+    need(to)
+    held = np.sort(rng(0, "held").normal(2, 1, 60))
+    held = np.sort(np.r_[held, held[:30].astype(np.float32), 1 / 3, 1 / 3])
+    edges = np.r_[held.astype(np.float32), np.float32(2.1)]
+    scores = np.concatenate([edges, *(np.nextafter(edges, np.float32(end)) for end in (-9, 9))])
+    program = torch.export.export(
+        ex.Decision(held.tolist(), torch.tensor(2.1)),
+        (torch.zeros(2),),
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+    )
+    for share, label in decided(program, to, scores):
+        assert share.tobytes() == p_values(scores, held).astype(np.float32).tobytes()
+        assert label.tolist() == [float(s) > float(np.float32(2.1)) for s in scores]
+
+
+def decided(program, to, scores):
+    """p-values and labels of scores by the engines of a format."""
+    if to == "pt2":
+        return [[v.numpy() for v in program.module()(torch.from_numpy(scores))]]
+    model = torch.onnx.export(program, dynamo=True, opset_version=ex.OPSET, verbose=False).model_proto
+    if to == "onnx":
+        import onnxruntime as ort
+
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return [session.run(None, {model.graph.input[0].name: scores})]
+    import openvino as ov
+
+    graph, how = ex.openvino_model(model), "INFERENCE_PRECISION_HINT"
+    answers = [ov.Core().compile_model(graph, "CPU", {how: hint})(scores) for hint in ("f32", "bf16")]
+    return [list(found.values()) for found in answers]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +299,9 @@ def test_statistics_are_those_of_the_networks_as_they_run(to, precision, detecto
     assert exported.meta["precision"] == precision and exported.meta["checked"] == found
     assert exported.meta["detector"] == digest(detector.state_dict())
     assert exported.threshold != float(detector.threshold) and 0 < found["moved"] < 0.2
+    # the answer has float32's digits, whatever the networks have
+    assert len({float(np.float32(s)) for s in scores}) == len(scores)
+    assert any(torch.tensor(s).bfloat16().float() != s for s in scores)
 
 
 def test_only_the_widest_kernels_have_8_bits(detector, line, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -72,6 +73,13 @@ def camera(folder, count):
         time.sleep(0.15)
 
 
+def wait_for(what, seconds):
+    """Until it is so, or the time is over."""
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
 def test_killed_many_times(bare, part, tmp_path, pytestconfig):
     kills = 50 if pytestconfig.getoption("--slow") else KILLS
     count = 3 * kills
@@ -97,16 +105,23 @@ def test_killed_many_times(bare, part, tmp_path, pytestconfig):
     ]
     writer = threading.Thread(target=camera, args=(folder, count))
     writer.start()
-    grown = []
+    grown, journal = [0], tmp_path / "out" / "results.jsonl"
+
+    def noted():
+        return len(journal.read_bytes().splitlines()) if journal.exists() else 0
+
+    def enough(wanted):
+        return noted() >= wanted
+
     for k in range(kills):
         with (tmp_path / "said").open("w") as said, bare.start(*argv, stdout=said, stderr=said) as process:
-            while k % 4 and "watching" not in (tmp_path / "said").read_text() and process.poll() is None:
-                time.sleep(0.01)  # every fourth is killed while it starts
-            time.sleep(float(g.uniform(0, 0.5)))
+            if k % 4:  # every fourth is killed while it starts, the others after some lines or none
+                wait_for(lambda: "watching" in (tmp_path / "said").read_text(), 60)
+                wait_for(partial(enough, grown[-1] + int(g.integers(0, 5))), 3)
+            time.sleep(float(g.uniform(0, 0.1 if k % 4 else 0.5)))
             assert process.poll() is None, (tmp_path / "said").read_text()
             process.send_signal(signal.SIGKILL)
-        journal = tmp_path / "out" / "results.jsonl"
-        grown.append(len(journal.read_bytes().splitlines()) if journal.exists() else 0)
+        grown.append(noted())
     writer.join()
     r = bare(*argv, "--once")
     assert (

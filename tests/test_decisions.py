@@ -4,6 +4,7 @@ explorer, exported file.
 
 import csv
 import json
+import re
 import shutil
 from importlib.util import find_spec
 
@@ -17,7 +18,7 @@ from mudenet.config import ConfigError, InferenceConfig, load_config
 from mudenet.core import CheckpointError, DataError, load_tensors, read_record, save_tensors
 from mudenet.decisions import p_values
 from mudenet.evaluation import ensure_detector, evaluate, open_job
-from mudenet.explorer import collect, finish, own_choice
+from mudenet.explorer import collect, finish, image_html, own_choice
 from mudenet.inference import Detector, label_threshold
 from mudenet.synthetic import write_product_line
 
@@ -201,6 +202,52 @@ def test_one_decision_beside_the_camera(job, line, capsys, tmp_path):
     table = {r["image"]: r["p_value"] for r in csv.DictReader((tmp_path / "out" / "results.csv").open())}
     assert table == {p.name: p.cells()[1] for p in predictions}
     assert [said(p, "part")["p_value"] for p in predictions] == [p.p_value for p in predictions]
+
+
+def of_table(path):
+    """Label and p-value of each image in a table that `mudenet predict` wrote."""
+    with path.open() as f:
+        return {r["image"]: (r["anomalous"] == "1", float(r["p_value"])) for r in csv.DictReader(f)}
+
+
+SHOWN = r"{}(?P<name>[^<>]+): (?P<verdict>found|false alarm|missed|rightly passed){}.*?p-value (?P<p>[\d.]+),"
+
+
+def of_page(text, begin, end):
+    """The same of each image whose pictures a page shows between such marks, by its verdict."""
+    found = re.finditer(SHOWN.format(begin, end), text)
+    return {m["name"]: (m["verdict"] in ("found", "false alarm"), float(m["p"])) for m in found}
+
+
+@pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="needs the extra [export]"
+)
+def test_all_five_say_the_same(job, line, tmp_path, capsys):
+    """Command line, Python, report, explorer and an exported file: label and p-value of every test image, to
+    the last bit, and one threshold.
+    """
+    from mudenet.runtime import Detector as Exported
+
+    detector, file = Detector.load(job.folder, "cpu"), tmp_path / "part.onnx"
+    assert main(["export", str(job.folder), "--out", str(file)]) == 0
+    for what, run in (("run", job.folder), ("exported", file)):
+        argv = ["predict", str(run), str(line / "test"), "--out", str(tmp_path / what), "--maps=false"]
+        assert main([*argv, "--pictures=false"]) == 0, capsys.readouterr().err
+    outcome = finish(raw := collect(Detector.load(job.folder, "cpu"), job.category), own_choice(detector))
+    shown = "".join(image_html(raw, outcome, k, outcome.threshold) for k in range(len(raw.items)))
+    page = (job.folder / "report.html").read_text(encoding="utf-8")
+    python = {p.name: (p.label, p.p_value) for p in detector.predict(line / "test")}
+    assert {label for label, _ in python.values()} == {True, False} and len(python) == 12
+    assert of_table(tmp_path / "run" / "predictions.csv") == python
+    assert of_table(tmp_path / "exported" / "predictions.csv") == python
+    assert of_page(page, "<h4>", "</h4>") == python
+    assert of_page(shown, "<b>", "</b>") == python
+    record = read_record(job.folder / "record.json")
+    limits = {outcome.threshold, Exported.load(file).threshold, record["threshold"]}
+    assert limits == {float(detector.threshold)}
+    assert (
+        str(np.float32(outcome.threshold)) + " *</th>" in page
+    )  # the digits that tell it from its neighbours
 
 
 def test_an_older_journal_is_read(job, line, tmp_path):

@@ -365,12 +365,22 @@ def test_calibrate_refuses_and_leaves_the_file(job, line, tmp_path, capsys):
         assert (run / "detector.safetensors").read_bytes() == before
 
 
-def test_other_sizes_are_resized_and_other_channels_named(job, tmp_path, capsys):
+@pytest.mark.parametrize("size, mode", [((90, 70), "RGB"), ((64, 64), "L"), ((64, 64), "I;16")])
+def test_another_camera_is_refused_unless_it_is_meant(size, mode, job, tmp_path, capsys):
+    """Calibration images of another size, with other channels or another bit depth."""
     run, good = copied(job, tmp_path), parts(tmp_path, 9)
     for f in good.glob("*.png"):
-        Image.open(f).convert("L").resize((90, 70)).save(f)
-    assert main(["calibrate", str(run), str(good)]) == 0
-    assert "note: pixels are L here, RGB in the images trained on" in capsys.readouterr().out
+        pixels = Image.open(f).resize(size)
+        if mode == "I;16":
+            pixels = Image.fromarray(np.asarray(pixels.convert("L")).astype(np.uint16) * 257)
+        pixels.convert(mode).save(f)
+    before = (run / "detector.safetensors").read_bytes()
+    assert main(["calibrate", str(run), str(good)]) == 2
+    err = capsys.readouterr().err
+    assert "9 of 9 images are unlike those trained on" in err and "--new-camera" in err
+    assert f"000.png is {size[0]}×{size[1]} {mode}, and there" in err and err.count("\n") == 1
+    assert (run / "detector.safetensors").read_bytes() == before
+    assert main(["calibrate", str(run), str(good), "--new-camera"]) == 0
     detector = Detector.load(run, "cpu")
     assert detector.held_out == sorted(p.score for p in detector.predict(good))
 

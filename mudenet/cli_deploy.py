@@ -46,14 +46,36 @@ def _same_content(files: Sequence[Path], items: Sequence[Item]) -> int:
     own = {file_digest(i.image) for i in items if i.image.stat().st_size in sizes}
     return sum(file_digest(f) in own for f in files) if own else 0
 
+# %% ../nbs/11c_cli_deploy.ipynb #58414670
+def _refuse_unlike(files: Sequence[Path], trained: Sequence[Item]) -> None:
+    "Raises `DataError` for images of another size or with other channels than those trained on."
+    from mudenet.images import image_mode, image_size
+
+    sizes, modes = ({look(i.image) for i in trained} for look in (image_size, image_mode))
+
+    def like(f: Path) -> bool:
+        return (len(sizes) > 1 or image_size(f) in sizes) and image_mode(f) in modes
+
+    def said(f: Path) -> str:
+        height, width = image_size(f)
+        return f"{f.name} is {width}×{height} {image_mode(f)}"
+
+    if unlike := [f for f in files if not like(f)]:
+        raise DataError(
+            f"{len(unlike)} of {len(files)} images are unlike those trained on: {said(unlike[0])}, and there "
+            f"{said(trained[0].image)}. Give images of the same camera, or say --new-camera after a change."
+        )
+
 # %% ../nbs/11c_cli_deploy.ipynb #504e6fd62
-def _apart_from(run: Path, files: Sequence[Path]) -> bool:
+def _apart_from(
+    run: Path,
+    files: Sequence[Path],  # To calibrate with
+    new_camera: bool = False,  # Whether they may look otherwise than those trained on
+) -> bool:
     """Whether none of the files gave statistics, as far as can be seen here.
 
-    Raises `DataError` for images that were trained on.
+    Raises `DataError` for images that were trained on, or unlike them.
     """
-    from mudenet.images import image_mode
-
     if (category := _category_at_hand(run)) is None:
         return True
     if k := _same_content(files, category.train):
@@ -61,10 +83,8 @@ def _apart_from(run: Path, files: Sequence[Path]) -> bool:
             f"{k} of {len(files)} images were trained on: their scores are smaller than new parts' are. "
             "Give others."
         )
-    here, there = {image_mode(f) for f in files}, {image_mode(i.image) for i in category.train[:1]}
-    if here != there:
-        modes = [", ".join(sorted(m)) for m in (here, there)]
-        print(f"note: pixels are {modes[0]} here, {modes[1]} in the images trained on")
+    if not new_camera:
+        _refuse_unlike(files, category.train)
     apart = run_config(run).inference.statistics_apart
     return apart or not _same_content(files, category.validation)
 
@@ -80,12 +100,15 @@ def calibrate_parser() -> Parser:
     rate += "calibration, else the run's own rule."
     folds = "In place of images: train as many detectors anew, each without its share of the training "
     folds += "images, and let each judge those. For whoever has few good parts."
+    camera = "The images may have another size or other channels than those trained on; so must all have "
+    camera += "that are scored from now on."
     parser = Parser(allow_abbrev=False, description=what)
     add_run(parser)
     parser.add_argument("images", type=str, nargs="?", help=images)
     parser.add_argument("--false-alarms", type=float, help=rate)
     parser.add_argument("--threshold", type=float, help="A threshold to insist on instead.")
     parser.add_argument("--folds", type=int, help=folds)
+    parser.add_argument("--new-camera", action="store_true", help=camera)
     add_device(parser)
     return parser
 
@@ -140,7 +163,7 @@ def _calibrated(run: Path, detector: Detector, args: Namespace) -> dict[str, flo
         _calibrate_on_folds(run, detector, args)
         return {}
     images = Path(args.images)
-    apart = _apart_from(run, find_images(images))
+    apart = _apart_from(run, find_images(images), args.new_camera)
     return detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart)
 
 # %% ../nbs/11c_cli_deploy.ipynb #e92bd3cf

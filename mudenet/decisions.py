@@ -215,12 +215,12 @@ def operating_points(
 
     return [one(t) for t in _candidates(values, faulty, threshold)]
 
-# %% ../nbs/07b_decisions.ipynb #15467d62
+# %% ../nbs/07b_decisions.ipynb #4f70fabf
 def _counted(count: int, total: int) -> str:
     low, high = clopper_pearson(count, total)
     return f"{count} of {total} ({100 * low:.0f} to {100 * high:.0f} %)"
 
-
+# %% ../nbs/07b_decisions.ipynb #15467d62
 def operating_table(
     points: Sequence[Mapping[str, Any]],  # Of `operating_points`
 ) -> tuple[list[str], list[list[str]]]:  # Titles and rows

@@ -15,13 +15,80 @@ import numpy as np
 from .core import ConfigError, DataError, rng
 
 # %% auto #0
-__all__ = ['log', 'Drift', 'open_drift']
+__all__ = ['log', 'Bag', 'Stakes', 'Drift', 'open_drift']
 
-# %% ../nbs/07d_drift.ipynb #07d-drift-050
-log = logging.getLogger("mudenet")
+# %% ../nbs/07d_drift.ipynb #81fcc0c4
+class Bag:
+    "Scores that have been seen: a new one is compared with all of them, and then belongs to them."
+
+    def __init__(
+        self,
+        scores: Sequence[float],  # That the stream begins with, in any order
+        seed: int = 0,  # Of the random numbers that break ties
+    ):
+        self.scores, self._ties = sorted(scores), rng(seed, "drift")
+
+    def p_value(self, score: float) -> float:
+        "Where a score lies among all before it; it is put into the bag."
+        low, high = bisect_left(self.scores, score), bisect_right(self.scores, score)
+        larger, equal = len(self.scores) - high, high - low + 1
+        self.scores.insert(high, score)
+        return float((larger + self._ties.random() * equal) / len(self.scores))
+
+# %% ../nbs/07d_drift.ipynb #618bd756
 _BETS = np.array([-2.0, -1.0, 1.0, 2.0])  # ε: below 0 on higher scores, above 0 on lower ones
 
 
+class Stakes:
+    "What a stake of 1 has become that is bet against the claim that nothing has changed."
+
+    def __init__(self) -> None:
+        self.bets, self.idle, self.placed = 0, 1.0, np.zeros(len(_BETS))
+
+    @property
+    def evidence(self) -> float:
+        "M, 1 at the start."
+        return float(self.idle + self.placed.sum())
+
+    def bet(self, p: float) -> None:
+        "Place the next share of what lies idle, and let a p-value decide what all bets become."
+        self.bets += 1
+        self.idle -= (stake := self.idle / (self.bets + 1))
+        self.placed = (self.placed + stake / len(_BETS)) * (1 + _BETS * (p - 0.5))
+
+# %% ../nbs/07d_drift.ipynb #0f8d7dd3
+log = logging.getLogger("mudenet")
+
+
+def _accepted(held_out: Sequence[float], threshold: float) -> tuple[float, list[float]]:
+    """The largest held-out score that is accepted, and those below it.
+
+    Raises `DataError` where none is accepted.
+    """
+    accepted = [s for s in held_out if s <= threshold]
+    if not accepted:
+        raise DataError(
+            "drift: no held-out score lies at or below the threshold; "
+            "mudenet calibrate RUN IMAGES sets it anew."
+        )
+    limit = max(accepted)
+    return limit, [s for s in accepted if s < limit]
+
+# %% ../nbs/07d_drift.ipynb #e9916d73
+def _advice(
+    stakes: Stakes,  # That have raised the alarm
+    delta: float,  # δ
+) -> str:
+    "What an alarm means, and what to do."
+    higher = stakes.placed[_BETS < 0].sum() > stakes.placed[_BETS > 0].sum()
+    return (
+        f"drift: after {stakes.bets} accepted parts their scores lie {'higher' if higher else 'lower'} "
+        f"than those that the threshold was set on (a false alarm in {delta:.2g} of streams). Look at "
+        "camera, lens and light; where the parts themselves are others now, set the threshold on new good "
+        "ones: mudenet calibrate RUN IMAGES."
+    )
+
+# %% ../nbs/07d_drift.ipynb #07d-drift-050
 class Drift:
     "A test whether the scores of accepted parts still look like held-out ones, for one stream."
 
@@ -34,29 +101,14 @@ class Drift:
     ):
         if not 0 < delta < 1:
             raise ConfigError(f"drift={delta}: the chance of a false alarm must lie between 0 and 1.")
-        accepted = sorted(s for s in held_out if s <= threshold)
-        if not accepted:
-            raise DataError(
-                "drift: no held-out score lies at or below the threshold; "
-                "mudenet calibrate RUN IMAGES sets it anew."
-            )
-        self.limit, self.delta = accepted[-1], delta
-        self.bag = [s for s in accepted if s < self.limit]
-        self.seen, self.idle, self.stakes = 0, 1.0, np.zeros(len(_BETS))
-        self.alarmed = False
-        self._ties = rng(seed, "drift")
+        self.limit, below = _accepted(held_out, threshold)
+        self.delta, self.alarmed = delta, False
+        self.bag, self.stakes = Bag(below, seed), Stakes()
 
     @property
     def evidence(self) -> float:
         "M, 1 at the start; the alarm is raised at 1/δ."
-        return float(self.idle + self.stakes.sum())
-
-    def p_value(self, score: float) -> float:
-        "Where a score lies among all before it; it is put into the bag."
-        low, high = bisect_left(self.bag, score), bisect_right(self.bag, score)
-        larger, equal = len(self.bag) - high, high - low + 1
-        self.bag.insert(high, score)
-        return float((larger + self._ties.random() * equal) / len(self.bag))
+        return self.stakes.evidence
 
     def add(
         self,
@@ -65,22 +117,13 @@ class Drift:
         "Take in one part; one that is not below the limit is passed over, and so is all after an alarm."
         if self.alarmed or not score < self.limit:
             return False
-        self.seen += 1
-        stake = self.idle / (self.seen + 1)
-        self.idle -= stake
-        self.stakes = (self.stakes + stake / len(_BETS)) * (1 + _BETS * (self.p_value(score) - 0.5))
+        self.stakes.bet(self.bag.p_value(score))
         self.alarmed = self.evidence >= 1 / self.delta
         return self.alarmed
 
     def advice(self) -> str:
         "What an alarm means, and what to do."
-        higher = self.stakes[_BETS < 0].sum() > self.stakes[_BETS > 0].sum()
-        return (
-            f"drift: after {self.seen} accepted parts their scores lie {'higher' if higher else 'lower'} "
-            f"than those that the threshold was set on (a false alarm in {self.delta:.2g} of streams). Look "
-            "at camera, lens and light; where the parts themselves are others now, set the threshold on "
-            "new good ones: mudenet calibrate RUN IMAGES."
-        )
+        return _advice(self.stakes, self.delta)
 
 # %% ../nbs/07d_drift.ipynb #07d-drift-05
 def open_drift(

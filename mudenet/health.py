@@ -48,7 +48,7 @@ def in_rim(
 
     return near(rows) | near(columns)
 
-
+# %% ../nbs/07e_health.ipynb #3a70af23
 def halves_apart(
     scores: np.ndarray,  # (N,)
 ) -> float | None:  # At least 0; none for one image

@@ -17,8 +17,8 @@ from .core import DataError
 from .images import Prediction, strongest
 
 # %% auto #0
-__all__ = ['Runs', 'components', 'survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'find_regions', 'coco',
-           'Marker']
+__all__ = ['Runs', 'Place', 'components', 'survival', 'label_regions', 'polygons', 'polygon_area', 'Region', 'find_regions',
+           'coco', 'Marker']
 
 # %% ../nbs/07c_regions.ipynb #31e918ae
 Runs = tuple[
@@ -32,7 +32,7 @@ def _runs(inside: NDArray[np.bool_]) -> Runs:
     (row, begin), (_, end) = np.nonzero(steps > 0), np.nonzero(steps < 0)
     return row, begin, end
 
-
+# %% ../nbs/07c_regions.ipynb #26bfeb73
 def _contacts(runs: Runs, width: int, spare: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     "Pairs of runs, one in a row and one in the row above it, that are in contact."
     row, begin, end = runs
@@ -61,7 +61,7 @@ def _joined(
             root = root[root]
     return root
 
-
+# %% ../nbs/07c_regions.ipynb #ebc5cd2b
 def components(
     inside: NDArray[np.bool_],  # (H, W)
     corners: bool = True,  # Whether pixels that touch at a corner only are connected
@@ -111,7 +111,7 @@ def _holes(piece: NDArray[np.bool_]) -> NDArray[np.bool_]:
     background, _ = components(np.pad(~piece, 1, constant_values=True))
     return background[1:-1, 1:-1] > 1  # the frame's own is number 1
 
-
+# %% ../nbs/07c_regions.ipynb #2be091e0
 def _pieces(inside: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
     "A region as sets of pixels that are connected through their sides and have no hole."
     todo = [inside]
@@ -194,18 +194,30 @@ def _lines(old: int, new: int) -> NDArray[np.int64]:  # (old + 1,), from 0 to `n
     return (2 * np.arange(old + 1) * new + old - 1) // (2 * old)
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-19
+Place = tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.float64]]  # polygons, box, centroid
+
+
+def _one_pixel(
+    peak: tuple[int, int],  # y, x of a region's strongest place
+    rows: NDArray[np.int64],  # Of `_lines`
+    columns: NDArray[np.int64],
+) -> Place:
+    "The pixel at a region's strongest place, for a region that holds no centre."
+    at = np.minimum([columns[peak[1]], rows[peak[0]]], [columns[-1] - 1, rows[-1] - 1])
+    return [at + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])], np.stack([at, at + 1]), at + 0.5
+
+# %% ../nbs/07c_regions.ipynb #a510a48c
 def _placed(
     inside: NDArray[np.bool_],  # (S, S), one region
     peak: tuple[int, int],  # y, x of its strongest place
     rows: NDArray[np.int64],  # Of `_lines`
     columns: NDArray[np.int64],
-) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.float64]]:
+) -> Place:
     "Polygons, box as (2, 2): least and greatest x, y; and centroid, in pixels of the image."
     ys, xs = np.nonzero(inside)
     weights = np.diff(rows)[ys] * np.diff(columns)[xs]
     if not weights.any():
-        at = np.minimum([columns[peak[1]], rows[peak[0]]], [columns[-1] - 1, rows[-1] - 1])
-        return [at + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])], np.stack([at, at + 1]), at + 0.5
+        return _one_pixel(peak, rows, columns)
     corners = [np.stack([columns[q[:, 0]], rows[q[:, 1]]], 1) for q in polygons(inside)]
     shown = [q for q in corners if polygon_area(q)]
     middle = np.stack([columns[xs] + columns[xs + 1], rows[ys] + rows[ys + 1]]) / 2
@@ -213,6 +225,14 @@ def _placed(
     return shown, np.stack([every.min(0), every.max(0)]), middle @ weights / weights.sum()
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-200
+def _strongest_inside(p: Prediction, grid: NDArray, ys: NDArray, xs: NDArray) -> dict[str, Any]:
+    "Height of the map at some of its pixels, and the branch and level that spoke loudest there."
+    values = grid[ys, xs]
+    height, width = (s // h for s, h in zip(grid.shape, p.parts.shape[2:]))
+    branch, level = strongest(p.parts[:, :, ys // height, xs // width][..., None])
+    return dict(peak=float(values.max()), mean=float(values.mean()), branch=branch, level=level)
+
+# %% ../nbs/07c_regions.ipynb #3715d5d0
 def _described(
     inside: NDArray[np.bool_],  # (S, S), one region
     p: Prediction,
@@ -221,21 +241,15 @@ def _described(
 ) -> Region:
     "One region in words and numbers."
     ys, xs = np.nonzero(inside)
-    values = grid[ys, xs]
-    top = int(values.argmax())
-    height, width = (s // h for s, h in zip(grid.shape, p.parts.shape[2:]))
-    branch, level = strongest(p.parts[:, :, ys // height, xs // width][..., None])
-    shown, box, centre = _placed(inside, (int(ys[top]), int(xs[top])), *lines)
-    x, y, right, bottom = map(int, box.ravel())
+    top = int(grid[ys, xs].argmax())
+    shown, box, (x, y) = _placed(inside, (int(ys[top]), int(xs[top])), *lines)
+    (left, upper), (right, lower) = box.tolist()
     return Region(
         area=int(sum(map(polygon_area, shown))),
-        box=(x, y, right - x, bottom - y),
+        box=(left, upper, right - left, lower - upper),
         polygons=shown,
-        centroid=(float(centre[0]), float(centre[1])),
-        peak=float(values[top]),
-        mean=float(values.mean()),
-        branch=branch,
-        level=level,
+        centroid=(float(x), float(y)),
+        **_strongest_inside(p, grid, ys, xs),
     )
 
 # %% ../nbs/07c_regions.ipynb #07c-regions-20
@@ -286,6 +300,17 @@ def coco(
         annotations += [_annotation(r, k, len(annotations) + i) for i, r in enumerate(regions, 1)]
     return dict(info=info, images=images, annotations=annotations, categories=[dict(id=1, name="anomaly")])
 
+# %% ../nbs/07c_regions.ipynb #9b979f05
+def _known(threshold: float | None) -> float:
+    "A pixel threshold. Raises `DataError` where there is none."
+    if threshold is not None:
+        return threshold
+    raise DataError(
+        "this detector has no pixel threshold: it was calibrated before there were regions. New good parts "
+        "give it one, mudenet calibrate RUN IMAGES; export it again after that where the file is an exported "
+        "one."
+    )
+
 # %% ../nbs/07c_regions.ipynb #c869c382
 class Marker:
     "What a run's detector and an exported one have in common: they mark where an image is anomalous."
@@ -302,17 +327,8 @@ class Marker:
 
     def marking(self) -> float:
         "The pixel threshold. Raises `DataError` where there is none."
-        if self.pixel_threshold is not None:
-            return self.pixel_threshold
-        raise DataError(
-            "this detector has no pixel threshold: it was calibrated before there were regions. New good "
-            "parts give it one, mudenet calibrate RUN IMAGES; export it again after that where the file is "
-            "an exported one."
-        )
+        return _known(self.pixel_threshold)
 
     def regions(self, p: Prediction) -> tuple[list[Region], NDArray[np.bool_]]:
-        """What is marked in one of its predictions, the strongest first, and the mask; see `find_regions`.
-
-        Raises `DataError` without a pixel threshold.
-        """
+        "The regions of one of its predictions and the mask, see `find_regions`. Raises `DataError`."
         return find_regions(p, self.marking(), self.min_area)

@@ -4,6 +4,7 @@ explorer, exported file.
 
 import csv
 import json
+import re
 import shutil
 from importlib.util import find_spec
 
@@ -17,8 +18,8 @@ from mudenet.config import InferenceConfig, load_config
 from mudenet.core import ConfigError, CheckpointError, DataError, load_tensors, read_record, save_tensors
 from mudenet.decisions import p_values
 from mudenet.evaluation import evaluate
+from mudenet.explorer import collect, finish, image_html, own_choice
 from mudenet.job import ensure_detector, open_job
-from mudenet.explorer import collect, finish, own_choice
 from mudenet.inference import Detector, label_threshold
 from mudenet.synthetic import write_product_line
 
@@ -204,6 +205,52 @@ def test_one_decision_beside_the_camera(job, line, capsys, tmp_path):
     assert [said(p, "part")["p_value"] for p in predictions] == [p.p_value for p in predictions]
 
 
+def of_table(path):
+    """Label and p-value of each image in a table that `mudenet predict` wrote."""
+    with path.open() as f:
+        return {r["image"]: (r["anomalous"] == "1", float(r["p_value"])) for r in csv.DictReader(f)}
+
+
+SHOWN = r"{}(?P<name>[^<>]+): (?P<verdict>found|false alarm|missed|rightly passed){}.*?p-value (?P<p>[\d.]+),"
+
+
+def of_page(text, begin, end):
+    """The same of each image whose pictures a page shows between such marks, by its verdict."""
+    found = re.finditer(SHOWN.format(begin, end), text)
+    return {m["name"]: (m["verdict"] in ("found", "false alarm"), float(m["p"])) for m in found}
+
+
+@pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="needs the extra [export]"
+)
+def test_all_five_say_the_same(job, line, tmp_path, capsys):
+    """Command line, Python, report, explorer and an exported file: label and p-value of every test image, to
+    the last bit, and one threshold.
+    """
+    from mudenet.runtime import Detector as Exported
+
+    detector, file = Detector.load(job.folder, "cpu"), tmp_path / "part.onnx"
+    assert main(["export", str(job.folder), "--out", str(file)]) == 0
+    for what, run in (("run", job.folder), ("exported", file)):
+        argv = ["predict", str(run), str(line / "test"), "--out", str(tmp_path / what), "--maps=false"]
+        assert main([*argv, "--pictures=false"]) == 0, capsys.readouterr().err
+    outcome = finish(raw := collect(Detector.load(job.folder, "cpu"), job.category), own_choice(detector))
+    shown = "".join(image_html(raw, outcome, k, outcome.threshold) for k in range(len(raw.items)))
+    page = (job.folder / "report.html").read_text(encoding="utf-8")
+    python = {p.name: (p.label, p.p_value) for p in detector.predict(line / "test")}
+    assert {label for label, _ in python.values()} == {True, False} and len(python) == 12
+    assert of_table(tmp_path / "run" / "predictions.csv") == python
+    assert of_table(tmp_path / "exported" / "predictions.csv") == python
+    assert of_page(page, "<h4>", "</h4>") == python
+    assert of_page(shown, "<b>", "</b>") == python
+    record = read_record(job.folder / "record.json")
+    limits = {outcome.threshold, Exported.load(file).threshold, record["threshold"]}
+    assert limits == {float(detector.threshold)}
+    assert (
+        str(np.float32(outcome.threshold)) + " *</th>" in page
+    )  # the digits that tell it from its neighbours
+
+
 def test_an_older_journal_is_read(job, line, tmp_path):
     """A line of before p-values were known is kept in journal and table."""
     from mudenet.watch import Journal
@@ -319,12 +366,22 @@ def test_calibrate_refuses_and_leaves_the_file(job, line, tmp_path, capsys):
         assert (run / "detector.safetensors").read_bytes() == before
 
 
-def test_other_sizes_are_resized_and_other_channels_named(job, tmp_path, capsys):
+@pytest.mark.parametrize("size, mode", [((90, 70), "RGB"), ((64, 64), "L"), ((64, 64), "I;16")])
+def test_another_camera_is_refused_unless_it_is_meant(size, mode, job, tmp_path, capsys):
+    """Calibration images of another size, with other channels or another bit depth."""
     run, good = copied(job, tmp_path), parts(tmp_path, 9)
     for f in good.glob("*.png"):
-        Image.open(f).convert("L").resize((90, 70)).save(f)
-    assert main(["calibrate", str(run), str(good)]) == 0
-    assert "note: pixels are L here, RGB in the images trained on" in capsys.readouterr().out
+        pixels = Image.open(f).resize(size)
+        if mode == "I;16":
+            pixels = Image.fromarray(np.asarray(pixels.convert("L")).astype(np.uint16) * 257)
+        pixels.convert(mode).save(f)
+    before = (run / "detector.safetensors").read_bytes()
+    assert main(["calibrate", str(run), str(good)]) == 2
+    err = capsys.readouterr().err
+    assert "9 of 9 images are unlike those trained on" in err and "--new-camera" in err
+    assert f"000.png is {size[0]}×{size[1]} {mode}, and there" in err and err.count("\n") == 1
+    assert (run / "detector.safetensors").read_bytes() == before
+    assert main(["calibrate", str(run), str(good), "--new-camera"]) == 0
     detector = Detector.load(run, "cpu")
     assert detector.held_out == sorted(p.score for p in detector.predict(good))
 

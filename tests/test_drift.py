@@ -44,7 +44,7 @@ def test_p_values_of_accepted_parts_are_uniform_and_independent(draw):
         d, g = opened(k, draw, n=20)
         below = [s for s in draw(g, 60) if s < d.limit][:2]
         if len(below) == 2:
-            pairs.append([d.p_value(s) for s in below])
+            pairs.append([d.bag.p_value(s) for s in below])
     first, second = np.array(pairs).T
     assert (
         len(first) > 1800 and min(kstest(first, "uniform").pvalue, kstest(second, "uniform").pvalue) > 0.001
@@ -86,7 +86,7 @@ def test_an_alarm_comes_once_and_a_replay_is_the_same_test():
     d, g = opened(1, normal)
     scores = [*normal(g, 300), *(normal(g, 300) + 2)]
     alarms = [k for k, s in enumerate(scores) if d.add(s)]
-    assert len(alarms) == 1 and d.alarmed and d.seen <= alarms[0] + 1
+    assert len(alarms) == 1 and d.alarmed and d.stakes.bets <= alarms[0] + 1
     again, _ = opened(1, normal)
     assert [k for k, s in enumerate(scores) if again.add(s)] == alarms and again.evidence == d.evidence
 
@@ -99,8 +99,8 @@ def test_refusals():
         with pytest.raises(DataError, match="mudenet calibrate"):
             Drift(held, 2.0)
     d = Drift([1.0], 2.0)  # nothing in the bag but the limit
-    assert not any(d.add(s) for s in (1.0, 2.0, float("nan"), float("inf"))) and d.seen == 0
-    assert not d.add(0.5) and d.seen == 1
+    assert not any(d.add(s) for s in (1.0, 2.0, float("nan"), float("inf"))) and d.stakes.bets == 0
+    assert not d.add(0.5) and d.stakes.bets == 1
 
 
 class Grey:

@@ -33,6 +33,11 @@ REFUSED = [
         "teacher.safetensors || model.width: 8 there, 16 here",
     ),
     (f"{TRAIN} --distill.steps 5 --teacher {{teacher}}", "distill.steps: 4 there, 5 here"),
+    (f"{TRAIN} --inference.false_alarms 1", "inference.false_alarms=1.0 must lie between 0 and 1"),
+    (
+        "train --root {two} --out {bad} --train.steps 1",
+        "holds 2 images, but at least three || validation/good",
+    ),
     ("train --out {bad}", "--root"),
     ("benchmark --out {bad}", "--roots"),
     ("benchmark --roots {line} --categories lime --out {bad}", "--categories lime || Did you mean 'line'"),
@@ -91,6 +96,9 @@ def places(tmp_path_factory):
     mask = smaller / "ground_truth" / "logical_anomalies" / "002" / "000.png"
     Image.open(mask).resize((32, 32)).save(mask)
     (top / "empty").mkdir()
+    (top / "two" / "train" / "good").mkdir(parents=True)  # none to hold out
+    for f in sorted((line / "train" / "good").glob("*.png"))[:2]:
+        shutil.copy(f, top / "two" / "train" / "good")
     (top / "broken.pth").write_bytes(b"no weights")
     (top / "junk.safetensors").write_text("no checkpoint")
     assert main(f"train --root {line} --out {top / 'runs'} {SHORT}".split()) == 0
@@ -106,6 +114,7 @@ def places(tmp_path_factory):
         none=top / "none.pth",
         nowhere=top / "nowhere",
         empty=top / "empty",
+        two=top / "two",
         broken_weights=top / "broken.pth",
         junk=top / "junk.safetensors",
         old=header(top / "old.safetensors", json.dumps({"kind": "detector", "schema": 0})),

@@ -3,6 +3,7 @@ page in a browser.
 """
 
 import base64
+import copy
 import http.client
 import io
 import json
@@ -216,6 +217,36 @@ def test_several_by_name_and_maps(bare, part, tmp_path):
         assert set(json.loads(server.ask("/health")[1])["detectors"]) == {"part", "two"}
         assert len(json.loads(server.ask("/history?detector=two")[1])["scores"]) == 1
         assert not json.loads(server.ask("/history?detector=part")[1])["scores"]
+
+
+def test_regions_and_decision_are_the_run_s(bare, part, tmp_path):
+    """An exported file behind HTTP, without PyTorch, marks and decides as the run's own detector does."""
+    detector = copy.deepcopy(part[1])
+    detector.config = override(detector.config, {"inference.min_area": 4})
+    pixels = [picture(k) for k in range(20, 28)]
+    maxima = [p.grid.max() for p in detector.predict(pixels)]
+    # so that most images have something to compare
+    detector.calibrations[-1]["pixel_threshold"] = limit = float(np.quantile(maxima, 0.3))
+    detector.threshold.fill_(float(np.median(maxima)))
+    ours = detector.predict(pixels)
+    assert all(np.abs(p.grid - limit).min() > 1e-6 and abs(p.score - p.threshold) > 1e-6 for p in ours)
+    ex.export_detector(detector, tmp_path / "marks.onnx")
+    counts = []
+    with Server(bare, tmp_path, tmp_path / "marks.onnx") as server:
+        assert json.loads(server.ask("/health")[1])["detectors"]["marks"]["pixel_threshold"] == limit
+        for image, p in zip(pixels, ours):
+            answer = json.loads(server.ask("/predict?regions=1", png(image))[1])
+            for name, value in (("anomalous", p.label), ("threshold", p.threshold), ("p_value", p.p_value)):
+                assert answer[name] == value, name
+            regions, _ = detector.regions(p)
+            counts.append(len(regions))
+            for theirs, r in zip(answer["regions"], regions, strict=True):
+                assert (theirs["area"], theirs["box"]) == (r.area, list(r.box))
+                assert theirs["polygons"] == [q.tolist() for q in r.polygons]
+                assert (theirs["branch"], theirs["level"]) == (r.branch, r.level)
+                assert theirs["centroid"] == pytest.approx(r.centroid)
+                assert (theirs["peak"], theirs["mean"]) == pytest.approx((r.peak, r.mean), rel=1e-4)
+    assert sum(n > 0 for n in counts) > 3 and 0 in counts and {p.label for p in ours} == {True, False}
 
 
 def test_too_many_wait(bare, part, tmp_path):

@@ -482,6 +482,8 @@ def wrong(span, page):
             resolve(parts)
         except (AttributeError, ImportError):
             return "no such name"
+        if name.startswith("mudenet.") and len(parts) == 1:
+            return None  # a module
     here = names_in(page) if page.suffix == ".ipynb" else set()
     if len(parts) > 1:
         owners = [o for o in defined().get(parts[0], ()) if isinstance(o, (type, types.ModuleType))]

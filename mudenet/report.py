@@ -565,6 +565,30 @@ def _marked_table(record: Mapping[str, Any], cases: Sequence[Case]) -> str:
     )
     return html_table(["test images", "images", "marked"], rows, note)
 
+# %% ../nbs/08a_report.ipynb #8f6572be
+def _changing(
+    record: Mapping[str, Any],
+    threshold: float,  # Another one
+) -> list[Mapping[str, Any]]:  # Rows of `record["scores"]`, from the highest score
+    "Test images that another threshold judges otherwise."
+    rows = [r for r in record["scores"] if (r["score"] > threshold) != (r["score"] > record["threshold"])]
+    return sorted(rows, key=lambda r: -r["score"])
+
+
+def _moves(record: Mapping[str, Any], thresholds: Sequence[float]) -> str:
+    "For each candidate threshold the images that change side, one of them open at a time."
+    out = []
+    for t in thresholds:
+        if not (rows := _changing(record, t)):
+            continue
+        becomes = "anomalous" if t < record["threshold"] else "nominal"
+        images = f"{len(rows)} image" + "s" * (len(rows) > 1)
+        items = [html.escape(f"{r['image']} ({r['defect']}), score {r['score']:.4g}") for r in rows]
+        said = f"at {t:.4g} {images} would be called {becomes}"
+        listed = "".join(f"<li>{item}</li>" for item in items)
+        out.append(f'<details name="threshold"><summary>{said}</summary><ul>{listed}</ul></details>')
+    return "".join(out)
+
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d42
 def _thresholds(record: Mapping[str, Any]) -> str:
     "What other thresholds would do, where the record has the held-out scores."
@@ -579,7 +603,7 @@ def _thresholds(record: Mapping[str, Any]) -> str:
         "parts, counts with 95 % intervals from the test images: a threshold chosen by them is no longer "
         "label-free."
     )
-    return html_table(*operating_table(points), note)
+    return html_table(*operating_table(points), note) + _moves(record, [p["threshold"] for p in points])
 
 # %% ../nbs/08a_report.ipynb #08a-report-7e47d43
 def _drawer(

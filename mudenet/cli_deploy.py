@@ -93,7 +93,7 @@ def calibrate_parser() -> Parser:
     "Good parts, or folds of the run's own, and what is asked of the threshold."
     what = (
         "Set threshold and p-values from new good parts, without training; or from the run's own, with "
-        "--folds. Networks and statistics stay; what was before stays in the file's history."
+        "--folds. The networks stay; what was before stays in the file's history."
     )
     images = "A folder of good parts that it was not trained on (searched recursively)."
     rate = "Share of good parts that may be called anomalous, e.g. 0.05; default: that of the last "
@@ -102,12 +102,15 @@ def calibrate_parser() -> Parser:
     folds += "images, and let each judge those. For whoever has few good parts."
     camera = "The images may have another size or other channels than those trained on; so must all have "
     camera += "that are scored from now on."
+    further = "A folder of further good parts, other ones, that give new statistics first (equation 11); "
+    further += "default: the statistics stay."
     parser = Parser(allow_abbrev=False, description=what)
     add_run(parser)
     parser.add_argument("images", type=str, nargs="?", help=images)
     parser.add_argument("--false-alarms", type=float, help=rate)
     parser.add_argument("--threshold", type=float, help="A threshold to insist on instead.")
     parser.add_argument("--folds", type=int, help=folds)
+    parser.add_argument("--statistics", type=str, help=further)
     parser.add_argument("--new-camera", action="store_true", help=camera)
     add_device(parser)
     return parser
@@ -137,6 +140,8 @@ def _one_source(args: Namespace) -> None:
         raise ConfigError(
             "calibrate takes a folder of good parts, or --folds K for the run's own: one of the two."
         )
+    if args.get("folds") is not None and args.get("statistics") is not None:
+        raise ConfigError("--statistics goes with a folder of good parts, and --folds takes the run's own.")
     if args.get("folds") is not None and args.get("threshold") is not None:
         raise ConfigError("--threshold insists on a number, and --folds looks for one: give one of the two.")
 
@@ -162,9 +167,12 @@ def _calibrated(run: Path, detector: Detector, args: Namespace) -> dict[str, flo
     if args.get("folds") is not None:
         _calibrate_on_folds(run, detector, args)
         return {}
-    images = Path(args.images)
+    images, further = Path(args.images), args.get("statistics")
     apart = _apart_from(run, find_images(images), args.new_camera)
-    return detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart)
+    if further is not None:
+        _apart_from(run, find_images(further), args.new_camera)
+    statistics = None if further is None else Path(further)
+    return detector.recalibrate(images, args.get("false_alarms"), args.get("threshold"), apart, statistics)
 
 # %% ../nbs/11c_cli_deploy.ipynb #e92bd3cf
 def run_calibrate(args: Namespace) -> None:

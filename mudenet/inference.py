@@ -341,9 +341,10 @@ class Detector(Marker, nn.Module):
         false_alarms: float | None = None,
         threshold: float | None = None,
         apart: bool = True,
+        statistics: Inputs | None = None,
     ) -> dict[str, float]:
         "A new threshold from new good parts, without training, see `recalibrate`."
-        return recalibrate(self, inputs, false_alarms, threshold, apart)
+        return recalibrate(self, inputs, false_alarms, threshold, apart, statistics)
 
     def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
         "Predictions one after the other, nothing is kept, see `stream`."
@@ -451,6 +452,11 @@ def _measured(detector: Detector, images: Tensor) -> list[Tensor]:
     return [detector.raw(normalize(b.to(detector.device))).cpu() for b in found]
 
 
+def _take_statistics(detector: Detector, found: Statistics) -> None:
+    for name, value in found._asdict().items():
+        getattr(detector, name).copy_(value)
+
+
 def _measured_places(detector: Detector, trained: Tensor) -> Tensor | None:
     "What brings places to one scale (A-053), from some training images; None where it is not in use."
     if not detector.config.inference.standardise_places:
@@ -494,9 +500,7 @@ def calibrate(
     detector.modes = _measured_modes(detector, trained) if trained is not None else None
     raw = _measured(detector, images)
     nominal = _measured(detector, trained) if trained is not None and c.statistics_images == "train" else raw
-    found = measure_statistics(nominal, c.statistics_per)
-    for name, value in found._asdict().items():
-        getattr(detector, name).copy_(value)
+    _take_statistics(detector, measure_statistics(nominal, c.statistics_per))
     detector.shares = shares_on(detector, images).tolist()
     detector.places = _measured_places(detector, trained) if trained is not None else None
 
@@ -509,7 +513,7 @@ def calibrate(
 
 # %% ../nbs/07_inference.ipynb #daff3abd
 _PROMISE = ("n", "above", "rate", "bound")
-_WORDS = ("how", "source", "date")
+_WORDS = ("how", "source", "date", "statistics")
 _HOW = ("quantile", "rate", "given", "labelled")
 
 
@@ -593,15 +597,24 @@ def load_detector(
     return detector
 
 # %% ../nbs/07_inference.ipynb #cbfe08b5
+def _squares(
+    detector: Detector,
+    batch: Sequence[tuple[str, np.ndarray]],  # Names and pixels
+) -> Tensor:  # Normalised, (B, 3, S, S), where the detector is
+    "A batch as the networks take it."
+    c = detector.config.data
+    square = [resize_image(pixels, c.image_size, c.interpolation) for _, pixels in batch]
+    x = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2)
+    return normalize(x.to(detector.device))
+
+
 def _answers(
     detector: Detector,
     batch: Sequence[tuple[str, np.ndarray]],  # Names and pixels
 ) -> Iterator[Prediction]:
     "The predictions of one batch, each map at the size of its image."
-    c, limit = detector.config.data, float(detector.threshold)
-    square = [resize_image(pixels, c.image_size, c.interpolation) for _, pixels in batch]
-    x = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2)
-    out = Output(*(v.float().cpu() for v in detector(normalize(x.to(detector.device)))))
+    limit = float(detector.threshold)
+    out = Output(*(v.float().cpu() for v in detector(_squares(detector, batch))))
     for (name, pixels), m, s, p in zip(batch, *out):
         full = F.interpolate(m[None, None], size=pixels.shape[:2], mode="bilinear")[0, 0]
         yield Prediction(
@@ -642,28 +655,54 @@ def predict(
     return list(stream(detector, inputs, without))
 
 # %% ../nbs/07_inference.ipynb #1fa452680
+def _distinct(
+    detector: Detector,
+    inputs: Inputs,
+    seen: dict[str, str],  # Gets the digest and the name of each
+    others: Mapping[str, str],  # Of images that must not be among them
+) -> Iterator[tuple[str, np.ndarray]]:  # Names and pixels
+    "Images for a calibration. Raises `DataError` for copies, which promise nothing."
+    for name, pixels in named_images(inputs, white=detector.white):
+        content = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        if first := seen.get(content):
+            raise DataError(f"{name} is a copy of {first}: a copy promises nothing, take it out.")
+        if first := others.get(content):
+            raise DataError(
+                f"{name} is {first}, which gives the statistics: a threshold needs other parts, take it out."
+            )
+        seen[content] = name
+        yield name, pixels
+
+
 def _scored(
     detector: Detector,  # Calibrated
     inputs: Inputs,
+    others: Mapping[str, str],  # Digest → name of images that give the statistics
 ) -> tuple[dict[str, str], Tensor, Tensor]:  # Digest → name, in that order scores and what survives
-    "What calibration needs of images. Raises `DataError`, also for copies, which promise nothing."
-    seen = dict[str, str]()
-
-    def noted() -> Iterator[np.ndarray]:
-        for name, pixels in named_images(inputs, white=detector.white):
-            content = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-            if content in seen:
-                raise DataError(f"{name} is a copy of {seen[content]}: a copy promises nothing, take it out.")
-            seen[content] = name
-            yield pixels
-
-    area = detector.min_area
-    said = progress(stream(detector, noted()), "calibrating", unit="image")
+    "What a threshold needs of images. Raises `DataError`."
+    seen, area = dict[str, str](), detector.min_area
+    pixels = (p for _, p in _distinct(detector, inputs, seen, others))
+    said = progress(stream(detector, pixels), "calibrating", unit="image")
     found = [(p.score, survival(np.asarray(p.grid), area)) for p in said]
     if not found:
         raise DataError("calibration needs good parts, there is no image.")
     scores, survived = torch.tensor(found).T
     return seen, scores, survived
+
+
+@torch.inference_mode()
+def _new_statistics(
+    detector: Detector,  # Gets them
+    inputs: Inputs,  # Good parts
+) -> dict[str, str]:  # Digest → name of each
+    "Statistics (equation 11) of other good parts than before. Raises `DataError`."
+    seen, size = dict[str, str](), detector.config.inference.batch_size
+    found = batches(_distinct(detector, inputs, seen, {}), size)
+    raw = [detector.raw(_squares(detector, b)).cpu() for b in progress(found, "statistics", unit="batch")]
+    if not raw:
+        raise DataError("statistics need good parts, there is no image.")
+    _take_statistics(detector, measure_statistics(raw, detector.config.inference.statistics_per))
+    return seen
 
 # %% ../nbs/07_inference.ipynb #c69d2a19
 def asked_rate(
@@ -687,11 +726,12 @@ def threshold_at(
 
 # %% ../nbs/07_inference.ipynb #1fa45268
 def recalibrate(
-    detector: Detector,  # Gets threshold and held-out scores, its networks and statistics stay
+    detector: Detector,  # Gets threshold and held-out scores, and statistics where asked; its networks stay
     inputs: Inputs,  # Good parts that it was not trained on
     false_alarms: float | None = None,  # Default: the last calibration's, else as configured
     threshold: float | None = None,  # Or a number that is insisted on
     apart: bool = True,  # False: these parts gave the statistics too
+    statistics: Inputs | None = None,  # Further good parts, that give new statistics first
 ) -> dict[str, float]:  # Names and scores of parts that stand apart from the rest, the highest first
     """A new threshold from new good parts, without training.
 
@@ -701,19 +741,30 @@ def recalibrate(
     rate = None if threshold is not None else asked_rate(detector, false_alarms)
     if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
         rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
-    seen, scores, survived = _scored(detector, inputs)
     how = "given" if threshold is not None else "rate" if rate else "quantile"
-    pixels = None
-    if threshold is None:
-        threshold, pixels = (threshold_at(values, rate, detector) for values in (scores, survived))
-    source = hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
+    pixels, before = None, Statistics(*(v.clone() for v in detector.statistics))
+    try:
+        others = {} if statistics is None else _new_statistics(detector, statistics)
+        seen, scores, survived = _scored(detector, inputs, others)
+        if threshold is None:
+            threshold, pixels = (threshold_at(values, rate, detector) for values in (scores, survived))
+    except BaseException:
+        _take_statistics(detector, before)
+        raise
+    facts: dict[str, Any] = dict(source=_digest(seen), date=date.today().isoformat())
+    if others:
+        facts["statistics"] = _digest(others)
     if not detector.calibration:  # a file of before there was a history
         detector.calibrations = [dict(threshold=float(detector.threshold))]
-    today = date.today().isoformat()
-    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart, source=source, date=today)
+    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart or bool(others), **facts)
     first = scores.argsort(descending=True)[: standing_apart(scores.numpy())].tolist()
     names = list(seen.values())
     return {names[i]: float(scores[i]) for i in first}
+
+
+def _digest(seen: Mapping[str, str]) -> str:
+    "One for all images, from the digest of each."
+    return hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
 
 
 def _check_asked(false_alarms: float | None, threshold: float | None) -> None:

@@ -318,6 +318,30 @@ def test_calibrate_by_command_line(job, tmp_path, capsys):
     assert not list(run.glob(".*.part"))
 
 
+def test_further_parts_give_statistics_by_command_line(job, tmp_path, capsys):
+    """New minimum and maximum from one folder, threshold and scores from the other; none may be in both."""
+    run, good = copied(job, tmp_path), parts(tmp_path, 30)
+    further = tmp_path / "further"
+    further.mkdir()
+    for f in sorted(good.rglob("*.png"))[:10]:
+        f.rename(further / f.name)
+    before = load_tensors(run / "detector.safetensors", "detector")[0]
+    assert main(["calibrate", str(run), str(good), "--statistics", str(further)]) == 0
+    after, now = load_tensors(run / "detector.safetensors", "detector")
+    assert {"minimum", "maximum", "mean"} <= {k for k in before if not torch.equal(before[k], after[k])}
+    assert {k for k in before if k.startswith("model.") and not torch.equal(before[k], after[k])} == set()
+    entry, detector = now["calibrations"][-1], Detector.load(run, "cpu")
+    assert entry["n"] == 20 and entry["apart"] and len(entry["statistics"]) == 16
+    assert now["held_out"] == sorted(p.score for p in detector.predict(good))
+    kept = (run / "detector.safetensors").read_bytes()
+    for argv, says in (
+        ([further, "--statistics", further], "which gives the statistics"),
+        (["--folds", 3, "--statistics", further], "--folds takes the run's own"),
+    ):
+        assert main(["calibrate", str(run), *map(str, argv)]) == 2
+        assert says in capsys.readouterr().err and (run / "detector.safetensors").read_bytes() == kept
+
+
 def test_calibrate_again_keeps_the_rate_and_the_whole_history(job, tmp_path, capsys):
     run, good = copied(job, tmp_path), parts(tmp_path, 20)
     assert main(["calibrate", str(run), str(good)]) == 0

@@ -55,7 +55,7 @@ RIDGE = 0.3  # ε, a share of the level's mean eigenvalue
 def modes_of(
     moments: Tensor,  # Q, (L, g, g, C, C)
     count: int,  # r, from 1 to C
-) -> Tensor:  # (L, r, C, g, g): eigenvectors, each times the root of the share that is taken out
+) -> Tensor:  # (L, g, g, r, C): eigenvectors, each times the root of the share that is taken out
     "The strongest modes of every cell."
     values, vectors = torch.linalg.eigh(moments.double())  # ascending
     ridge = RIDGE * values.mean((1, 2, 3)).clamp_min(1e-12)[:, None, None]
@@ -64,7 +64,7 @@ def modes_of(
     strongest = values[..., channels - count :].clamp_min(0)
     out = 1 - (rest.clamp_min(0) + ridge)[..., None] / (strongest + ridge[..., None])
     scaled = vectors[..., channels - count :] * out.clamp_min(0).sqrt()[..., None, :]
-    return scaled.permute(0, 4, 3, 1, 2).float().contiguous()
+    return scaled.mT.float().contiguous()
 
 # %% ../nbs/06a_modes.ipynb #e29f2588
 def along_modes(
@@ -74,8 +74,8 @@ def along_modes(
     "What is taken out of equation 9: the part of each difference that lies along its cell's modes."
     taken = []
     for t, s, m in zip(e.teacher, e.structural, modes):
-        d = in_cells(t.float() - s.float(), m.shape[-1])
-        along = torch.einsum("bcgihj,rcgh->brgihj", d, m).square().sum(1)
+        d = in_cells(t.float() - s.float(), len(m))
+        along = torch.einsum("bcgihj,ghrc->bgihjr", d, m).square().sum(-1)
         taken.append(along.flatten(3, 4).flatten(1, 2))
     return torch.stack(taken, 1)
 

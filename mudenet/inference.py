@@ -5,10 +5,8 @@
 # %% ../nbs/07_inference.ipynb #07-inference-020
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +19,7 @@ from torch import Tensor, nn
 __all__ = ['LOCAL', 'FLOOR', 'MEASURED', 'FEW', 'Statistics', 'measure_statistics', 'normalise', 'gaussian_blur', 'fuse',
            'clamp_parts', 'scored_maps', 'image_scores', 'place_statistics', 'standardised', 'learned_shares',
            'part_weights', 'Output', 'Detector', 'label_threshold', 'apart', 'settle', 'shares_on', 'calibrate',
-           'beside', 'take_beside', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict',
-           'asked_rate', 'threshold_at', 'recalibrate']
+           'beside', 'take_beside', 'save_detector', 'detector_file', 'load_detector', 'stream', 'predict']
 
 # %% ../nbs/07_inference.ipynb #07-inference-02
 from .architecture import Embeddings, MuDeNet
@@ -32,10 +29,9 @@ from .core import CheckpointError, ConfigError, DataError, load_tensors, pick_de
 from .core import save_tensors
 from .data import normalize
 from .distillation import config_of, load_weights
-from .decisions import check_rate, cross_promise, held_out, p_value, promise, rank_from_top
-from .decisions import rate_threshold, standing_apart
+from .decisions import cross_promise, held_out, p_value, promise, rate_threshold
 from .engine import autocast, fold, keep_memory
-from .images import Inputs, Prediction, batches, find_images, named_images, resize_image
+from .images import Inputs, Prediction, batches, named_images, resize_image
 from .modes import modes_of, second_moments, without_modes
 from .objective import raw_scores
 from .regions import Marker, survival
@@ -343,7 +339,9 @@ class Detector(Marker, nn.Module):
         apart: bool = True,
         statistics: Inputs | None = None,
     ) -> dict[str, float]:
-        "A new threshold from new good parts, without training, see `recalibrate`."
+        "A new threshold from new good parts, without training, see `recalibration.recalibrate`."
+        from mudenet.recalibration import recalibrate
+
         return recalibrate(self, inputs, false_alarms, threshold, apart, statistics)
 
     def stream(self, inputs: Inputs, without: str | Path | None = None) -> Iterator[Prediction]:
@@ -653,124 +651,3 @@ def predict(
 ) -> list[Prediction]:
     "Predictions for images, in their order (files by name)."
     return list(stream(detector, inputs, without))
-
-# %% ../nbs/07_inference.ipynb #1fa452680
-def _distinct(
-    detector: Detector,
-    inputs: Inputs,
-    seen: dict[str, str],  # Gets the digest and the name of each
-    others: Mapping[str, str],  # Of images that must not be among them
-) -> Iterator[tuple[str, np.ndarray]]:  # Names and pixels
-    "Images for a calibration. Raises `DataError` for copies, which promise nothing."
-    for name, pixels in named_images(inputs, white=detector.white):
-        content = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-        if first := seen.get(content):
-            raise DataError(f"{name} is a copy of {first}: a copy promises nothing, take it out.")
-        if first := others.get(content):
-            raise DataError(
-                f"{name} is {first}, which gives the statistics: a threshold needs other parts, take it out."
-            )
-        seen[content] = name
-        yield name, pixels
-
-
-def _scored(
-    detector: Detector,  # Calibrated
-    inputs: Inputs,
-    others: Mapping[str, str],  # Digest → name of images that give the statistics
-) -> tuple[dict[str, str], Tensor, Tensor]:  # Digest → name, in that order scores and what survives
-    "What a threshold needs of images. Raises `DataError`."
-    seen, area = dict[str, str](), detector.min_area
-    pixels = (p for _, p in _distinct(detector, inputs, seen, others))
-    said = progress(stream(detector, pixels), "calibrating", unit="image")
-    found = [(p.score, survival(np.asarray(p.grid), area)) for p in said]
-    if not found:
-        raise DataError("calibration needs good parts, there is no image.")
-    scores, survived = torch.tensor(found).T
-    return seen, scores, survived
-
-
-@torch.inference_mode()
-def _new_statistics(
-    detector: Detector,  # Gets them
-    inputs: Inputs,  # Good parts
-) -> dict[str, str]:  # Digest → name of each
-    "Statistics (equation 11) of other good parts than before. Raises `DataError`."
-    seen, size = dict[str, str](), detector.config.inference.batch_size
-    found = batches(_distinct(detector, inputs, seen, {}), size)
-    raw = [detector.raw(_squares(detector, b)).cpu() for b in progress(found, "statistics", unit="batch")]
-    if not raw:
-        raise DataError("statistics need good parts, there is no image.")
-    _take_statistics(detector, measure_statistics(raw, detector.config.inference.statistics_per))
-    return seen
-
-# %% ../nbs/07_inference.ipynb #c69d2a19
-def asked_rate(
-    detector: Detector,  # Calibrated
-    false_alarms: float | None = None,  # What is asked for now
-) -> float | None:  # None: the plain quantile
-    "The false-alarm rate of a new calibration: asked for now, by the last one, or by the configuration."
-    last = detector.calibration.get("asked")
-    return false_alarms or last or detector.config.inference.false_alarms
-
-
-def threshold_at(
-    scores: Tensor,  # (N,), of nominal images
-    rate: float | None,  # Of `asked_rate`
-    detector: Detector,  # Whose quantile holds where there is no rate
-) -> float:  # An image with a higher score is called anomalous
-    "The threshold of a new calibration. Raises `DataError` where there are too few images."
-    return (
-        rate_threshold(scores.numpy(), rate) if rate else label_threshold(scores, detector.config.inference)
-    )
-
-# %% ../nbs/07_inference.ipynb #1fa45268
-def recalibrate(
-    detector: Detector,  # Gets threshold and held-out scores, and statistics where asked; its networks stay
-    inputs: Inputs,  # Good parts that it was not trained on
-    false_alarms: float | None = None,  # Default: the last calibration's, else as configured
-    threshold: float | None = None,  # Or a number that is insisted on
-    apart: bool = True,  # False: these parts gave the statistics too
-    statistics: Inputs | None = None,  # Further good parts, that give new statistics first
-) -> dict[str, float]:  # Names and scores of parts that stand apart from the rest, the highest first
-    """A new threshold from new good parts, without training.
-
-    Raises `DataError` or `ConfigError`, and the detector then stays as it was.
-    """
-    _check_asked(false_alarms, threshold)
-    rate = None if threshold is not None else asked_rate(detector, false_alarms)
-    if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
-        rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
-    how = "given" if threshold is not None else "rate" if rate else "quantile"
-    pixels, before = None, Statistics(*(v.clone() for v in detector.statistics))
-    try:
-        others = {} if statistics is None else _new_statistics(detector, statistics)
-        seen, scores, survived = _scored(detector, inputs, others)
-        if threshold is None:
-            threshold, pixels = (threshold_at(values, rate, detector) for values in (scores, survived))
-    except BaseException:
-        _take_statistics(detector, before)
-        raise
-    facts: dict[str, Any] = dict(source=_digest(seen), date=date.today().isoformat())
-    if others:
-        facts["statistics"] = _digest(others)
-    if not detector.calibration:  # a file of before there was a history
-        detector.calibrations = [dict(threshold=float(detector.threshold))]
-    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart or bool(others), **facts)
-    first = scores.argsort(descending=True)[: standing_apart(scores.numpy())].tolist()
-    names = list(seen.values())
-    return {names[i]: float(scores[i]) for i in first}
-
-
-def _digest(seen: Mapping[str, str]) -> str:
-    "One for all images, from the digest of each."
-    return hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
-
-
-def _check_asked(false_alarms: float | None, threshold: float | None) -> None:
-    if false_alarms is not None:
-        check_rate(false_alarms)
-    if threshold is not None and (false_alarms is not None or not math.isfinite(threshold)):
-        raise ConfigError(
-            f"a threshold ({threshold}) is a number in place of a false-alarm rate: give one of the two."
-        )

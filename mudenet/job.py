@@ -39,9 +39,9 @@ from .distillation import teacher_identity, teacher_weights, weights_fingerprint
 from .health import health
 from .identity import absolute, differences, identity, portable, run_folder
 from .images import WHITE, white_level
-from .inference import Detector, asked_rate, calibrate, label_threshold, load_detector, save_detector
-from .inference import settle, threshold_at
+from .inference import Detector, calibrate, label_threshold, load_detector, save_detector, settle
 from .layouts import OTHERS
+from .recalibration import asked_rate, threshold_at
 
 # %% ../nbs/08d_job.ipynb #df134dd1
 from .loop import total_steps

@@ -308,7 +308,7 @@ def at_setting(
     config = replace(detector.config, inference=job.config.inference)
     variant = Detector(detector.model, config, detector.about).to(detector.device)
     calibrate_on(variant, job)
-    if variant.modes is not None or detector.modes is not None:  # they change the raw scores
+    if config.inference.place_modes != detector.config.inference.place_modes:  # it decides the raw scores
         raw = raw_batches(variant, job)
     outs = [[v.float().cpu() for v in variant.finish(r.to(detector.device))] for r in raw]
     found = zip(job.category.test, *(torch.cat(x) for x in zip(*outs)))

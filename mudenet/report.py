@@ -584,7 +584,7 @@ def _moves(record: Mapping[str, Any], thresholds: Sequence[float]) -> str:
         becomes = "anomalous" if t < record["threshold"] else "nominal"
         images = f"{len(rows)} image" + "s" * (len(rows) > 1)
         items = [html.escape(f"{r['image']} ({r['defect']}), score {r['score']:.4g}") for r in rows]
-        said = f"at {t:.4g} {images} would be called {becomes}"
+        said = f"At {t:.4g}, {images} would be called {becomes}"
         listed = "".join(f"<li>{item}</li>" for item in items)
         out.append(f'<details name="threshold"><summary>{said}</summary><ul>{listed}</ul></details>')
     return "".join(out)

@@ -38,7 +38,7 @@ from mudenet.export import (
 )
 from mudenet.images import read_image
 from mudenet.inference import calibrate, load_detector
-from mudenet.report import Case
+from mudenet.pictures import Case
 from mudenet.runtime import Detector as Exported
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"

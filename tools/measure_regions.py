@@ -17,7 +17,7 @@ from mudenet.config import load_config
 from mudenet.core import fingerprint, new_record, progress, write_json
 from mudenet.data import read_mask
 from mudenet.decisions import images_wanted, promise, rate_threshold
-from mudenet.evaluation import open_job
+from mudenet.job import open_job
 from mudenet.identity import portable
 from mudenet.inference import load_detector
 from mudenet.regions import components, find_regions, survival

@@ -139,7 +139,7 @@ def run_train(args: Namespace) -> None:
         print(f"note: {note}", flush=True)
     about = ensure_detector(job, resume=args.get("resume", True)).about
     if about.get("health"):
-        for sentence in advice(Health(**about["health"]), job.config.train.steps != 0):
+        for sentence in advice(Health.read(about["health"]), job.config.train.steps != 0):
             print(f"note: {sentence}")
     print(f"detector: {job.folder / 'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 

@@ -5,18 +5,21 @@
 # %% ../nbs/07e_health.ipynb #617b9f46
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from .data import normalize
+from .decisions import standing_apart
 from .inference import FEW, Detector, scored_maps, shares_on
 from .start import evenly_chosen
 
 # %% auto #0
-__all__ = ['RIM', 'LIMITS', 'Health', 'in_rim', 'halves_apart', 'health', 'advice']
+__all__ = ['RIM', 'LIMITS', 'Health', 'in_rim', 'halves_agree', 'health', 'advice']
 
 # %% ../nbs/07e_health.ipynb #8e308e690
 RIM = 1 / 32  # of the side
@@ -29,9 +32,14 @@ class Health(NamedTuple):
     rim: float  # Share whose scored map has its maximum in the rim, 0 to 1; 0.12 of the area lies there
     # Shares of S1, A and S2, mean over levels, at most 1; empty where one image is all there is
     learned: list[float]
-    # Difference of the largest scores of two halves of the images, in medians of all scores
-    halves: float | None
+    agreement: float | None = None  # p-value: do the first and the second half have equal scores?
+    apart: int = 0  # How many of the largest scores stand apart from the rest
     standardised: bool = False  # Whether the map's places were brought to one scale before
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> Health:
+        "From a record or a detector's file. What older ones held besides is left out."
+        return cls(**{k: v for k, v in said.items() if k in cls._fields})
 
 # %% ../nbs/07e_health.ipynb #8e308e691
 def in_rim(
@@ -49,14 +57,14 @@ def in_rim(
     return near(rows) | near(columns)
 
 # %% ../nbs/07e_health.ipynb #3a70af23
-def halves_apart(
-    scores: np.ndarray,  # (N,)
-) -> float | None:  # At least 0; none for one image
-    "How far the largest scores of the images at even and at odd places lie apart, in medians of all."
-    if len(scores) < 2:
+def halves_agree(
+    scores: np.ndarray,  # (N,), in the order of the files
+) -> float | None:  # p-value of Mann and Whitney's test, in (0, 1]; none for fewer than 8 images
+    "Whether the scores of the first half and of the second half may come from one source."
+    if len(scores) < 8:
         return None
-    largest = [float(np.max(scores[k::2])) for k in (0, 1)]
-    return round(abs(largest[0] - largest[1]) / max(abs(float(np.median(scores))), 1e-12), 4)
+    first, second = np.array_split(np.asarray(scores, float), 2)
+    return round(float(mannwhitneyu(first, second).pvalue), 4)
 
 # %% ../nbs/07e_health.ipynb #8e308e69
 @torch.inference_mode()
@@ -74,10 +82,11 @@ def health(
     shares = detector.shares or shares_on(detector, images).tolist()
     learned = [round(float(np.mean(row)), 4) for row in shares]
     rim = round(float(in_rim(scored).float().mean()), 4)
-    return Health(len(few), rim, learned, halves_apart(scores.numpy()), places is not None)
+    ranks = scores.double().numpy()
+    return Health(len(few), rim, learned, halves_agree(ranks), standing_apart(ranks), places is not None)
 
 # %% ../nbs/07e_health.ipynb #aaf59b8a
-LIMITS = dict(rim=0.5, student=0.05, logical=0.1, halves=0.5)
+LIMITS = dict(rim=0.5, student=0.05, logical=0.1, agreement=0.01)
 
 
 def _rim_advice(found: Health) -> str:
@@ -115,6 +124,24 @@ def _learned_advice(found: Health, trained: bool) -> list[str]:
     return out
 
 # %% ../nbs/07e_health.ipynb #e2654df1
+def _score_advice(found: Health) -> list[str]:
+    "What the held-out scores say of the threshold that comes from them."
+    out = []
+    if found.agreement is not None and found.agreement < LIMITS["agreement"]:
+        out.append(
+            "The first and the second half of the held-out images score differently "
+            f"(p = {found.agreement:.2g}): something changed while they were taken, and no threshold serves "
+            "both. Look at light, focus and position, then run mudenet calibrate with parts of today."
+        )
+    if found.apart:
+        many = "One held-out image scores" if found.apart == 1 else f"{found.apart} held-out images score"
+        out.append(
+            f"{many} far above the others, and the threshold lies there: see in the report whether the part "
+            "is good. If it is not, take it out and train again, or run mudenet calibrate."
+        )
+    return out
+
+
 def advice(
     found: Health,  # Of `health`
     trained: bool,  # Whether any step was taken
@@ -122,10 +149,4 @@ def advice(
     "What a detector's health means and what to do."
     out = [_rim_advice(found)] if found.rim > LIMITS["rim"] else []
     out += _learned_advice(found, trained) if found.learned else []
-    if found.halves is not None and found.halves > LIMITS["halves"]:
-        out.append(
-            "The largest scores of two halves of the held-out images are far apart: the threshold is an "
-            "accident of which images were held out. Keep more good parts for it (--data.holdout), or run "
-            "mudenet calibrate with new ones."
-        )
-    return out
+    return out + _score_advice(found)

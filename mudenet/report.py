@@ -208,7 +208,7 @@ def _caveats(record: Mapping[str, Any]) -> list[str]:
     spread = shown_intervals(record)
     out = [f"Not defined here: {u}." for u in record["results"]["all"]["undefined"]]
     if found_health := record.get("health"):
-        out += advice(Health(**found_health), record["config"]["train"]["steps"] != 0)
+        out += advice(Health.read(found_health), record["config"]["train"]["steps"] != 0)
     if any(i["few"] for i in spread.values()):
         out.append("There are few test images; such intervals tend to be too narrow.")
     if edge := ", ".join(SHOWN[n] for n, i in spread.items() if i.get("edge")):

@@ -387,7 +387,9 @@ def test_a_threshold_that_was_set_later_is_not_measured_again(now, words, detect
 
 def marks(out):
     """regions.json and the masks by name that `predict --regions` wrote."""
-    masks = {p.relative_to(out).as_posix(): np.array(Image.open(p)) for p in out.rglob("masks/**/*.png")}
+    masks = {
+        p.relative_to(out).as_posix(): np.array(Image.open(p)) for p in sorted(out.rglob("masks/**/*.png"))
+    }
     return json.loads((out / "regions.json").read_text()), masks
 
 

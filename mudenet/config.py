@@ -316,7 +316,9 @@ class TrainConfig(StageConfig):
         first = self.autoencoder_first
         _require(self, "autoencoder_first", 0 <= first <= 10**9, "must lie in 0 to 1,000,000,000.")
         if first:
-            taught = "freezes A before L2 is there, so L2 cannot reach it: leave train.detach_autoencoder=true."
+            taught = (
+                "freezes A before L2 is there, so L2 cannot reach it: leave train.detach_autoencoder=true."
+            )
             _require(self, "autoencoder_first", self.detach_autoencoder, taught)
             alone = "teaches A alone, and train.steps=0 leaves S2 without a step to imitate it."
             _require(self, "autoencoder_first", self.steps != 0, alone)

@@ -95,9 +95,7 @@ def stage2(
     return model, _losses(config, model, device), data
 
 
-def _losses(
-    config: Config, model: MuDeNet, device: torch.device | str, autoencoder: bool = False
-) -> Losses:
+def _losses(config: Config, model: MuDeNet, device: torch.device | str, autoencoder: bool = False) -> Losses:
     "What stage 2 learns from, with A frozen or not."
     run = with_frozen_teacher(model, config.compute, autoencoder)
     return prepared(lambda x: training_losses(run(x), config.train), config.compute, device)
@@ -122,10 +120,9 @@ def lone_autoencoder(
     model: MuDeNet,  # T and A
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
     category: str | None = None,  # Decides the augmentation
-    device: torch.device | str = "cpu",  # Where to learn
 ) -> tuple[Autoencoder, Losses, Batches]:  # For `fit`
     "What A learns from before S1 and S2: equation 5 alone (A-058)."
-    c, run = config.train, with_frozen_teacher(model, config.compute)
+    c, run, device = config.train, with_frozen_teacher(model, config.compute), next(model.parameters()).device
 
     def loss(x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -136,7 +133,7 @@ def lone_autoencoder(
     data = _batches(config, images, category, device, "autoencoder")
     return model.autoencoder, prepared(loss, config.compute, device), data
 
-
+# %% ../nbs/06_training.ipynb #30c319e0
 def _freeze_autoencoder(
     config: Config,
     model: MuDeNet,
@@ -147,12 +144,11 @@ def _freeze_autoencoder(
     callbacks: Sequence[Callback],
 ) -> Losses:
     "Teach A alone, and give what S1 and S2 then learn from."
-    c, device, n = config.train, next(model.parameters()).device, config.train.autoencoder_first
-    alone, loss, data = lone_autoencoder(config, model, images, category, device)
-    length = dataclasses.replace(c, steps=n, epochs=n)
+    c, (alone, loss, data) = config.train, lone_autoencoder(config, model, images, category)
+    length = dataclasses.replace(c, steps=c.autoencoder_first, epochs=c.autoencoder_first)
     fit(alone, loss, data, length, folder, identity, config.compute, callbacks, ema=c.ema)
     alone.requires_grad_(False)
-    return _losses(config, model, device, autoencoder=True)
+    return _losses(config, model, data.device, autoencoder=True)
 
 # %% ../nbs/06_training.ipynb #06-training-14
 def train(
@@ -187,18 +183,18 @@ def seconds_per_step(
     teacher: DescriptorNetwork,  # Of the run's shape, copied
     device: torch.device | str = "cpu",  # Where to learn
     steps: int = 4,  # That are timed
+    alone: bool = False,  # Those of A alone, not those of all three
 ) -> float:  # Median
     "What a step of stage 2 takes on this machine."
     model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
     model.teacher.load_state_dict(teacher.state_dict())
-    batch = normalize(images[: config.train.batch_size].to(device))
-    run = with_frozen_teacher(model, config.compute)
-    losses = prepared(lambda x: training_losses(run(x), config.train), config.compute, device)
+    few = images[: config.train.batch_size].to(device)
+    losses = lone_autoencoder(config, model, few)[1] if alone else _losses(config, model, device)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     model.train()
     if config.compute.channels_last:
         model.to(memory_format=torch.channels_last)
-    times = [_seconds_of(losses, optimiser, batch) for _ in range(steps + 1)]
+    times = [_seconds_of(losses, optimiser, normalize(few)) for _ in range(steps + 1)]
     return statistics.median(times[1:])
 
 

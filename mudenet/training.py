@@ -47,10 +47,11 @@ def with_frozen_teacher(
     autoencoder: bool = False,  # Freeze A too, as it is now
 ) -> MuDeNet:  # For training: shares what learns with `model`
     "The same model, its teacher folded: what the training steps run."
-    out, still = copy.copy(model), dict(teacher=_frozen(model.teacher, compute))
+    still: dict[str, nn.Module] = dict(teacher=_frozen(model.teacher, compute))
     if autoencoder:
         still["autoencoder"] = _frozen(copy.deepcopy(model.autoencoder).eval(), compute)
-    out._modules = model._modules | still
+    out = copy.copy(model)
+    out._modules = {**model._modules, **still}
     return out
 
 # %% ../nbs/06_training.ipynb #06-training-140

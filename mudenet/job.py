@@ -382,7 +382,7 @@ def _check_test(category: Category) -> None:
     if found:
         raise DataError("\n".join([f"{len(found)} test images cannot be used:", *found]))
 
-
+# %% ../nbs/08d_job.ipynb #09-evaluation-1410
 def _seconds_before(
     config: Config, images: torch.Tensor, teacher: DescriptorNetwork, device: torch.device
 ) -> float:
@@ -421,7 +421,11 @@ def steps_within(
     before = _seconds_before(c, images, teacher, device)
     left = 60 * minutes - (time.monotonic() - began) - before
     if left < each:
-        what = "reading the images, the start and the autoencoder" if before else "reading the images and the start"
+        what = (
+            "reading the images, the start and the autoencoder"
+            if before
+            else "reading the images and the start"
+        )
         said = f"--minutes {minutes:g}: {what} take longer than that here."
         raise ConfigError(said)
     return int(left / each)

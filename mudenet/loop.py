@@ -468,7 +468,7 @@ def average_of(
 
     return AveragedModel(module, multi_avg_fn=follow, use_buffers=True)
 
-
+# %% ../nbs/04a_loop.ipynb #929cb2c5
 @contextlib.contextmanager
 def averaged(
     module: nn.Module,  # Gets the average of its weights, in place

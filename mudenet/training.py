@@ -40,7 +40,7 @@ def _frozen(network: N, compute: ComputeConfig) -> N:
     network = fold(network) if compute.fold else network
     return network.to(memory_format=torch.channels_last) if compute.channels_last else network
 
-
+# %% ../nbs/06_training.ipynb #06-training-beb9cd
 def with_frozen_teacher(
     model: MuDeNet,  # T, S1, A, S2
     compute: ComputeConfig,  # `fold`, `channels_last`

@@ -224,6 +224,8 @@ class StageConfig:
     "Adam's learning rate (in stage 1: A-013)."
     schedule: Literal["constant", "cosine"] = decides("stage", "constant")
     "The learning rate stays, or falls to 0 along half a cosine (A-036)."
+    warmup: int = decides("stage", 0, newer=True)
+    "Steps in which the rate rises to `lr` in a straight line, before either schedule (A-057)."
     weight_decay: float = decides("stage", 0.0)
     "Adam's L2 penalty on the weights (A-037)."
     loss_reduction: Literal["sum", "mean", "norm"] = decides("stage", "sum")
@@ -236,6 +238,7 @@ class StageConfig:
         _require(self, "steps", self.steps is None or self.steps >= 0, "must not be negative.")
         _require(self, "batch_size", self.batch_size >= 2, "must be at least 2: BatchNorm needs company.")
         _positive(self, "batch_size", most=2**16)
+        _require(self, "warmup", self.warmup >= 0, "must not be negative; 0 turns it off.")
         finite = 0 <= self.weight_decay < math.inf
         _require(self, "weight_decay", finite, "must not be negative or infinite.")
 
@@ -295,12 +298,30 @@ class TrainConfig(StageConfig):
     patience: int | None = decides("detector", None, newer=True)
     "End after so many epochs without a lower loss on held-out images. None given: never early (A-052)."
 
+    ema: float = decides("detector", 0.0, newer=True)
+    "What the average of the weights keeps of itself a step, in [0, 1). With 0 the last weights stay (A-056)."
+    autoencoder_first: int = decides("detector", 0, newer=True)
+    "Steps that A learns alone before S1 and S2, which then see it frozen. With 0 all learn at once (A-058)."
+
     def __post_init__(self):
         super().__post_init__()
         weighted = all(math.isfinite(w) and w > 0 for w in self.loss_weights)
         _require(self, "loss_weights", weighted, "must be above 0: with none, a network learns nothing.")
         patient = self.patience is None or self.patience >= 1
         _require(self, "patience", patient, "must be at least 1, or null for never.")
+        _require(self, "ema", 0 <= self.ema < 1, "must lie in [0, 1); 0 turns it off.")
+        self._check_first()
+
+    def _check_first(self) -> None:
+        first = self.autoencoder_first
+        _require(self, "autoencoder_first", 0 <= first <= 10**9, "must lie in 0 to 1,000,000,000.")
+        if first:
+            taught = (
+                "freezes A before L2 is there, so L2 cannot reach it: leave train.detach_autoencoder=true."
+            )
+            _require(self, "autoencoder_first", self.detach_autoencoder, taught)
+            alone = "teaches A alone, and train.steps=0 leaves S2 without a step to imitate it."
+            _require(self, "autoencoder_first", self.steps != 0, alone)
 
 # %% ../nbs/01_config.ipynb #01-config-160
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from .images import image_size
 from .inference import Detector
 from .intervals import Interval, auroc_interval, bootstrap
 from .job import Job, ensure_detector, log, open_job
-from .loop import RUN_FILES
+from .loop import RUN_FILES, STAGES
 from .pictures import Case
 from .report import SHOWN, image_mean, report_html
 
@@ -227,7 +227,7 @@ def _logged_seconds(table: Path) -> float | None:
 
 def _made(job: Job, detector: Detector) -> dict[str, Any]:
     "When and where a record was made, in what precision and how many threads, and the seconds of each stage."
-    logs = {stage: job.folder / f"{stage}.csv" for stage in ("distill", "train")}
+    logs = {stage: job.folder / f"{stage}.csv" for stage in STAGES}
     found = {stage: _logged_seconds(table) for stage, table in logs.items() if table.is_file()}
     return dict(
         date=date.today().isoformat(),

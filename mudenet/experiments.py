@@ -33,7 +33,7 @@ from .evaluation import evaluate
 from .identity import absolute, identity, portable
 from .inference import Detector, calibrate
 from .job import Job, _check_sources, ensure_detector, open_job, recognise_dataset
-from .loop import log, total_steps
+from .loop import STAGES, log, total_steps
 from .metrics import VERSIONS
 from .speed import _memory
 from .strict_yaml import read_yaml
@@ -230,7 +230,7 @@ def _counted(run: R, job: Job) -> R:
     if (job.folder / "detector.safetensors").exists():
         return run
     taught = c.teacher or (job.folder / "teacher.safetensors").exists()
-    begun = {stage: _saved_step(job, stage) for stage in ("distill", "train")}
+    begun = {stage: _saved_step(job, stage) for stage in STAGES}
     teacher = None if taught else shared_teacher(job)
     stage1 = 0 if taught or teacher else total_steps(learned, c.distill) - begun["distill"]
     stage2 = total_steps(len(category.train), c.train) - begun["train"]
@@ -330,6 +330,7 @@ def _image_seconds(detector: Detector, batch: torch.Tensor) -> float:
 def _few_steps(config: Config, steps: int, pictures: Callable) -> tuple[Detector, list[float]]:
     "A detector after some steps of each stage, and the seconds that a step takes."
     few = {f"{s}.{k}": steps + 1 for s in ("distill", "train") for k in ("steps", "epochs")}
+    few["train.autoencoder_first"] = min(config.train.autoencoder_first, steps + 1)
     c = override(config, {**few, "distill.save_minutes": 1e6, "train.save_minutes": 1e6})
     device = pick_device(c.device)
     with tempfile.TemporaryDirectory() as name:
@@ -339,7 +340,7 @@ def _few_steps(config: Config, steps: int, pictures: Callable) -> tuple[Detector
         else:
             T = distill(c, pictures(c.distill.batch_size), c.category, folder, device)
         model = train(c, pictures(c.train.batch_size), T, c.category, folder, device)
-        return Detector(model, c), [_epoch_seconds(folder / f"{s}.csv") for s in ("distill", "train")]
+        return Detector(model, c), [_epoch_seconds(folder / f"{s}.csv") for s in STAGES]
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a40
 def measure_cost(
@@ -355,15 +356,15 @@ def measure_cost(
     def pictures(n: int) -> torch.Tensor:
         return torch.from_numpy(rng(0, "cost").integers(0, 256, (n, 3, size, size), dtype=np.uint8))
 
-    detector, (distilling, training) = _few_steps(config, steps, pictures)
-    setup = max(time.monotonic() - begin - (steps + 1) * (distilling + training), 0.0)
+    detector, (distilling, alone, training) = _few_steps(config, steps, pictures)
+    setup = max(time.monotonic() - begin - (steps + 1) * (distilling + alone + training), 0.0)
     image = _image_seconds(detector, pictures(2 * config.inference.batch_size))
     gpu = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else None
-    found = dict(distill=distilling, train=training, image=image, setup=setup)
+    found = dict(distill=distilling, autoencoder=alone, train=training, image=image, setup=setup)
     return dict(device=str(device), **found, ram=_memory("VmHWM"), gpu=gpu)
 
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a43
-_TAKE_NO_TIME = ("lr", "weight_decay", "schedule", "steps", "epochs", "images")  # of a single step
+_TAKE_NO_TIME = ("lr", "weight_decay", "schedule", "warmup", "steps", "epochs", "images")  # of a single step
 
 
 def _pace(config: Config) -> str:
@@ -404,7 +405,8 @@ def measure_all(
 # %% ../nbs/09_experiments.ipynb #09-experiments-3f2a44
 def _seconds(run: Run, cost: Mapping[str, Any]) -> float:
     "What is left of a run, at what its steps and images cost."
-    stages = run.steps[0] * cost["distill"] + run.steps[1] * cost["train"]
+    alone = run.config.train.autoencoder_first * cost.get("autoencoder", 0.0) if run.steps[1] else 0.0
+    stages = run.steps[0] * cost["distill"] + alone + run.steps[1] * cost["train"]
     return stages + run.images * cost["image"] + any(run.steps) * cost["setup"]
 
 

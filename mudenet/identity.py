@@ -80,9 +80,13 @@ def deciding(
     part: Any,  # One part of a configuration, e.g. `config.train`
     cls: type | None = None,  # Only the fields of this class of its bases
 ) -> dict[str, Any]:
-    "The fields of a part that decide something, if only rounding."
-    named = [f.name for f in dataclasses.fields(cls or part) if f.metadata["decides"] != "nothing"]
-    return {name: getattr(part, name) for name in named}
+    "The fields of a part that decide something, if only rounding. A newer one counts where it is set."
+    kept = {}
+    for f in dataclasses.fields(cls or part):
+        value = getattr(part, f.name)
+        if f.metadata["decides"] != "nothing" and not (f.metadata["newer"] and value == f.default):
+            kept[f.name] = value
+    return kept
 
 
 def image_treatment(
@@ -90,12 +94,7 @@ def image_treatment(
     augmentation: Iterable[str],  # What is applied to these images
 ) -> dict[str, Any]:  # Plain values
     "How images reach a network: the augmentation that applies stands in place of table and set."
-    newer = {f.name: f.default for f in dataclasses.fields(data) if f.metadata["newer"]}
-    tree = {
-        k: v
-        for k, v in deciding(data).items()
-        if not k.startswith("augment_") and not (k in newer and v == newer[k])
-    }
+    tree = {k: v for k, v in deciding(data).items() if not k.startswith("augment_")}
     return {**plain(tree), "augment": list(augmentation)}
 
 # %% ../nbs/01_identity.ipynb #77ee8af9

@@ -59,6 +59,9 @@ def settings(
     chosen = with_teacher(override(given, fields or {}))
     if chosen.teacher is None:
         raise ConfigError("in anomalib there is no stage 1: give teacher, a name or a file.")
+    for name in ("ema", "warmup", "autoencoder_first"):  # of mudenet's loop, and Lightning has its own
+        if value := getattr(chosen.train, name):
+            raise ConfigError(f"train.{name}={value} is not for anomalib, whose loop it is: leave it out.")
     return chosen
 
 # %% ../nbs/16a_interop.ipynb #66c3c030

@@ -44,7 +44,7 @@ from .layouts import OTHERS
 from .recalibration import asked_rate, threshold_at
 
 # %% ../nbs/08d_job.ipynb #df134dd1
-from .loop import total_steps
+from .loop import STAGES, total_steps
 from .regions import survival
 from .start import begin
 from .synthetic import write_product_line
@@ -382,6 +382,14 @@ def _check_test(category: Category) -> None:
     if found:
         raise DataError("\n".join([f"{len(found)} test images cannot be used:", *found]))
 
+# %% ../nbs/08d_job.ipynb #09-evaluation-1410
+def _seconds_before(
+    config: Config, images: torch.Tensor, teacher: DescriptorNetwork, device: torch.device
+) -> float:
+    "What A takes alone, before S1 and S2 (A-058)."
+    n = config.train.autoencoder_first
+    return n * seconds_per_step(config, images, teacher, device, alone=True) if n else 0.0
+
 
 def _say_how_long(
     config: Config, images: torch.Tensor, teacher: DescriptorNetwork, device: torch.device
@@ -391,6 +399,9 @@ def _say_how_long(
     if steps < 50:
         return
     each = seconds_per_step(config, images, teacher, device)
+    before = _seconds_before(config, images, teacher, device)
+    if before:
+        log.info("autoencoder: %s hours before that", timedelta(seconds=round(before)))
     log.info("train: %d steps of about %.2g s: %s hours", steps, each, timedelta(seconds=round(steps * each)))
 
 # %% ../nbs/08d_job.ipynb #09-evaluation-142
@@ -407,9 +418,15 @@ def steps_within(
     images, teacher, device = images_of(job, "train"), load_teacher(c.teacher, c), pick_device(c.device)
     each = seconds_per_step(c, images, teacher, device)
     begin(MuDeNet(c.model, c.data.image_size, c.seed).to(device), teacher, images, c.train.whiten, device)
-    left = 60 * minutes - (time.monotonic() - began)
+    before = _seconds_before(c, images, teacher, device)
+    left = 60 * minutes - (time.monotonic() - began) - before
     if left < each:
-        said = f"--minutes {minutes:g}: reading the images and the start take longer than that here."
+        what = (
+            "reading the images, the start and the autoencoder"
+            if before
+            else "reading the images and the start"
+        )
+        said = f"--minutes {minutes:g}: {what} take longer than that here."
         raise ConfigError(said)
     return int(left / each)
 
@@ -444,7 +461,7 @@ def _detector_there(job: Job, path: Path) -> Detector:
     detector = load_detector(path, c.device, to_dict(c)["inference"])
     _check_sources(path, detector.about, job)
     log.info("already trained: %s", path)
-    for stage in ("distill", "train"):
+    for stage in STAGES:
         _remove_state(job, stage)
     there = config_of(path, read_meta(path, "detector"))
     if identity(there, "scores")["inference"] != identity(c, "scores")["inference"]:
@@ -462,15 +479,16 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
     told, about = trackers(c, job.folder), _about(job)  # and what is not installed
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder / "config.yaml", absolute(c))
-    if not resume:
-        _remove_state(job, "train", "discarded")
+    for stage in STAGES[1:] if not resume else ():
+        _remove_state(job, stage, "discarded")
     _say_how_long(c, images, teacher, device)
     model = train(c, images, teacher, job.category.name, job.folder, device, validation, told)
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))
     calibrate_on(detector, job, validation, images)
     detector.about["health"] = health(detector, validation)._asdict()
     save_detector(path, detector)
-    _remove_state(job, "train")
+    for stage in STAGES[1:]:
+        _remove_state(job, stage)
     return detector
 
 # %% ../nbs/08d_job.ipynb #46edad7a

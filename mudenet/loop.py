@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['log', 'RUN_FILES', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption',
+__all__ = ['log', 'STAGES', 'RUN_FILES', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption',
            'deferred_interrupts', 'Log', 'belonging', 'check_finite', 'save_state', 'load_state', 'learning_rate',
-           'Callback', 'Bar', 'Table', 'Patience', 'fit']
+           'Callback', 'Bar', 'Table', 'Patience', 'average_of', 'averaged', 'fit']
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-021
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .augmentation import augment
 from .config import ComputeConfig, DataConfig, StageConfig, merge
@@ -238,9 +239,9 @@ def check_finite(
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-2624ab
 # what a run writes to its folder
-_STAGES = ("distill.csv", "distill.state.safetensors", "train.csv", "train.state.safetensors")
+STAGES = ("distill", "autoencoder", "train")  # the second only with `train.autoencoder_first`
 RUN_FILES = (
-    *_STAGES,
+    *(f"{stage}.{kind}" for stage in STAGES for kind in ("csv", "state.safetensors")),
     "teacher.safetensors",
     "config.yaml",
     "detector.safetensors",
@@ -272,6 +273,7 @@ def save_state(
     log_: Log,  # The log so far
     identity: Mapping[str, Any],  # What it belongs to, plain values
     memory: Mapping[str, Any] | None = None,  # What the feed has noticed
+    average: nn.Module | None = None,  # Of the weights, where one is kept
 ) -> None:
     """Write the state that `load_state` goes on from.
 
@@ -280,6 +282,7 @@ def save_state(
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()} if average else {}
     check_finite(tensors, step, path)
     meta = dict(step=step, log=vars(log_), identity=dict(identity), memory=dict(memory or {}))
     save_tensors(path, tensors, "state", meta)
@@ -290,6 +293,7 @@ def load_state(
     module: nn.Module,  # Gets the weights
     optimiser: torch.optim.Adam,  # Gets the moments
     identity: Mapping[str, Any],  # What the state must belong to
+    average: nn.Module | None = None,  # Gets the average of the weights
 ) -> tuple[int, Log, dict[str, Any]]:  # Steps done, log so far, what the feed had noticed
     "Go back to a saved state. Raises `CheckpointError` where it belongs to another configuration."
     tensors, meta = load_tensors(path, "state")
@@ -298,6 +302,8 @@ def load_state(
         raise CheckpointError(f"{said} Delete it to start over, or use that configuration.")
     try:
         _fill(module, optimiser, tensors)
+        if average:
+            average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
         return _count(meta["step"]), _log_of(meta["log"]), dict(meta.get("memory", {}))
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         said = f"{path} does not fit what is trained ({' '.join(str(e).split())[:200]})."
@@ -319,12 +325,17 @@ def _fill(module: nn.Module, optimiser: torch.optim.Adam, tensors: Mapping[str, 
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-99d578
 def learning_rate(
-    stage: StageConfig,  # Rate and schedule (A-036)
+    stage: StageConfig,  # Rate, schedule (A-036) and warm-up (A-057)
     step: int,  # Steps done
     total: int,  # Steps there will be
 ) -> float:
-    "Adam's rate for the next step: constant, or half a cosine from `lr` down to 0."
-    return stage.lr if stage.schedule == "constant" else stage.lr * (1 + math.cos(math.pi * step / total)) / 2
+    "Adam's rate for the next step: a linear rise, then constant, or half a cosine from `lr` down to 0."
+    rise = stage.warmup
+    if step < rise:
+        return stage.lr * (step + 1) / rise
+    if stage.schedule == "constant":
+        return stage.lr
+    return stage.lr * (1 + math.cos(math.pi * (step - rise) / (total - rise))) / 2
 
 # %% ../nbs/04a_loop.ipynb #5c7b7f49
 class Callback:
@@ -441,6 +452,36 @@ def _account(
     pending.clear()
     return values
 
+# %% ../nbs/04a_loop.ipynb #929cb2c4
+def average_of(
+    module: nn.Module,  # What learns
+    decay: float,  # d, in [0, 1)
+) -> AveragedModel:  # To be updated after each step
+    "An exponential moving average of weights and statistics."
+    lerp = get_ema_multi_avg_fn(decay)
+
+    def follow(averages: Any, now: Any, count: Any) -> None:
+        if averages[0].is_floating_point():
+            lerp(averages, now, count)
+        else:  # how many batches BatchNorm has seen
+            torch._foreach_copy_(averages, now)
+
+    return AveragedModel(module, multi_avg_fn=follow, use_buffers=True)
+
+# %% ../nbs/04a_loop.ipynb #929cb2c5
+@contextlib.contextmanager
+def averaged(
+    module: nn.Module,  # Gets the average of its weights, in place
+    average: AveragedModel | None,  # Of `average_of`, or none
+) -> Iterator[None]:
+    "The average in the weights' place, and the weights back afterwards, to the bit."
+    own = {k: v.clone() for k, v in module.state_dict().items()} if average else {}
+    if average:
+        module.load_state_dict(average.module.state_dict())
+    yield
+    if average:
+        module.load_state_dict(own)
+
 # %% ../nbs/04a_loop.ipynb #04a-loop-210
 @dataclass
 class _Course:
@@ -456,6 +497,7 @@ class _Course:
     notes: Log = field(default_factory=Log)
     pending: list[Tensor] = field(default_factory=list)  # Losses that nobody has looked at yet
     start: int = 0  # Steps done before
+    average: AveragedModel | None = None  # Of the weights, where one is kept
 
     def __post_init__(self) -> None:
         self.total = total_steps(self.data.n, self.stage)
@@ -465,7 +507,8 @@ class _Course:
         "Keep the state there, and go on from it if there is one."
         self.state, self.belongs = state, belongs
         if state.exists():
-            self.start, self.notes, self.data.memory = load_state(state, self.module, self.optimiser, belongs)
+            found = load_state(state, self.module, self.optimiser, belongs, self.average)
+            self.start, self.notes, self.data.memory = found
             log.info("%s: going on at step %d of %d", self.data.name, self.start, self.total)
 
     def enough(self) -> bool:
@@ -477,6 +520,8 @@ class _Course:
             group["lr"] = learning_rate(self.stage, done - 1, self.total)
         named = losses(self.data[done - 1])
         self.pending.append(_step(self.optimiser, torch.stack(list(named.values()))))
+        if self.average:
+            self.average.update_parameters(self.module)
         return list(named)
 
     def due(self, done: int, asked: bool) -> tuple[bool, bool, bool]:
@@ -501,8 +546,8 @@ class _Course:
 
     def save(self, done: int) -> None:
         if self.state:
-            memory = self.data.memory
-            save_state(self.state, self.module, self.optimiser, done, self.notes, self.belongs, memory)
+            noted = self.notes, self.belongs, self.data.memory
+            save_state(self.state, self.module, self.optimiser, done, *noted, self.average)
             self.saved = time.monotonic()
 
     @contextlib.contextmanager
@@ -534,7 +579,9 @@ def _run(course: _Course, losses: Losses, validate: Callable[[], float] | None) 
             if looks:
                 course.tell(names, done)
             if ends:
-                course.close_epoch(done, dict(validation=validate()) if validate else {})
+                with averaged(course.module, course.average if validate else None):
+                    measured = dict(validation=validate()) if validate else {}
+                course.close_epoch(done, measured)
                 enough = course.enough()
             if saves or enough:
                 course.save(done)
@@ -552,12 +599,14 @@ def _begun(
     identity: Mapping[str, Any],
     compute: ComputeConfig,
     callbacks: Sequence[Callback],
+    ema: float,
 ) -> _Course:
     "A stage that is to begin, or to go on where its folder holds a state."
     module.train()
     if compute.channels_last:
         module.to(memory_format=torch.channels_last)
     course = _Course(module, _adam(module, stage, compute), data, stage, [Bar(), *callbacks])
+    course.average = average_of(module, ema) if ema else None
     if folder:
         remove_parts(folder / name for name in RUN_FILES)
         course.told.insert(1, Table(folder / f"{data.name}.csv"))
@@ -575,10 +624,13 @@ def fit(
     compute: ComputeConfig | None = None,  # Memory format and Adam
     callbacks: Sequence[Callback] = (),  # Told beside the progress bar and the table
     validate: Callable[[], float] | None = None,  # The loss on held-out images, a column of the log
+    ema: float = 0.0,  # Decay of the average that is measured and stays; 0: the last weights do (A-056)
 ) -> list[dict[str, float]]:  # The log, a row an epoch
     "Learn for one stage, or go on with it. Refuses a state of another configuration or of other images."
-    course = _begun(module, data, stage, folder, identity or {}, compute or ComputeConfig(), callbacks)
+    course = _begun(module, data, stage, folder, identity or {}, compute or ComputeConfig(), callbacks, ema)
     _run(course, losses, validate)
+    if course.average:
+        module.load_state_dict(course.average.module.state_dict())
     rows = course.notes.rows
     check_finite(module.state_dict(), int(rows[-1]["step"]) if rows else course.total)
     return rows

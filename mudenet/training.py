@@ -6,40 +6,52 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .architecture import DescriptorNetwork, MuDeNet
+from .architecture import Autoencoder, DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config
 from .identity import identity
 from .core import digest
 from .engine import fold, prepared
 from .data import normalize
 from .loop import Batches, Callback, Losses, Patience, fit
-from .objective import training_losses
+from .objective import over_levels, training_losses
 from .start import begin
 
 # %% auto #0
-__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'train', 'seconds_per_step']
+__all__ = ['N', 'with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'lone_autoencoder', 'train',
+           'seconds_per_step']
 
 # %% ../nbs/06_training.ipynb #06-training-beb9cc
+N = TypeVar("N", bound=nn.Module)
+
+
+def _frozen(network: N, compute: ComputeConfig) -> N:
+    "A network that does not learn, as the training steps run it. It must be in evaluation mode."
+    network = fold(network) if compute.fold else network
+    return network.to(memory_format=torch.channels_last) if compute.channels_last else network
+
+# %% ../nbs/06_training.ipynb #06-training-beb9cd
 def with_frozen_teacher(
     model: MuDeNet,  # T, S1, A, S2
     compute: ComputeConfig,  # `fold`, `channels_last`
-) -> MuDeNet:  # For training: shares S1, A and S2 with `model`
+    autoencoder: bool = False,  # Freeze A too, as it is now
+) -> MuDeNet:  # For training: shares what learns with `model`
     "The same model, its teacher folded: what the training steps run."
-    teacher = fold(model.teacher) if compute.fold else model.teacher
-    if compute.channels_last:
-        teacher = teacher.to(memory_format=torch.channels_last)
+    still: dict[str, nn.Module] = dict(teacher=_frozen(model.teacher, compute))
+    if autoencoder:
+        still["autoencoder"] = _frozen(copy.deepcopy(model.autoencoder).eval(), compute)
     out = copy.copy(model)
-    out._modules = dict(model._modules, teacher=teacher)
+    out._modules = {**model._modules, **still}
     return out
 
 # %% ../nbs/06_training.ipynb #06-training-140
@@ -54,6 +66,22 @@ def train_identity(
     return dict(made, teacher=digest(teacher.state_dict()))
 
 # %% ../nbs/06_training.ipynb #06-training-141
+def _batches(
+    config: Config, images: Tensor, category: str | None, device: torch.device | str, name: str
+) -> Batches:
+    "The batches of a part of stage 2, in an order of its own."
+    return Batches(
+        images,
+        config.train,
+        seed=config.seed,
+        name=name,
+        data=config.data,
+        device=device,
+        augmentation=config.data.augmentation(category or config.category),
+        cache=config.compute.cache,
+    )
+
+# %% ../nbs/06_training.ipynb #06-training-1410
 def stage2(
     config: Config,  # What to build
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
@@ -64,19 +92,14 @@ def stage2(
     "What stage 2 trains, computed as `config.compute` says."
     model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
     begin(model, teacher, images, config.train.whiten, device)
-    run = with_frozen_teacher(model, config.compute)
-    data = Batches(
-        images,
-        config.train,
-        seed=config.seed,
-        name="train",
-        data=config.data,
-        device=device,
-        augmentation=config.data.augmentation(category or config.category),
-        cache=config.compute.cache,
-    )
-    losses = lambda x: training_losses(run(x), config.train)
-    return model, prepared(losses, config.compute, device), data
+    data = _batches(config, images, category, device, "train")
+    return model, _losses(config, model, device), data
+
+
+def _losses(config: Config, model: MuDeNet, device: torch.device | str, autoencoder: bool = False) -> Losses:
+    "What stage 2 learns from, with A frozen or not."
+    run = with_frozen_teacher(model, config.compute, autoencoder)
+    return prepared(lambda x: training_losses(run(x), config.train), config.compute, device)
 
 # %% ../nbs/06_training.ipynb #06-training-142
 @torch.no_grad()
@@ -92,6 +115,42 @@ def held_out_loss(
     model.train()
     return sum(means) / len(images)
 
+# %% ../nbs/06_training.ipynb #395cdc57
+def lone_autoencoder(
+    config: Config,  # `train.autoencoder_first`
+    model: MuDeNet,  # T and A
+    images: Tensor,  # uint8, (N, 3, S, S), nominal training images
+    category: str | None = None,  # Decides the augmentation
+) -> tuple[Autoencoder, Losses, Batches]:  # For `fit`
+    "What A learns from before S1 and S2: equation 5 alone (A-058)."
+    c, run, device = config.train, with_frozen_teacher(model, config.compute), next(model.parameters()).device
+
+    def loss(x: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            goal = run.teacher(x)
+        maps = run.around_centre(run.autoencoder(x))
+        return dict(autoencoder=c.loss_weights[1] * over_levels(goal, maps, c.loss_reduction))
+
+    data = _batches(config, images, category, device, "autoencoder")
+    return model.autoencoder, prepared(loss, config.compute, device), data
+
+# %% ../nbs/06_training.ipynb #30c319e0
+def _freeze_autoencoder(
+    config: Config,
+    model: MuDeNet,
+    images: Tensor,
+    identity: dict[str, Any],
+    category: str | None,
+    folder: Path | None,
+    callbacks: Sequence[Callback],
+) -> Losses:
+    "Teach A alone, and give what S1 and S2 then learn from."
+    c, (alone, loss, data) = config.train, lone_autoencoder(config, model, images, category)
+    length = dataclasses.replace(c, steps=c.autoencoder_first, epochs=c.autoencoder_first)
+    fit(alone, loss, data, length, folder, identity, config.compute, callbacks, ema=c.ema)
+    alone.requires_grad_(False)
+    return _losses(config, model, data.device, autoencoder=True)
+
 # %% ../nbs/06_training.ipynb #06-training-14
 def train(
     config: Config,  # What to build and how long to learn
@@ -103,16 +162,19 @@ def train(
     validation: Tensor | None = None,  # uint8, (M, 3, S, S), held out, for `train.patience`
     callbacks: Sequence[Callback] = (),  # Told how it goes
 ) -> MuDeNet:  # In evaluation mode
-    "Stage 2: S1, A and S2 learn together (equations 3 to 8)."
-    model, losses, data = stage2(config, images, teacher, category, device)
-    told, validate = list(callbacks), None
-    if config.train.patience:
-        if validation is None:
-            raise ValueError("train.patience looks at held-out images: give `validation`.")
-        told.append(Patience(config.train.patience))
-        validate = partial(held_out_loss, model, losses, validation.to(device), config.train.batch_size)
+    "Stage 2: S1, A and S2 learn together (equations 3 to 8), or A first (A-058)."
+    c, (model, losses, data) = config.train, stage2(config, images, teacher, category, device)
     identity = train_identity(config, teacher, category)
-    fit(model, losses, data, config.train, folder, identity, config.compute, told, validate)
+    if c.patience and validation is None:
+        raise ValueError("train.patience looks at held-out images: give `validation`.")
+    if c.autoencoder_first:
+        losses = _freeze_autoencoder(config, model, images, identity, category, folder, callbacks)
+    told, validate = list(callbacks), None
+    if c.patience and validation is not None:
+        told.append(Patience(c.patience))
+        validate = partial(held_out_loss, model, losses, validation.to(device), c.batch_size)
+    fit(model, losses, data, c, folder, identity, config.compute, told, validate, c.ema)
+    model.autoencoder.requires_grad_(True)
     return model.eval()
 
 # %% ../nbs/06_training.ipynb #c95b8079
@@ -122,18 +184,18 @@ def seconds_per_step(
     teacher: DescriptorNetwork,  # Of the run's shape, copied
     device: torch.device | str = "cpu",  # Where to learn
     steps: int = 4,  # That are timed
+    alone: bool = False,  # Those of A alone, not those of all three
 ) -> float:  # Median
     "What a step of stage 2 takes on this machine."
     model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
     model.teacher.load_state_dict(teacher.state_dict())
-    batch = normalize(images[: config.train.batch_size].to(device))
-    run = with_frozen_teacher(model, config.compute)
-    losses = prepared(lambda x: training_losses(run(x), config.train), config.compute, device)
+    few = images[: config.train.batch_size].to(device)
+    losses = lone_autoencoder(config, model, few)[1] if alone else _losses(config, model, device)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     model.train()
     if config.compute.channels_last:
         model.to(memory_format=torch.channels_last)
-    times = [_seconds_of(losses, optimiser, batch) for _ in range(steps + 1)]
+    times = [_seconds_of(losses, optimiser, normalize(few)) for _ in range(steps + 1)]
     return statistics.median(times[1:])
 
 

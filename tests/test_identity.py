@@ -138,6 +138,10 @@ LATER = {
     "inference.standardise_places": True,
     "inference.place_modes": 4,
     "train.patience": 3,
+    "distill.warmup": 5,
+    "train.warmup": 5,
+    "train.ema": 0.9,
+    "train.autoencoder_first": 7,
     "track": ["mlflow"],
 }  # newer than the golden values
 
@@ -202,12 +206,15 @@ def test_every_field_has_a_row():
 
 def test_later_fields_name_another_run():
     plain = config_of({})
-    for name in ("backbone.reduction", "model.centre", "train.whiten", "train.patience"):
+    trained = ("patience", "warmup", "ema", "autoencoder_first", "whiten")
+    for name in ("backbone.reduction", "model.centre", *(f"train.{field}" for field in trained)):
         assert run_key(config_of({name: LATER[name]})) != run_key(plain), name
     components = config_of({"backbone.reduction": "pca"})
     assert teacher_identity(components) != teacher_identity(plain)
-    images_aside = LATER | {"preset": "paper", "data.white": None, "backbone.reduction": "draw"}
-    assert teacher_identity(config_of(images_aside)) == teacher_identity(plain)
+    assert teacher_identity(config_of({"distill.warmup": 5})) != teacher_identity(plain)
+    same_teacher = {"data.white": None, "backbone.reduction": "draw", "distill.warmup": 0}
+    aside = LATER | {"preset": "paper"} | same_teacher
+    assert teacher_identity(config_of(aside)) == teacher_identity(plain)
 
 
 # Rows that are the paper's run: they decide nothing, or list augmentations for other categories
@@ -239,7 +246,9 @@ def test_a_row_differs_from_its_level_on(row):
 
 
 def test_a_newer_field_at_its_default_is_not_compared():
-    assert "patience" not in identity(config_of({}), "rounding")["train"]
+    newer = {"patience", "warmup", "ema", "autoencoder_first"}
+    assert not newer & set(identity(config_of({}), "rounding")["train"])
+    assert not newer & set(projections(config_of({}))["state"]["train"])  # states on file go on
     assert identity(config_of({"train.patience": 3}), "detector")["train"]["patience"] == 3
 
 

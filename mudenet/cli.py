@@ -21,21 +21,19 @@ from .cli_inspect import run_data, run_teachers, run_zoo
 from .cli_options import train_parser
 from .cli_train import demo_parser, detector_parser, evaluate_parser, predict_parser, run_demo
 from .cli_train import run_distill, run_evaluate, run_predict, run_train
+from .core import log
 from .parser import Parser
 from .terminal import run_command, start_logging
 
 # %% auto #0
-__all__ = ['log', 'COMMANDS', 'make_parser', 'main']
-
-# %% ../nbs/11_cli.ipynb #11-cli-653d62
-log = logging.getLogger("mudenet")
+__all__ = ['COMMANDS', 'make_parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-200
 def _distill_parser() -> Parser:
     "A job that ends with stage 1."
     return train_parser("Stage 1: teach a small network what a pretrained one sees.")
 
-
+# %% ../nbs/11_cli.ipynb #f8443e60
 # name → what it does in a sentence, what makes its options, and what it runs
 COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]]] = dict(
     demo=("run everything on a small product line that the package draws itself", demo_parser, run_demo),
@@ -44,6 +42,10 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
     teachers=("teachers by name: list, show one, check all, add one", teachers_parser, run_teachers),
     evaluate=("measure a detector on test images, write record and report", evaluate_parser, run_evaluate),
     predict=("score images with a detector", predict_parser, run_predict),
+)
+
+# %% ../nbs/11_cli.ipynb #72a8e844
+COMMANDS |= dict(
     calibrate=(
         "new threshold and p-values from new good parts, without training",
         calibrate_parser,
@@ -55,12 +57,12 @@ COMMANDS: dict[str, tuple[str, Callable[[], Parser], Callable[[Namespace], None]
         run_threshold,
     ),
     export=("write a detector as one file for a process without PyTorch", export_parser, run_export),
+    watch=("score every image that appears in a folder", watch_parser, run_watch),
+    serve=("answer over HTTP, with a page to drop images on", serve_parser, run_serve),
 )
 
 # %% ../nbs/11_cli.ipynb #b1978c03
 COMMANDS |= dict(
-    watch=("score every image that appears in a folder", watch_parser, run_watch),
-    serve=("answer over HTTP, with a page to drop images on", serve_parser, run_serve),
     data=("look at a data set, check it, or draw the product line", data_parser, run_data),
     assumptions=(
         "what the paper leaves open: list, show an entry, check the register",

@@ -5,7 +5,6 @@
 # %% ../nbs/11c_cli_deploy.ipynb #ccada0e2
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -16,19 +15,25 @@ from jsonargparse import Namespace
 
 from .cli_options import add_device, add_run, job_to_measure, find_run, run_config
 from .parser import Parser
-from .core import ConfigError, DataError, MudenetError, atomic, file_digest, markdown_table, progress
+from mudenet.core import (
+    ConfigError,
+    DataError,
+    MudenetError,
+    atomic,
+    file_digest,
+    log,
+    markdown_table,
+    progress,
+)
 
 # %% auto #0
-__all__ = ['log', 'calibrate_parser', 'run_calibrate', 'threshold_parser', 'run_threshold', 'export_parser', 'run_export',
+__all__ = ['calibrate_parser', 'run_calibrate', 'threshold_parser', 'run_threshold', 'export_parser', 'run_export',
            'watch_parser', 'run_watch', 'serve_parser', 'run_serve']
 
 # %% ../nbs/11c_cli_deploy.ipynb #464e3201
 if TYPE_CHECKING:
     from mudenet.data import Category, Item
     from mudenet.inference import Detector
-
-# %% ../nbs/11c_cli_deploy.ipynb #d2d80b11
-log = logging.getLogger("mudenet")
 
 # %% ../nbs/11c_cli_deploy.ipynb #c0d904911
 def _category_at_hand(run: Path) -> Category | None:
@@ -89,29 +94,33 @@ def _apart_from(
     return apart or not _same_content(files, category.validation)
 
 # %% ../nbs/11c_cli_deploy.ipynb #504e6fd60
+_CALIBRATE = dict(
+    images="A folder of good parts that it was not trained on (searched recursively).",
+    false_alarms="Share of good parts that may be called anomalous, e.g. 0.05; default: that of the last "
+    "calibration, else the run's own rule.",
+    threshold="A threshold to insist on instead.",
+    folds="In place of images: train as many detectors anew, each without its share of the training "
+    "images, and let each judge those. For whoever has few good parts.",
+    statistics="A folder of further good parts, other ones, that give new statistics first (equation 11); "
+    "default: the statistics stay.",
+    new_camera="The images may have another size or other channels than those trained on; so must all have "
+    "that are scored from now on.",
+)
+
+# %% ../nbs/11c_cli_deploy.ipynb #26f419bc
 def calibrate_parser() -> Parser:
     "Good parts, or folds of the run's own, and what is asked of the threshold."
     what = (
         "Set threshold and p-values from new good parts, without training; or from the run's own, with "
         "--folds. The networks stay; what was before stays in the file's history."
     )
-    images = "A folder of good parts that it was not trained on (searched recursively)."
-    rate = "Share of good parts that may be called anomalous, e.g. 0.05; default: that of the last "
-    rate += "calibration, else the run's own rule."
-    folds = "In place of images: train as many detectors anew, each without its share of the training "
-    folds += "images, and let each judge those. For whoever has few good parts."
-    camera = "The images may have another size or other channels than those trained on; so must all have "
-    camera += "that are scored from now on."
-    further = "A folder of further good parts, other ones, that give new statistics first (equation 11); "
-    further += "default: the statistics stay."
     parser = Parser(allow_abbrev=False, description=what)
     add_run(parser)
-    parser.add_argument("images", type=str, nargs="?", help=images)
-    parser.add_argument("--false-alarms", type=float, help=rate)
-    parser.add_argument("--threshold", type=float, help="A threshold to insist on instead.")
-    parser.add_argument("--folds", type=int, help=folds)
-    parser.add_argument("--statistics", type=str, help=further)
-    parser.add_argument("--new-camera", action="store_true", help=camera)
+    parser.add_argument("images", type=str, nargs="?", help=_CALIBRATE["images"])
+    kinds = dict(false_alarms=float, threshold=float, folds=int, statistics=str)
+    for name, kind in kinds.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=_CALIBRATE[name])
+    parser.add_argument("--new-camera", action="store_true", help=_CALIBRATE["new_camera"])
     add_device(parser)
     return parser
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,12 +21,12 @@ from .cli_options import run_config, show_defaults, train_parser, configure
 from .config import Config, EvaluationConfig, InferenceConfig, field_names, load_config, merge
 from .config import read_config
 from .parser import Parser
-from .core import ConfigError, DataError, MudenetError, StorageError, atomic, locked, pick_device
+from .core import ConfigError, DataError, MudenetError, StorageError, atomic, locked, log, pick_device
 from .core import progress, refuse_foreign, remove_parts, storage_error
 
 # %% auto #0
-__all__ = ['log', 'run_distill', 'detector_parser', 'run_train', 'evaluate_parser', 'run_evaluate', 'predict_parser',
-           'run_predict', 'demo_parser', 'run_demo']
+__all__ = ['run_distill', 'detector_parser', 'run_train', 'evaluate_parser', 'run_evaluate', 'predict_parser', 'run_predict',
+           'demo_parser', 'run_demo']
 
 # %% ../nbs/11b_cli_train.ipynb #0736686a
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from mudenet.images import Prediction
     from mudenet.inference import Detector
     from mudenet.line import Marked
-
-# %% ../nbs/11b_cli_train.ipynb #11-cli-653d62
-log = logging.getLogger("mudenet")
 
 # %% ../nbs/11b_cli_train.ipynb #11-cli-081
 def run_distill(args: Namespace) -> None:

@@ -10,6 +10,7 @@ import difflib
 import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError', 'DeviceError',
-           'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng', 'pick_device',
-           'device_name', 'storage_error', 'atomic', 'write_text', 'write_json', 'remove_parts', 'refuse_foreign',
-           'locked', 'digest', 'file_digest', 'fingerprint', 'save_tensors', 'read_meta', 'load_tensors', 'environment',
-           'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
+__all__ = ['log', 'SCHEMA', 'PACKAGES', 'MudenetError', 'ConfigError', 'DataError', 'WeightsError', 'CheckpointError',
+           'DeviceError', 'StorageError', 'TrainingError', 'did_you_mean', 'seed_for', 'generator', 'rng',
+           'pick_device', 'device_name', 'storage_error', 'atomic', 'write_text', 'write_json', 'remove_parts',
+           'refuse_foreign', 'locked', 'digest', 'file_digest', 'fingerprint', 'save_tensors', 'read_meta',
+           'load_tensors', 'environment', 'new_record', 'read_record', 'read_records', 'markdown_table', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-03
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class TrainingError(MudenetError, RuntimeError):
     "Training went wrong by itself. What had been saved is kept."
 
     exit_code = 1
+
+# %% ../nbs/00_core.ipynb #53c01949
+log = logging.getLogger("mudenet")
 
 # %% ../nbs/00_core.ipynb #00-core-08
 def did_you_mean(

@@ -117,6 +117,15 @@ def _histogram_axes(w: float, h: float, at: float, top: int, counts: tuple[int, 
     )
 
 # %% ../nbs/08a_curves.ipynb #58f2730a
+def _histogram_alt(low: float, high: float, threshold: float, scores: Sequence[Sequence[float]]) -> str:
+    "The same in words, for those who cannot see it."
+    (a, nominal), (b, anomalous) = ((sum(s > threshold for s in some), len(some)) for some in scores)
+    return (
+        f"Histogram of scores from {low:.3g} to {high:.3g}: {a} of {nominal} nominal and "
+        f"{b} of {anomalous} anomalous images lie above the threshold {threshold:.3g}."
+    )
+
+# %% ../nbs/08a_curves.ipynb #791c9973
 def histogram_svg(
     nominal: Sequence[float],  # Scores of nominal images
     anomalous: Sequence[float],  # Scores of anomalous images
@@ -131,11 +140,7 @@ def histogram_svg(
     sizes = len(nominal), len(anomalous)
     at = (threshold - low) / (high - low) * w
     body = _bars(counts, w, h, top) + _histogram_axes(w, h, at, top, sizes)
-    over = [sum(s > threshold for s in scores) for scores in (nominal, anomalous)]
-    alt = (
-        f"Histogram of scores from {low:.3g} to {high:.3g}: {over[0]} of {sizes[0]} nominal and "
-        f"{over[1]} of {sizes[1]} anomalous images lie above the threshold {threshold:.3g}."
-    )
+    alt = _histogram_alt(low, high, threshold, (nominal, anomalous))
     ticks = [(p, f"{low + p * (high - low):.3g}") for p in (0, 0.5, 1)]
     return _frame(body, ticks, ("image score", "images"), alt)
 

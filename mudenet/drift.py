@@ -5,17 +5,16 @@
 # %% ../nbs/07d_drift.ipynb #07d-drift-02
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .core import ConfigError, DataError, rng
+from .core import ConfigError, DataError, log, rng
 
 # %% auto #0
-__all__ = ['log', 'Bag', 'Stakes', 'Drift', 'open_drift']
+__all__ = ['Bag', 'Stakes', 'Drift', 'open_drift']
 
 # %% ../nbs/07d_drift.ipynb #81fcc0c4
 class Bag:
@@ -57,9 +56,6 @@ class Stakes:
         self.placed = (self.placed + stake / len(_BETS)) * (1 + _BETS * (p - 0.5))
 
 # %% ../nbs/07d_drift.ipynb #0f8d7dd3
-log = logging.getLogger("mudenet")
-
-
 def _accepted(held_out: Sequence[float], threshold: float) -> tuple[float, list[float]]:
     """The largest held-out score that is accepted, and those below it.
 

@@ -258,7 +258,7 @@ def _noted(note: str, detector: Detector, job: Job) -> str:
     log.warning("%s: %s", job.category.root, _OTHER_IMAGES)
     return " ".join(filter(None, [note.replace(_OTHER_IMAGES, "").strip(), _OTHER_IMAGES]))
 
-
+# %% ../nbs/09_evaluation.ipynb #1d1650ef
 def image_row(
     c: Case,  # A test image
     category: Category,  # It lies in

@@ -40,6 +40,23 @@ from .curves import histogram_svg
 from .pictures import Case, Scale, colour_scale, heat, judged, outlined, p_text, tiles
 from .report import SHOWN, data_uri, figure, html_table
 
+# %% ../nbs/13_explorer.ipynb #13-explorer-20b965
+def _raw_scores(detector: Detector, images: Tensor, text: str) -> Tensor:
+    "Raw scores of images, batch by batch, on the CPU."
+    batches = progress(images.split(detector.config.inference.batch_size), text, unit="batch")
+    return torch.cat([detector.raw(normalize(b.to(detector.device))).float().cpu() for b in batches])
+
+
+def _to_look_at(detector: Detector, category: Category) -> tuple[Tensor, Tensor]:
+    "Test and validation images. Raises `DataError` where there is nothing to explore."
+    if not category.test:
+        raise DataError(f"{category.root} has no test images (test/good, test/<defect>): nothing to explore.")
+    if bool(detector.threshold.isnan()):
+        raise DataError("this detector has no statistics yet; call `calibrate` first.")
+    data = detector.config.data
+    how = (data.image_size, "reading images", data.interpolation, data.white)
+    return load_images(category.test, *how), load_images(category.validation, *how)
+
 # %% ../nbs/13_explorer.ipynb #13-explorer-20b9650
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RawScores:
@@ -58,34 +75,21 @@ class RawScores:
         "1 for anomalous test images."
         return [int(i.label) for i in self.items]
 
-# %% ../nbs/13_explorer.ipynb #13-explorer-20b965
-def _raw_scores(detector: Detector, images: Tensor, text: str) -> Tensor:
-    "Raw scores of images, batch by batch, on the CPU."
-    batches = progress(images.split(detector.config.inference.batch_size), text, unit="batch")
-    return torch.cat([detector.raw(normalize(b.to(detector.device))).float().cpu() for b in batches])
-
-
+# %% ../nbs/13_explorer.ipynb #565a17c0
 @torch.inference_mode()
 def collect(
     detector: Detector,  # Calibrated
     category: Category,  # Its test and validation images are read
 ) -> RawScores:
     "Run the networks over test and validation images and keep what they say."
-    if not category.test:
-        raise DataError(f"{category.root} has no test images (test/good, test/<defect>): nothing to explore.")
-    if bool(detector.threshold.isnan()):
-        raise DataError("this detector has no statistics yet; call `calibrate` first.")
-    data = detector.config.data
-    splits = (category.test, category.validation)
-    test, nominal = (
-        load_images(s, data.image_size, "reading images", data.interpolation, data.white) for s in splits
-    )
+    size = detector.config.data.image_size
+    test, nominal = _to_look_at(detector, category)
     own = fingerprint((i.image for i in (*category.train, *category.validation)), category.root)
     return RawScores(
         detector=detector.cpu(),
         items=category.test,
         images=test,
-        masks=load_masks(category.test, data.image_size) if category.has_masks else None,
+        masks=load_masks(category.test, size) if category.has_masks else None,
         test=_raw_scores(detector, test, "test images"),
         validation=_raw_scores(detector, nominal, "validation images"),
         calibrated=own == detector.about.get("data"),
@@ -152,6 +156,15 @@ def _joined(raw: RawScores, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
     return parts, fuse(used, size, c.smoothing, c.upsampling)
 
 # %% ../nbs/13_explorer.ipynb #7938b8e1
+def _held_against(detector: Detector, nominal: Tensor, c: InferenceConfig, own: bool) -> dict[str, Any]:
+    "Held-out scores and threshold: those on record, or new scores of validation images under the same rule."
+    if own and detector.held_out:
+        held_out, threshold = np.array(detector.held_out), float(detector.threshold)
+        return dict(held_out=held_out, threshold=threshold, on_record=True)
+    held_out, threshold = np.sort(nominal.double().numpy()), label_threshold(nominal, c)
+    return dict(held_out=held_out, threshold=threshold, on_record=False)
+
+# %% ../nbs/13_explorer.ipynb #10bb629f
 @torch.inference_mode()
 def finish(
     raw: RawScores,  # Of `collect`
@@ -164,17 +177,10 @@ def finish(
     own = choice == own_choice(detector)
     # another choice has other maps, and only held-out images are at hand for their places
     places = detector.places if own else place_statistics(nominal_maps)
-    on_record = bool(detector.held_out) and own
 
-    if on_record:
-        held_out, threshold = np.array(detector.held_out), float(detector.threshold)
-    else:
-        nominal = image_scores(nominal_maps, c, places)
-        held_out, threshold = np.sort(nominal.double().numpy()), label_threshold(nominal, c)
-    scores = image_scores(maps, c, places).numpy()
-    return Outcome(
-        parts=parts, maps=maps, scores=scores, held_out=held_out, threshold=threshold, on_record=on_record
-    )
+    nominal, scores = (image_scores(m, c, places) for m in (nominal_maps, maps))
+    held = _held_against(detector, nominal, c, own)
+    return Outcome(parts=parts, maps=maps, scores=scores.numpy(), **held)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-2b60870
 def measure_again(
@@ -325,6 +331,11 @@ def _parts_html(case: Case, found: dict[str, Image.Image]) -> str:
     return f'<div class="parts" style="--levels:{case.parts.shape[1]}">{"".join(out)}</div>'
 
 # %% ../nbs/13_explorer.ipynb #40427632
+def _headline(case: Case, threshold: float) -> str:
+    title = html.escape(f"{case.item.defect}/{case.item.image.name}: {judged(case, threshold)}")
+    return f"<p><b>{title}</b>, score {case.score:.4g}{p_text(case)}, strongest: {case.strongest}</p>"
+
+# %% ../nbs/13_explorer.ipynb #d7293199
 def image_html(
     raw: RawScores,  # Images and masks
     outcome: Outcome,  # Maps and parts
@@ -340,10 +351,8 @@ def image_html(
     over = overlay(found["input"], case.map, mask, threshold, outcome.scale, opacity)
     lines = "cyan: above threshold" + (", white: mask" if "mask" in found else "")
     large = _large_html(raw, case, over, found, f"overlay, {opacity:.0%} map; {lines}")
-    title = html.escape(f"{case.item.defect}/{case.item.image.name}: {judged(case, threshold)}")
-    said = f"score {case.score:.4g}{p_text(case)}, strongest: {case.strongest}"
     return (
-        f'<div class="mudenet"><p><b>{title}</b>, {said}</p>'
+        f'<div class="mudenet">{_headline(case, threshold)}'
         f'<div class="tiles">{large}{_parts_html(case, found)}</div></div>'
     )
 
@@ -661,10 +670,7 @@ def explore(
     category: str | None = None,  # Its name, where the folder holds several
     device: str = "auto",  # "auto", "cpu", "cuda", …
 ) -> Explorer | Still:  # Without ipywidgets its figures
-    """Open the explorer.
-
-    Raises `MudenetError` where there is nothing to open, or neither a run nor ipywidgets.
-    """
+    "Open the explorer. Raises `MudenetError` without anything to open, or without run and ipywidgets."
     try:
         _widgets()
     except MudenetError:

@@ -19,6 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+# %% auto #0
+__all__ = ['OUTPUTS', 'OPSET', 'SUFFIX', 'TOLERANCE', 'PRECISIONS', 'FAITHFUL', 'Square', 'Decision', 'Whole', 'traced',
+           'described', 'need', 'onnx_model', 'openvino_model', 'write_graph', 'trial_images', 'agreement',
+           'recalibrated', 'graph_of', 'consequences', 'export_detector']
+
+# %% ../nbs/15_export.ipynb #fa60656c
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,11 +32,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import __version__
-
-# %% auto #0
-__all__ = ['OUTPUTS', 'OPSET', 'SUFFIX', 'TOLERANCE', 'PRECISIONS', 'FAITHFUL', 'Square', 'Decision', 'Whole', 'traced',
-           'described', 'need', 'onnx_model', 'openvino_model', 'write_graph', 'trial_images', 'agreement',
-           'recalibrated', 'graph_of', 'consequences', 'export_detector']
 
 # %% ../nbs/15_export.ipynb #9af9dc2a
 from .config import override
@@ -236,29 +237,36 @@ def traced(
     return program
 
 # %% ../nbs/15_export.ipynb #901bb801
-def _versions(*names: str) -> dict[str, str]:
-    return {n: metadata.version(n) for n in names}
+def _versions(to: str) -> dict[str, str]:
+    "Of whatever has a part in a file of a format."
+    graph = () if to == "pt2" else ("onnx", "onnxscript", *(["openvino"] if to == "openvino" else []))
+    return dict(mudenet=__version__, **{n: metadata.version(n) for n in ("torch", "Pillow", *graph)})
 
+# %% ../nbs/15_export.ipynb #774e4558
+def _origin(detector: Detector) -> dict[str, Any]:
+    return dict(
+        pixel_threshold=detector.pixel_threshold,
+        detector=digest(detector.state_dict()),
+        config=portable(detector.config),
+        about=detector.about,
+    )
 
+# %% ../nbs/15_export.ipynb #4f63c9b1
 def described(
     detector: Detector,
     to: str,  # "onnx", "openvino", "pt2"
     precision: str,  # What the networks compute in
 ) -> dict[str, Any]:  # JSON-ready
     "The metadata of an exported file."
-    graph = () if to == "pt2" else ("onnx", "onnxscript", *(["openvino"] if to == "openvino" else []))
-    decision = dict(threshold=float(detector.threshold), held_out=detector.held_out)
     return dict(
-        decision,
+        threshold=float(detector.threshold),
+        held_out=detector.held_out,
         kind="export",
         schema=SCHEMA,
         format=to,
         precision=precision,
-        pixel_threshold=detector.pixel_threshold,
-        detector=digest(detector.state_dict()),
-        config=portable(detector.config),
-        about=detector.about,
-        versions=dict(mudenet=__version__, **_versions("torch", "Pillow", *graph)),
+        **_origin(detector),
+        versions=_versions(to),
         inputs=dict(images="uint8 (B, H, W, 3), RGB"),
         outputs=OUTPUTS,
         **({} if to == "pt2" else dict(opset=OPSET)),
@@ -449,6 +457,16 @@ def _quantised_onnx(model: Any, kernel: int, squares: np.ndarray) -> Any:
         return onnx.load(after)
 
 # %% ../nbs/15_export.ipynb #6206d3a42
+def _not_of(model: Any, kernel: int | None) -> list[str]:
+    "The nodes of an OpenVINO model that are no k×k convolutions (None: no convolutions)."
+
+    def chosen(n: Any) -> bool:
+        sides = (None, n.input(1).get_shape()[-1]) if n.get_type_name().startswith("Convolution") else ()
+        return kernel in sides
+
+    return [n.get_friendly_name() for n in model.get_ordered_ops() if not chosen(n)]
+
+# %% ../nbs/15_export.ipynb #63ee376a
 def _quantised_openvino(model: Any, kernel: int | None, squares: np.ndarray) -> Any:
     """An OpenVINO model whose k×k convolutions (None: all) take 8-bit numbers, by NNCF with the ranges of
     nominal images.
@@ -458,17 +476,12 @@ def _quantised_openvino(model: Any, kernel: int | None, squares: np.ndarray) -> 
         import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-        def chosen(n: Any) -> bool:
-            sides = (None, n.input(1).get_shape()[-1]) if n.get_type_name().startswith("Convolution") else ()
-            return kernel in sides
-
-        others = [n.get_friendly_name() for n in model.get_ordered_ops() if not chosen(n)]
         ranges = dict(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
         return nncf.quantize(
             model,
             nncf.Dataset([dict(images=one[None]) for one in squares]),
             subset_size=len(squares),
-            ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+            ignored_scope=nncf.IgnoredScope(names=_not_of(model, kernel), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(**ranges),
         )
 
@@ -570,26 +583,33 @@ def _threshold_from(detector: Detector) -> str:
 # %% ../nbs/15_export.ipynb #6547accb
 def _checked(path: Path, detector: Detector, to: str, precision: str, category: Category | None) -> Path:
     "Refuse what cannot be exported."
+    _known(path, to, precision)
+    if bool(detector.threshold.isnan()):
+        raise CheckpointError("this detector has no statistics yet; calibrate it first.")
+    if precision == "float32":
+        return path
+    again = f"--precision {precision} measures"
+    if category is None:
+        raise DataError(
+            f"{again} statistics and threshold again on the run's nominal images, "
+            "which are not at hand; export where they are, or in float32."
+        )
+    if origin := _threshold_from(detector):
+        raise DataError(
+            f"{again} the threshold again on the run's held-out images, but this "
+            f"detector's {origin}; export it in float32 (leave --precision out)."
+        )
+    return path
+
+# %% ../nbs/15_export.ipynb #23f2dabd
+def _known(path: Path, to: str, precision: str) -> None:
+    "Refuse what no format has."
     if to not in SUFFIX:
         raise ConfigError(f"--to {to!r} is unknown; use {', '.join(SUFFIX)}.")
     if precision not in PRECISIONS[to]:
         raise ConfigError(f"--precision {precision} is not for {to}, which has {', '.join(PRECISIONS[to])}.")
     if path.suffix != SUFFIX[to]:
         raise ConfigError(f"{path}: a file for {to} must end in {SUFFIX[to]}.")
-    if bool(detector.threshold.isnan()):
-        raise CheckpointError("this detector has no statistics yet; calibrate it first.")
-    if precision != "float32" and category is None:
-        raise DataError(
-            f"--precision {precision} measures statistics and threshold again on the run's nominal images, "
-            "which are not at hand; export where they are, or in float32."
-        )
-    if precision != "float32" and (origin := _threshold_from(detector)):
-        raise DataError(
-            f"--precision {precision} measures the threshold again on the run's held-out images, but this "
-            f"detector's {origin}; export it in float32 (leave --precision out)."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 # %% ../nbs/15_export.ipynb #6547accb0
 def _measured_again(
@@ -607,7 +627,7 @@ def _measured_again(
     write_graph(trial, graph_of(own, to, precision, squares, raw=True), described(own, to, precision))
     return recalibrated(own, Exported.load(trial).run, nominal, trained), squares
 
-
+# %% ../nbs/15_export.ipynb #79219517
 def _found(own: Detector, trial: Path, precision: str, category: Category | None) -> dict[str, Any]:
     "How far the trial file is from the detector, and why that is too far."
     opened = _opened(trial)
@@ -631,6 +651,27 @@ def _put(trial: Path, path: Path) -> None:
                 shutil.copyfile(source, part)
 
 # %% ../nbs/15_export.ipynb #f2278974
+def _written(
+    own: Detector, trial: Path, to: str, precision: str, category: Category | None, who: str
+) -> dict[str, Any]:
+    "Write a trial file and say what `_found` does; the file says so too."
+    measured, squares = own, np.empty(0)
+    if precision != "float32" and category:
+        measured, squares = _measured_again(own, to, precision, category, trial)
+    graph = graph_of(measured, to, precision, squares)
+    about = described(measured, to, precision) | dict(detector=who)
+    write_graph(trial, graph, about)
+    found = _found(own, trial, precision, category)
+    write_graph(trial, graph, dict(about, checked=found))
+    return found
+
+# %% ../nbs/15_export.ipynb #4354bf4b
+def _refuse_faults(path: Path, faults: Sequence[str]) -> None:
+    if faults:
+        differs = f"it differs from the detector in {', '.join(faults)}"
+        raise TrainingError(f"{path} was not written: {differs}. --force writes it all the same.")
+
+# %% ../nbs/15_export.ipynb #aade153b
 def export_detector(
     detector: Detector,  # Calibrated
     path: str | Path,  # File to write; its suffix goes with `to`
@@ -639,27 +680,14 @@ def export_detector(
     category: Category | None = None,  # The run's images: compared on, and below float32 calibrated on
     force: bool = False,  # Keep a file that is not faithful, marked as such in its metadata
 ) -> dict[str, Any]:  # What was compared, see `agreement` and `consequences`; faults: why it is not faithful
-    """Write a detector as one file.
-
-    Raises `TrainingError` where it is not faithful, `ConfigError` for what is missing.
-    """
+    "Write one file. Raises `TrainingError` where it is not faithful, `ConfigError` for what is missing."
     path = _checked(Path(path), detector, to, precision, category)
-    own, squares = copy.deepcopy(detector).cpu(), np.empty(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own, who = copy.deepcopy(detector).cpu(), digest(detector.state_dict())
     own.config = override(own.config, {"compute.precision": "float32"})
     with tempfile.TemporaryDirectory() as folder:
-        trial, measured = Path(folder) / path.name, own
-        if precision != "float32" and category:
-            measured, squares = _measured_again(own, to, precision, category, trial)
-        graph = graph_of(measured, to, precision, squares)
-        about = described(measured, to, precision) | dict(detector=digest(detector.state_dict()))
-        write_graph(trial, graph, about)
-        found = _found(own, trial, precision, category)
-        if found["faults"] and not force:
-            faults = ", ".join(found["faults"])
-            raise TrainingError(
-                f"{path} was not written: it differs from the detector in {faults}. "
-                "--force writes it all the same."
-            )
-        write_graph(trial, graph, dict(about, checked=found))
+        found = _written(own, trial := Path(folder) / path.name, to, precision, category, who)
+        if not force:
+            _refuse_faults(path, found["faults"])
         _put(trial, path)
     return found

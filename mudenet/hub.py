@@ -13,16 +13,8 @@ from typing import Any
 
 import yaml
 
-from mudenet.core import (
-    ConfigError,
-    DataError,
-    WeightsError,
-    digest,
-    environment,
-    read_record,
-    write_json,
-    write_text,
-)
+from .core import ConfigError, DataError, WeightsError, digest, environment, read_record
+from .core import write_json, write_text
 from .decisions import promised
 from .inference import Detector, load_detector, save_detector
 from .report import interval_note, metrics_table, teacher_of
@@ -93,13 +85,6 @@ def _threshold_note(detector: Detector) -> str:
     later = f" It was set on {now['date']}, after the training." if "date" in now else ""
     return f"{said}{later} " + (f"{promised(now)}." if "bound" in now else "It promises no rate.")
 
-
-def _teacher_note(detector: Detector) -> str:
-    name = detector.about.get("teacher", {}).get("name")
-    if name not in teachers():
-        return "Distilled for this detector, or given as a file; its backbone's weights have their own terms."
-    return checked(teachers()[name]).licence
-
 # %% ../nbs/15f_hub.ipynb #15f-hub-07
 def _front(detector: Detector, licence: str) -> str:
     "What the hub reads at the head of a card."
@@ -109,7 +94,7 @@ def _front(detector: Detector, licence: str) -> str:
     tree = dict(library_name="mudenet", pipeline_tag="image-segmentation", tags=tags, **named)
     return f"---\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}---"
 
-
+# %% ../nbs/15f_hub.ipynb #6e7de7b8
 def _numbers(record: Mapping[str, Any] | None) -> str:
     if record is None:
         return "Nobody has recorded an evaluation of this detector."
@@ -121,6 +106,13 @@ def _numbers(record: Mapping[str, Any] | None) -> str:
         f"images; run {record['run']}, seed {record['config']['seed']}, made on {record['made']['date']}. "
         "The scores of all images are in record.json."
     )
+
+# %% ../nbs/15f_hub.ipynb #257314a6
+def _teacher_note(detector: Detector) -> str:
+    name = detector.about.get("teacher", {}).get("name")
+    if name not in teachers():
+        return "Distilled for this detector, or given as a file; its backbone's weights have their own terms."
+    return checked(teachers()[name]).licence
 
 # %% ../nbs/15f_hub.ipynb #15f-hub-080
 def _listed(*lines: str) -> str:
@@ -150,10 +142,10 @@ def _check_own(detector: Detector, record: Mapping[str, Any] | None) -> None:
             "it out."
         )
 
-
+# %% ../nbs/15f_hub.ipynb #8692427f
 _SAYS = "Finds structural and logical defects in images of one product, having seen good parts only."
 
-# %% ../nbs/15f_hub.ipynb #8692427f
+
 def model_card(
     detector: Detector,  # Calibrated
     record: Mapping[str, Any] | None = None,  # Of `evaluate`, for this very detector
@@ -222,6 +214,22 @@ def _first_line(e: Exception) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
 # %% ../nbs/15f_hub.ipynb #15f-hub-161
+def _fetched(name: str, **how: Any) -> str:
+    "The file of a name on the hub. Raises `ConfigError` or `WeightsError`."
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(
+            f"{name} is neither a file or folder here nor a name on the hub, which has the form OWNER/NAME."
+        )
+    library = _hub()
+    try:
+        return library.hf_hub_download(name, FILE, **how)
+    except _refusals(library) as e:
+        raise WeightsError(
+            f"{name} could not be had from the hub ({_first_line(e)}). Check the name, the connection or "
+            "HF_HUB_OFFLINE, and for a private one `hf auth login`."
+        ) from None
+
+# %% ../nbs/15f_hub.ipynb #e11c6021
 def from_pretrained(
     name: str | Path,  # A folder, a file, or OWNER/NAME on the hub
     device: str = "auto",  # "auto", "cpu", "cuda", …
@@ -232,23 +240,22 @@ def from_pretrained(
 
     Raises `WeightsError` where the hub does not give it, `CheckpointError` where it is none.
     """
-    if Path(name).exists():
-        return load_detector(name, device)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise ConfigError(
-            f"{name} is neither a file or folder here nor a name on the hub, which has the form OWNER/NAME."
-        )
-    library = _hub()
-    try:
-        path = library.hf_hub_download(str(name), FILE, revision=revision, **hub)
-    except _refusals(library) as e:
-        raise WeightsError(
-            f"{name} could not be had from the hub ({_first_line(e)}). Check the name, the connection or "
-            "HF_HUB_OFFLINE, and for a private one `hf auth login`."
-        ) from None
-    return load_detector(path, device)
+    here = Path(name).exists()
+    return load_detector(name if here else _fetched(str(name), revision=revision, **hub), device)
 
 # %% ../nbs/15f_hub.ipynb #15f-hub-16
+def _pushed(library: Any, client: Any, repo: str, private: bool, **upload: Any) -> str:
+    "Upload a folder in one commit, to a repository that is made where it is not there; where it is now."
+    try:
+        client.create_repo(repo, private=private, exist_ok=True)
+        return str(client.upload_folder(repo_id=repo, **upload).repo_url)
+    except _refusals(library) as e:
+        raise WeightsError(
+            f"{repo} could not be pushed ({_first_line(e)}). Is there a token with the right to write "
+            "(`hf auth login`)?"
+        ) from None
+
+# %% ../nbs/15f_hub.ipynb #82015014
 def push_to_hub(
     detector: Detector,  # Calibrated
     repo: str,  # OWNER/NAME
@@ -258,20 +265,9 @@ def push_to_hub(
     message: str = "Detector, record and card",  # Of the commit
     **api: Any,  # For `huggingface_hub.HfApi`: token, endpoint
 ) -> str:  # Where it is now
-    """Put detector, record and card into a repository of the hub, in one commit.
-
-    Raises `WeightsError` where the hub refuses.
-    """
+    "Put detector, record and card into a repository, in one commit. Raises `WeightsError`."
     library = _hub()
     client = library.HfApi(library_name="mudenet", **api)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(detector, place, record, licence, repo)
-        try:
-            client.create_repo(repo, private=private, exist_ok=True)
-            done = client.upload_folder(repo_id=repo, folder_path=place, commit_message=message)
-        except _refusals(library) as e:
-            raise WeightsError(
-                f"{repo} could not be pushed ({_first_line(e)}). Is there a token with the right to write "
-                "(`hf auth login`)?"
-            ) from None
-    return str(done.repo_url)
+        return _pushed(library, client, repo, private, folder_path=place, commit_message=message)

@@ -132,7 +132,7 @@ def scored_maps(
     "The maps that image scores are read off: S, or S with its places brought to one scale."
     return maps if places is None or not config.standardise_places else standardised(maps, places)
 
-
+# %% ../nbs/07_inference.ipynb #e7d4ae9b
 def image_scores(
     maps: Tensor,  # (B, H, W)
     config: InferenceConfig,  # A-020, A-053
@@ -406,10 +406,7 @@ def settle(
     folds: int = 0,  # Where detectors of so many folds gave the scores, see `cross_promise`
     **more: Any,  # What else the history keeps: asked (a rate), apart, source, date
 ) -> None:
-    """A threshold with what held-out scores promise of it.
-
-    Raises `DataError` or `ConfigError` for what is not finite.
-    """
+    "Set a threshold, with what held-out scores promise. Raises `DataError`, `ConfigError` where not finite."
     values = held_out(scores.numpy())
     if not math.isfinite(threshold):
         raise ConfigError(f"a threshold is a finite number, not {threshold}.")
@@ -464,7 +461,7 @@ def _measured_places(detector: Detector, trained: Tensor) -> Tensor | None:
     with torch.inference_mode(False):  # it must serve outside of inference mode too
         return place_statistics(maps.float().clone())
 
-
+# %% ../nbs/07_inference.ipynb #5c4ac6ba
 def _measured_modes(detector: Detector, trained: Tensor) -> Tensor | None:
     "How good parts vary at a place (A-055), from some training images; None where it is not in use."
     if not (count := detector.config.inference.place_modes):
@@ -546,7 +543,7 @@ def beside(
     "What a detector keeps besides its tensors: learned shares, held-out scores, calibrations."
     return {name: getattr(detector, name) for name in _BESIDE}
 
-
+# %% ../nbs/07_inference.ipynb #2802cfa3
 def take_beside(
     detector: Detector,  # Gets it
     found: Mapping[str, Any],  # Of `beside`; a part that is missing was not known yet, and is empty
@@ -605,7 +602,7 @@ def _squares(
     x = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2)
     return normalize(x.to(detector.device))
 
-
+# %% ../nbs/07_inference.ipynb #1f3d1055
 def _answers(
     detector: Detector,
     batch: Sequence[tuple[str, np.ndarray]],  # Names and pixels

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['log', 'BENCHMARKS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'white_of', 'open_job', 'images_of',
+__all__ = ['BENCHMARKS', 'recognise_dataset', 'check_category', 'Job', 'with_teacher', 'white_of', 'open_job', 'images_of',
            'stage1_images', 'ensure_teacher', 'steps_within', 'calibrate_on', 'ensure_detector', 'fold_jobs',
            'cross_calibrate']
 
@@ -28,7 +27,7 @@ import torch
 
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import DECIDES, Config, from_dict, merge, override, save_config, to_dict
-from .core import CheckpointError, ConfigError, DataError, did_you_mean, digest, environment
+from .core import CheckpointError, ConfigError, DataError, did_you_mean, digest, environment, log
 from .core import file_digest, fingerprint, locked, pick_device, read_meta, rng
 from .corpus import Corpus
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, list_categories
@@ -51,9 +50,6 @@ from .synthetic import write_product_line
 from .teachers import resolve_teacher, teacher_name
 from .tracking import trackers
 from .training import seconds_per_step, train, train_identity
-
-# %% ../nbs/08d_job.ipynb #09-evaluation-04
-log = logging.getLogger("mudenet")
 
 # %% ../nbs/08d_job.ipynb #09-evaluation-060
 BENCHMARKS = dict(mvtec_ad=MVTEC_AD, mvtec_loco=MVTEC_LOCO, visa=VISA)

@@ -155,16 +155,6 @@ def _exported(config: Config, folder: Path, threads: int) -> Iterator[tuple[str,
             write_graph(path, graph, described(detector, to, precision))
             yield f"{name} {precision}", Exported.load(path, threads=threads).run
 
-
-def exported_looks(
-    config: Config,  # Sizes
-    folder: Path,  # For the files
-    threads: int,
-) -> dict[str, Look]:
-    "ONNX Runtime and OpenVINO, as far as they are installed, ours and the neighbour's."
-    own = dict(_exported(config, folder, threads))
-    return own | (dict(_neighbours(threads)) if config.data.image_size == 256 else {})
-
 # %% ../nbs/15e_pace.ipynb #f682be7d
 def _onnx_neighbour() -> Any:
     "As an `onnx.ModelProto`, for any number of images."
@@ -200,6 +190,16 @@ def _neighbours(threads: int) -> Iterator[tuple[str, Look]]:
         for precision, hint in (("float32", "f32"), ("bfloat16", "bf16")):
             yield f"EfficientAD-S, OpenVINO {precision}", _by_openvino(model, threads, hint)
 
+# %% ../nbs/15e_pace.ipynb #4496a909
+def exported_looks(
+    config: Config,  # Sizes
+    folder: Path,  # For the files
+    threads: int,
+) -> dict[str, Look]:
+    "ONNX Runtime and OpenVINO, as far as they are installed, ours and the neighbour's."
+    own = dict(_exported(config, folder, threads))
+    return own | (dict(_neighbours(threads)) if config.data.image_size == 256 else {})
+
 # %% ../nbs/15e_pace.ipynb #cf029f8b0
 def _row(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
     "An engine's turns, and what they are of the base's."
@@ -208,7 +208,7 @@ def _row(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
     medians = dict(median=statistics.median(seconds), ratio=statistics.median(shares))
     return dict(medians, **ends, seconds=list(seconds))
 
-
+# %% ../nbs/15e_pace.ipynb #8a880225
 def in_turns(
     looks: Mapping[str, Look],  # The first is the base
     pixels: np.ndarray,  # uint8 (B, S, S, 3)
@@ -239,17 +239,14 @@ def _here() -> dict[str, Any]:
         engines={d: metadata.version(d) for d in there},
     )
 
-
+# %% ../nbs/15e_pace.ipynb #ee4775c1
 def bench_engines(
     config: Config,  # Sizes
     rounds: int = 7,  # Turns each engine gets
     batches: Sequence[int] = (1, 8),  # Images at once
     compiled: bool = True,  # Whether PyTorch's compiler is tried, where there is a C++ compiler
 ) -> dict[str, Any]:  # A record of kind bench_engines
-    """From pixels to decision in every engine that is installed.
-
-    Raises `ConfigError` without the extra [export].
-    """
+    "Pixels to decision in every engine that is installed. Raises `ConfigError` without the extra [export]."
     need("onnx", "onnxscript")
     if rounds < 1:
         raise ConfigError(f"--rounds={rounds} must be at least 1: every engine needs a turn.")

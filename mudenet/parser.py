@@ -36,7 +36,7 @@ _PLAINLY: tuple[tuple[str, Any], ...] = (  # what jsonargparse says, and what we
     (r" \(choose from .*\)", "."),
 )
 
-
+# %% ../nbs/00c_parser.ipynb #430b9652
 def _plainly(message: str) -> str:
     "One of jsonargparse's messages in words that do not need Python."
     if message.startswith("the following arguments are required:"):

@@ -67,7 +67,7 @@ def gaussians(
         inverse.append(torch.linalg.inv(covariance + ridge * torch.eye(x.shape[2], device=x.device)))
     return mean, torch.cat(inverse)
 
-
+# %% ../nbs/14_peers.ipynb #9d5de6f0
 def mahalanobis_distance(
     x: Tensor,  # (P, B, d)
     mean: Tensor,  # (P, d)
@@ -81,7 +81,7 @@ def mahalanobis_distance(
 def _batches(images: Tensor, text: str) -> Iterable[Tensor]:
     return (normalize(b) for b in progress(images.split(8), text, unit="batch"))
 
-
+# %% ../nbs/14_peers.ipynb #c44dd88f
 class PaDiM:
     "A Gaussian of each place over a backbone's features (Defard et al. 2021)."
 
@@ -125,7 +125,7 @@ def k_center_greedy(
         k = int(nearest.argmax())
     return taken
 
-
+# %% ../nbs/14_peers.ipynb #490874be
 def projected(
     x: Tensor,  # (N, d)
     dimensions: int = 128,  # At most
@@ -149,7 +149,7 @@ def nearest(
     found = [torch.cdist(some, memory).min(1) for some in x.split(1024)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
-
+# %% ../nbs/14_peers.ipynb #0b91938d
 def reweighted(
     x: Tensor,  # x*, (d,), the place that is farthest from the memory
     at: int,  # Row of m*
@@ -217,9 +217,6 @@ class PatchCore:
         return Answer(score, smooth_map(far, images.shape[-1]))
 
 # %% ../nbs/14_peers.ipynb #14pc8f9ce3b
-_PARTS = ("dataset", "category", "seed", "teacher", "data", "backbone", "evaluation")  # of a configuration
-
-
 @torch.inference_mode()
 def timed(
     look: Callable[[Tensor], Any],  # A peer, or anything else that takes uint8 images
@@ -233,7 +230,7 @@ def timed(
         seconds.append(time.process_time() - start)
     return statistics.median(seconds[1:] or seconds)
 
-
+# %% ../nbs/14_peers.ipynb #f498de10
 @torch.inference_mode()
 def answers(
     look: Callable[[Tensor], Any],
@@ -253,14 +250,35 @@ def _cases(job: Job, found: Answer, held_out: Tensor) -> list[Case]:
         for i, s, m in zip(job.category.test, found.score, found.map)
     ]
 
-
+# %% ../nbs/14_peers.ipynb #4890191c
 def _results(job: Job, cases: list[Case], threshold: float) -> dict[str, Any]:
     "What a record says of the test images."
     rows = [image_row(c, job.category, threshold) for c in cases]
     for row in rows:
         del row["strongest"]  # a peer has no branch that could speak
-    found = dict(results=measure(cases, job.category, job.config), scores=rows)
-    return dict(found, intervals=intervals(cases, job.category, job.config), threshold=threshold)
+    return dict(
+        data=fingerprint(job.category.files, job.category.root),
+        splits=summary(job.category),
+        results=measure(cases, job.category, job.config),
+        scores=rows,
+        intervals=intervals(cases, job.category, job.config),
+        threshold=threshold,
+    )
+
+# %% ../nbs/14_peers.ipynb #93cffb17
+_PARTS = ("dataset", "category", "seed", "teacher", "data", "backbone", "evaluation")  # of a configuration
+
+
+def _asked(job: Job, name: str, note: str) -> dict[str, Any]:
+    "What was to be measured."
+    config = job.config
+    return dict(
+        dataset=config.dataset,
+        category=job.category.name,
+        run=f"{name}, {config.data.image_size} px-s{config.seed}",
+        note=note,
+        config={k: v for k, v in portable(config).items() if k in _PARTS},
+    )
 
 # %% ../nbs/14_peers.ipynb #14p10ea0bdd
 def look_through(
@@ -271,22 +289,15 @@ def look_through(
     note: str = "",
 ) -> dict[str, Any]:  # A record of the kind "peer"
     "Measure whatever answers on a category's test images."
-    config, category, tested = job.config, job.category, images_of(job, "test")
-    held_out = answers(look, images_of(job, "validation")).score
-    threshold = label_threshold(held_out, config.inference)
+    tested, held_out = images_of(job, "test"), answers(look, images_of(job, "validation")).score
+    threshold = label_threshold(held_out, job.config.inference)
     cases = _cases(job, answers(look, tested), held_out)
     here = dict(date=date.today().isoformat(), threads=torch.get_num_threads())
     return new_record(
         "peer",
-        dataset=config.dataset,
-        category=category.name,
-        run=f"{name}, {config.data.image_size} px-s{config.seed}",
-        note=note,
-        config={k: v for k, v in portable(config).items() if k in _PARTS},
+        **_asked(job, name, note),
         peer=dict(name=name, **fitted, seconds_an_image=round(timed(look, tested), 4)),
         made=dict(here, device=device_name(torch.device("cpu"))),
-        data=fingerprint(category.files, category.root),
-        splits=summary(category),
         **_results(job, cases, threshold),
     )
 

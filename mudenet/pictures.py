@@ -156,6 +156,13 @@ def _paste_parts(
         draw.text((columns[-1], y + small // 2 - 8), branch, "black", font)
 
 # %% ../nbs/08a_pictures.ipynb #9c0e464f
+def _in_words(case: Case, threshold: float) -> str:
+    return (
+        f"{judged(case, threshold)}: score {case.score:.2f}, threshold {threshold:.2f}; "
+        f"strongest: {case.strongest}; truth: {case.item.defect}"
+    )
+
+# %% ../nbs/08a_pictures.ipynb #7616a591
 def draw_case(
     case: Case,  # One test image
     mask: np.ndarray | None,  # bool (H, W), or none
@@ -170,9 +177,5 @@ def draw_case(
     font = ImageFont.load_default(13)
     _paste_large(sheet, found, side, font)
     _paste_parts(sheet, found, levels, left, small, font)
-    said = (
-        f"{judged(case, threshold)}: score {case.score:.2f}, threshold {threshold:.2f}; "
-        f"strongest: {case.strongest}; truth: {case.item.defect}"
-    )
-    ImageDraw.Draw(sheet).text((0, side + 25), said, "black", font)
+    ImageDraw.Draw(sheet).text((0, side + 25), _in_words(case, threshold), "black", font)
     return sheet

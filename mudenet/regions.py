@@ -188,7 +188,7 @@ class Region:
     branch: str  # "structural" or "logical": which spoke loudest inside
     level: int  # From 1
 
-
+# %% ../nbs/07c_regions.ipynb #68d28809
 def _lines(old: int, new: int) -> NDArray[np.int64]:  # (old + 1,), from 0 to `new`
     "Where the lines between `old` pixels fall among `new` ones."
     return (2 * np.arange(old + 1) * new + old - 1) // (2 * old)

@@ -321,6 +321,15 @@ def _part_texts(case: Case) -> dict[str, str]:
     }
 
 # %% ../nbs/08a_report.ipynb #08a-report-11de752
+def _figures(case: Case, pictures: Mapping[str, Image.Image]) -> str:
+    "The large pictures, and the small ones by branch and level."
+    parts, alts = _part_texts(case), _large_texts(case)
+    large = "".join(figure(pictures[n], n, alts[n]) for n in alts if n in pictures)
+    small = "".join(figure(pictures[n], n, parts[n]) for n in parts)
+    columns = f"--levels:{case.parts.shape[1]}"
+    return f'<div class="tiles">{large}<div class="parts" style="{columns}">{small}</div></div>'
+
+# %% ../nbs/08a_report.ipynb #1430ac8d
 def case_html(
     case: Case,  # One test image
     mask: np.ndarray | None,  # bool (H, W), or none
@@ -335,17 +344,11 @@ def case_html(
     pictures = tiles(case, mask, scale, 160, 72, whole)
     if found and found[0]:
         pictures["marked"] = draw_regions(pictures["input"], *found)
-    parts, alts = _part_texts(case), _large_texts(case)
-    large = "".join(figure(pictures[n], n, alts[n]) for n in alts if n in pictures)
-    small = "".join(figure(pictures[n], n, parts[n]) for n in parts)
     title = f"{html.escape(case_name(case))}: {judged(case, threshold)}"
     said = f"<p>{html.escape(regions_text(found[0]))}</p>" if found else ""
-    return (
-        f'<article id="{anchor}"><h4>{title}</h4>'
-        f"<p>score {case.score:.3g}{p_text(case)}, threshold {threshold:.3g}; strongest: {case.strongest}</p>"
-        f'{said}<div class="tiles">{large}<div class="parts" '
-        f'style="--levels:{case.parts.shape[1]}">{small}</div></div></article>'
-    )
+    score = f"score {case.score:.3g}{p_text(case)}, threshold {threshold:.3g}; strongest: {case.strongest}"
+    head = f'<article id="{anchor}"><h4>{title}</h4><p>{score}</p>'
+    return f"{head}{said}{_figures(case, pictures)}</article>"
 
 # %% ../nbs/08a_report.ipynb #08a-report-11de753
 def legend_html(
@@ -574,7 +577,7 @@ def _changing(
     rows = [r for r in record["scores"] if (r["score"] > threshold) != (r["score"] > record["threshold"])]
     return sorted(rows, key=lambda r: -r["score"])
 
-
+# %% ../nbs/08a_report.ipynb #049c51ea
 def _moves(record: Mapping[str, Any], thresholds: Sequence[float]) -> str:
     "For each candidate threshold the images that change side, one of them open at a time."
     out = []

@@ -41,27 +41,6 @@ def _onnxruntime(path: Path, threads: int | None) -> tuple[Engine, str | None]:
 
     return run, session.get_modelmeta().custom_metadata_map.get(META)
 
-# %% ../nbs/15a_runtime.ipynb #1bf8b54c0
-def _openvino(path: Path, threads: int | None) -> tuple[Engine, str | None]:
-    "OpenVINO on the CPU."
-    import openvino as ov
-
-    core = ov.Core()
-    model = core.read_model(path)
-    entries = ([META], ["framework", META])  # its own file's, and an ONNX file's
-    text = next((model.get_rt_info(e).astype(str) for e in entries if model.has_rt_info(e)), None)
-    how: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-
-    def compiled(part: Any, precision: str) -> Run:
-        return _asked(core.compile_model(part, "CPU", how | {"INFERENCE_PRECISION_HINT": precision}))
-
-    lower = text is not None and json.loads(text).get("precision") in ("bfloat16", "int8")
-    # a processor without bfloat16 would be slow in it
-    if lower and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return _one_after_another(*map(compiled, in_three(model), ("f32", "bf16", "f32"))), text
-    whole = compiled(model, "f32")
-    return lambda images: whole(images=images), text
-
 # %% ../nbs/15a_runtime.ipynb #1bf8b54c1
 def _asked(compiled: Any) -> Run:
     "One request of a compiled model, used again and again; outputs are copies."
@@ -83,6 +62,27 @@ def _one_after_another(squares: Run, networks: Run, answers: Run) -> Engine:
         return answers(images=images, parts=scored["parts"]) | scored | square
 
     return run
+
+# %% ../nbs/15a_runtime.ipynb #1bf8b54c0
+def _openvino(path: Path, threads: int | None) -> tuple[Engine, str | None]:
+    "OpenVINO on the CPU."
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(path)
+    entries = ([META], ["framework", META])  # its own file's, and an ONNX file's
+    text = next((model.get_rt_info(e).astype(str) for e in entries if model.has_rt_info(e)), None)
+    how: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+
+    def compiled(part: Any, precision: str) -> Run:
+        return _asked(core.compile_model(part, "CPU", how | {"INFERENCE_PRECISION_HINT": precision}))
+
+    lower = text is not None and json.loads(text).get("precision") in ("bfloat16", "int8")
+    # a processor without bfloat16 would be slow in it
+    if lower and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return _one_after_another(*map(compiled, in_three(model), ("f32", "bf16", "f32"))), text
+    whole = compiled(model, "f32")
+    return lambda images: whole(images=images), text
 
 # %% ../nbs/15a_runtime.ipynb #1bf8b54c
 def cut(

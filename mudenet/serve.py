@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import io
-import logging
 import socket
 import time
 from collections import deque
@@ -22,26 +21,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# %% auto #0
+__all__ = ['SECONDS', 'LIMITS', 'Limits', 'Refused', 'decoded', 'Notes', 'Desk', 'map_url', 'said', 'application',
+           'serve_arguments', 'run_serve']
+
+# %% ../nbs/15c_serve.ipynb #5478c000
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .core import ConfigError, DataError, did_you_mean
+from .core import ConfigError, DataError, did_you_mean, log
 from .drift import Drift, open_drift
 from .images import BRANCHES, Prediction, open_image, to_rgb
 from .regions import Region
 from .runtime import detector_id, open_detector
-
-# %% auto #0
-__all__ = ['log', 'SECONDS', 'LIMITS', 'Limits', 'Refused', 'decoded', 'Notes', 'Desk', 'map_url', 'said', 'application',
-           'serve_arguments', 'run_serve']
 
 # %% ../nbs/15c_serve.ipynb #c411ca5b
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
-
-log = logging.getLogger("mudenet")
 
 # %% ../nbs/15c_serve.ipynb #d33ed9360
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def _few_enough(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.megapixels * 1e6:
         raise Refused(413, f"{width}×{height} pixels are more than {limits.megapixels:g} million.")
 
-
+# %% ../nbs/15c_serve.ipynb #fc700a46
 def decoded(
     body: bytes,  # An image file
     limits: Limits,  # Megapixels
@@ -234,6 +232,17 @@ def map_url(
     return f"data:image/{how};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 # %% ../nbs/15c_serve.ipynb #7fff70f5
+def _seen(p: Prediction) -> dict[str, Any]:
+    "The largest value of each branch and level, the strongest of them, and the map's size."
+    branch, level = p.strongest()
+    return dict(
+        parts={b: [float(v) for v in row] for b, row in zip(BRANCHES, p.parts.max((2, 3)))},
+        strongest=dict(branch=branch, level=level),
+        height=p.map.shape[0],
+        width=p.map.shape[1],
+    )
+
+# %% ../nbs/15c_serve.ipynb #6c2253d9
 def said(
     p: Prediction,
     detector: str,  # Its name
@@ -241,17 +250,13 @@ def said(
     regions: Sequence[Region] | None = None,  # What is marked, or not asked for
 ) -> dict[str, Any]:  # JSON-ready
     "What a request is answered with. Raises `Refused` with 400 for another form of map."
-    branch, level = p.strongest()
     out: dict[str, Any] = dict(
         detector=detector,
         score=p.score,
         p_value=p.p_value,
         anomalous=p.label,
         threshold=p.threshold,
-        parts={b: [float(v) for v in row] for b, row in zip(BRANCHES, p.parts.max((2, 3)))},
-        strongest=dict(branch=branch, level=level),
-        height=p.map.shape[0],
-        width=p.map.shape[1],
+        **_seen(p),
     )
     if regions is not None:
         out["regions"] = [asdict(r) | dict(polygons=[q.tolist() for q in r.polygons]) for r in regions]
@@ -385,13 +390,12 @@ def _history(desk: Desk, asked: str | None) -> dict[str, Any]:
     return dict(detector=name, threshold=threshold, scores=list(desk.history[name]))
 
 # %% ../nbs/15c_serve.ipynb #2ad6fa77
-def _routes(desk: Desk) -> list[Any]:
-    "Which function answers which request."
+def _pages(desk: Desk, counters: _Counters) -> dict[str, Any]:
+    "What is looked at and changes nothing: functions by name."
     from prometheus_client import generate_latest
     from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
-    from starlette.routing import Route
 
-    counters, page = _Counters(desk), (Path(__file__).parent / "serve.html").read_text(encoding="utf-8")
+    page = (Path(__file__).parent / "serve.html").read_text(encoding="utf-8")
 
     async def index(request: Request) -> Response:
         return HTMLResponse(page)
@@ -408,11 +412,20 @@ def _routes(desk: Desk) -> list[Any]:
         except Refused as e:
             return _refusal(e)
 
+    return dict(index=index, health=health, metrics=metrics, history=history)
+
+# %% ../nbs/15c_serve.ipynb #e81d3fee
+def _routes(desk: Desk) -> list[Any]:
+    "Which function answers which request."
+    from starlette.routing import Route
+
+    counters = _Counters(desk)
+
     async def predict(request: Request) -> Response:
         return await _predict(request, desk, counters)
 
-    looked_at = dict(index=index, health=health, metrics=metrics, history=history)
-    routes = [Route("/" if name == "index" else f"/{name}", f) for name, f in looked_at.items()]
+    pages = _pages(desk, counters).items()
+    routes = [Route("/" if name == "index" else f"/{name}", f) for name, f in pages]
     return [*routes, Route("/predict", predict, methods=["POST"])]
 
 # %% ../nbs/15c_serve.ipynb #d9b61fef

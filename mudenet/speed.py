@@ -36,6 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .architecture import DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config, DataConfig, from_dict, to_dict
 from .identity import portable
+
+# %% ../nbs/07a_speed.ipynb #83dc9771
 from mudenet.core import (
     ConfigError,
     MudenetError,
@@ -91,19 +93,19 @@ def step_flops(
         torch.stack(list(losses(images).values())).sum().backward()
     return counter.get_total_flops() // len(images)
 
-# %% ../nbs/07a_speed.ipynb #07a-speed-48cb290
+# %% ../nbs/07a_speed.ipynb #66d17964
 # channels last
 PLAIN = ComputeConfig(
     precision="float32", fold=False, fused_distance=False, fused_adam=False, keep_memory=False
 )
 
-
+# %% ../nbs/07a_speed.ipynb #07a-speed-48cb290
 def _images(n: int, size: int) -> Tensor:
     "Random smooth pictures, uint8 (n, 3, size, size)."
     small = rng(0, "speed").integers(0, 256, (n, 3, 8, 8)).astype(np.float32)
     return torch.nn.functional.interpolate(torch.from_numpy(small), size=(size, size), mode="bilinear").byte()
 
-
+# %% ../nbs/07a_speed.ipynb #68381b89
 def _stage_work(config: Config, what: str) -> tuple[Callable[[int], None], int]:
     "A function that does n steps of a stage, and the images of a step."
     device, stage = pick_device(config.device), getattr(config, what)
@@ -144,11 +146,16 @@ def _peak_bytes(device: torch.device) -> int | None:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
+# %% ../nbs/07a_speed.ipynb #147261a7
+def _work(config: Config, what: str, batch: int) -> tuple[Callable[[int], None], int]:
+    "What a process repeats, and the images that it treats each time."
+    if what == "infer":
+        return _infer_work(config, batch)
+    return (_stage_work if what in ("distill", "train") else _data_work)(config, what)
+
 # %% ../nbs/07a_speed.ipynb #07a-speed-0fd3a6
 def _worker(pipe: Any, tree: Mapping[str, Any], what: str, batch: int, threads: int) -> None:
-    """Answer each request with seconds an image and peak memory, until the pipe closes; an error of ours is
-    an answer too.
-    """
+    "Answer each request with seconds an image and peak memory, until there is none, or with our error."
     torch.set_num_threads(threads)
     config, steps = from_dict(tree), 1
 
@@ -158,10 +165,7 @@ def _worker(pipe: Any, tree: Mapping[str, Any], what: str, batch: int, threads: 
         return time.perf_counter() - begin
 
     try:
-        if what == "infer":
-            run, images = _infer_work(config, batch)
-        else:
-            run, images = (_stage_work if what in ("distill", "train") else _data_work)(config, what)
+        run, images = _work(config, what, batch)
         for _ in range(2):
             steps = max(1, round(1 / seconds(1)))  # the second time its memory is there
         pipe.send(steps)
@@ -184,20 +188,27 @@ def _answer(pipe: Any, name: str) -> Any:
         raise answer
     return answer
 
+# %% ../nbs/07a_speed.ipynb #0ef7ac12
+def _started(*task: Any) -> tuple[Any, Any]:
+    "Our end of the pipe to a new process, and the process."
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_worker, args=(theirs, *task), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
+
 # %% ../nbs/07a_speed.ipynb #07a-speed-82dee40
 @contextlib.contextmanager
 def _processes(variants: Mapping[str, Config], what: str, batch: int) -> Iterator[dict[str, Any]]:
     "A process for each variant, ready for its first turn: pipes by name."
-    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     pipes: dict[str, Any] = {}
     workers: list[Any] = []
     try:
         for name, config in variants.items():
-            pipes[name], theirs = context.Pipe()
-            task = (theirs, to_dict(config), name if what == "data" else what, batch, threads)
-            workers.append(context.Process(target=_worker, args=task, daemon=True))
-            workers[-1].start()
-            theirs.close()
+            task = (to_dict(config), name if what == "data" else what, batch, torch.get_num_threads())
+            pipes[name], process = _started(*task)
+            workers.append(process)
             _answer(pipes[name], name)  # ready: the next one warms up alone
         yield pipes
     finally:
@@ -227,6 +238,27 @@ def _compared(
         matrix_flops=[r[dtype] for r in rates],
     )
 
+# %% ../nbs/07a_speed.ipynb #1ee9f11e
+def _turns(
+    variants: Mapping[str, Config],
+    what: str,
+    rounds: int,
+    batch: int,
+    types: Mapping[str, torch.dtype],  # That a variant computes in
+    # each variant's seconds an image and peak memory by turn; the matrix rates by round
+) -> tuple[dict[str, list[tuple[float, int | None]]], list[dict[torch.dtype, float]]]:
+    "What `compare` measures."
+    device = pick_device(next(iter(variants.values())).device)
+    turns: dict[str, list[tuple[float, int | None]]] = {name: [] for name in variants}
+    rates = []
+    with _processes(variants, what, batch) as pipes:
+        for _ in progress(range(rounds), f"{what}: {', '.join(variants)}", unit="round"):
+            rates.append({t: matrix_rate(device, t) for t in set(types.values())})
+            for name, pipe in pipes.items():
+                pipe.send(True)
+                turns[name].append(_answer(pipe, name))
+    return turns, rates
+
 # %% ../nbs/07a_speed.ipynb #8577ecf8
 def compare(
     variants: Mapping[str, Config],  # Name → configuration; the first is the base of the ratios
@@ -240,14 +272,7 @@ def compare(
         raise ConfigError(f"--rounds={rounds} must be at least 1: every variant needs a turn.")
     base, device = next(iter(variants)), pick_device(next(iter(variants.values())).device)
     types = {name: precision(config.compute, device) for name, config in variants.items()}
-    turns: dict[str, list[tuple[float, int | None]]] = {name: [] for name in variants}
-    rates = []
-    with _processes(variants, what, batch) as pipes:
-        for _ in progress(range(rounds), f"{what}: {', '.join(variants)}", unit="round"):
-            rates.append({t: matrix_rate(device, t) for t in set(types.values())})
-            for name, pipe in pipes.items():
-                pipe.send(True)
-                turns[name].append(_answer(pipe, name))
+    turns, rates = _turns(variants, what, rounds, batch, types)
     seconds = [s for s, _ in turns[base]]
     return {name: _compared(turns[name], seconds, types[name], rates) for name in variants}
 
@@ -272,27 +297,53 @@ def switches(
         out |= {f"compile={m}": dict(compile=m) for m in ("default", "reduce-overhead") if m != c.compile}
     return out
 
+# %% ../nbs/07a_speed.ipynb #8d6d4c04
+def _share(v: Mapping[str, Any], flops: int) -> float:
+    "Of the matrix rate, in the median over turns."
+    return statistics.median(flops / s / r for s, r in zip(v["seconds"], v["matrix_flops"]))
+
+
+def _record(
+    kind: str, config: Config, table: Mapping[str, Any], flops: int | None = None, **more: Any
+) -> dict[str, Any]:
+    "The record, with the share of the matrix rate where the arithmetic is known."
+    work = {} if flops is None else dict(flops_an_image=flops)
+    share = lambda v: {} if flops is None else dict(share=_share(v, flops))
+    return new_record(
+        kind,
+        config=portable(config),
+        device=device_name(pick_device(config.device)),
+        threads=torch.get_num_threads(),
+        **work,
+        **more,
+        variants={k: dict(v, **share(v)) for k, v in table.items()},
+    )
+
 # %% ../nbs/07a_speed.ipynb #07a-speed-d3c4231
+def _flops_of_a_step(plain: Config, what: str) -> int:
+    "FLOP an image in a step of a stage."
+    images, device = _images(2, plain.data.image_size), pick_device(plain.device)
+    _, losses, data = (
+        stage1(plain, images, device=device)
+        if what == "distill"
+        else stage2(plain, images, DescriptorNetwork(plain.model), device=device)
+    )
+    return step_flops(losses, data[0])
+
+# %% ../nbs/07a_speed.ipynb #bb531f67
 def bench_steps(
     config: Config,  # Sizes, batch and switches
     what: str,  # "distill" or "train"
     rounds: int = 7,  # Turns each variant gets
 ) -> dict[str, Any]:  # A record of kind bench_WHAT
     "Steps of a stage: the plain loop, everything, and everything without one switch."
-    device, plain = pick_device(config.device), dataclasses.replace(config, compute=PLAIN)
+    plain = dataclasses.replace(config, compute=PLAIN)
     table = compare(dict(plain=plain, all=config), what, rounds)
     for name, fields in switches(config).items():
         row = compare({"all": config, name: _without(config, **fields)}, what, rounds)[name]
         table[name] = dict(row, ratio_to_all=row.pop("ratio"))
-    small = _images(2, config.data.image_size)
-    _, losses, data = (
-        stage1(plain, small, device=device)
-        if what == "distill"
-        else stage2(plain, small, DescriptorNetwork(config.model), device=device)
-    )
-    return _record(
-        f"bench_{what}", config, table, step_flops(losses, data[0]), batch=getattr(config, what).batch_size
-    )
+    batch = getattr(config, what).batch_size
+    return _record(f"bench_{what}", config, table, _flops_of_a_step(plain, what), batch=batch)
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-d3c4232
 def bench_infer(
@@ -310,31 +361,6 @@ def bench_infer(
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         detector(normalize(_images(1, config.data.image_size).to(device)))
     return _record("bench_infer", config, table, counter.get_total_flops(), batch=list(batches))
-
-# %% ../nbs/07a_speed.ipynb #07a-speed-d3c423
-def _record(
-    kind: str, config: Config, table: Mapping[str, Any], flops: int | None = None, **more: Any
-) -> dict[str, Any]:
-    "The record, with the share of the matrix rate where the arithmetic is known."
-    name = device_name(pick_device(config.device))
-
-    def share(v: Mapping[str, Any]) -> dict[str, float]:
-        return (
-            {}
-            if flops is None
-            else dict(share=statistics.median(flops / s / r for s, r in zip(v["seconds"], v["matrix_flops"])))
-        )
-
-    work = {} if flops is None else dict(flops_an_image=flops)
-    return new_record(
-        kind,
-        config=portable(config),
-        device=name,
-        threads=torch.get_num_threads(),
-        **work,
-        **more,
-        variants={k: dict(v, **share(v)) for k, v in table.items()},
-    )
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-33a502
 def _alone(file: Path, c: DataConfig) -> Tensor:
@@ -432,7 +458,7 @@ def _machine(record: Mapping[str, Any]) -> str:
     where = f"{record['device']} ({record['threads']} threads)"
     return f"Matrix rate {said} on {where}; {record['flops_an_image'] / 1e9:.1f} GFLOP an image."
 
-
+# %% ../nbs/07a_speed.ipynb #6e925c3c
 def speed_table(
     record: Mapping[str, Any],  # Of `bench_steps`, `bench_infer` or `bench_data`
 ) -> str:  # Markdown
@@ -445,33 +471,6 @@ def speed_table(
     head = ["variant", "images/s", "time relative to the base", *columns]
     table = markdown_table(head, [_row(k, v) for k, v in rows.items()])
     return f"{table}\n\n{_machine(record)}" if "flops_an_image" in record else table
-
-# %% ../nbs/07a_speed.ipynb #08-metrics-91
-def _plain(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str, float]:
-    "The four pixel metrics, straightforwardly."
-    per_region = np.zeros(maps.shape)
-    R = 0
-    for out, mask in zip(per_region, masks, strict=True):
-        labels, n = ndimage.label(mask, np.ones((3, 3)))
-        out[mask > 0] = (1 / np.bincount(labels.ravel()))[labels[mask > 0]]
-        R += n
-    order = np.argsort(maps, axis=None)[::-1]
-    s, y, w = maps.ravel()[order], masks.ravel()[order] > 0, per_region.ravel()[order] / R
-    last = np.r_[s[1:] != s[:-1], True]
-    tp, fp, pro = (np.r_[0, np.cumsum(v, dtype=float)[last]] for v in (y, ~y, w))
-    x, P = fp / fp[-1], tp[-1]
-
-    def area(x: np.ndarray, v: np.ndarray) -> float:
-        return float((np.diff(x) * (v[1:] + v[:-1])).sum() / 2)
-
-    k = int(np.searchsorted(x, limit, "right"))
-    end = np.interp(limit, x, pro)
-    return dict(
-        pixel_auroc=area(x, tp / P),
-        pixel_ap=float((np.diff(tp) * tp[1:] / (tp + fp)[1:]).sum() / P),
-        pixel_f1_max=float((2 * tp / (tp + fp + P)).max()),
-        au_pro=area(np.r_[x[:k], limit], np.r_[pro[:k], end]) / limit,
-    )
 
 # %% ../nbs/07a_speed.ipynb #08-metrics-930
 # maps, size, sides of a defect as a share of it from … to …: sets of 2 % defective pixels, and one of about
@@ -492,6 +491,37 @@ def _bench_maps(n: int, size: int, small: float, large: float) -> tuple[np.ndarr
         maps[i] += 1.5 * masks[i]
     return maps, masks
 
+# %% ../nbs/07a_speed.ipynb #b35f5f45
+def _per_region(masks: np.ndarray) -> np.ndarray:
+    "One over the pixels of a pixel's region, divided by the number of regions; 0 on good pixels."
+    weights, R = np.zeros(masks.shape), 0
+    for out, mask in zip(weights, masks, strict=True):
+        labels, n = ndimage.label(mask, np.ones((3, 3)))
+        out[mask > 0] = (1 / np.bincount(labels.ravel()))[labels[mask > 0]]
+        R += n
+    return weights / R
+
+# %% ../nbs/07a_speed.ipynb #0ed590bc
+def _plain(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str, float]:
+    "The four pixel metrics, straightforwardly."
+    order = np.argsort(maps, axis=None)[::-1]
+    s, y, w = maps.ravel()[order], masks.ravel()[order] > 0, _per_region(masks).ravel()[order]
+    last = np.r_[s[1:] != s[:-1], True]
+    tp, fp, pro = (np.r_[0, np.cumsum(v, dtype=float)[last]] for v in (y, ~y, w))
+    x, P = fp / fp[-1], tp[-1]
+
+    def area(x: np.ndarray, v: np.ndarray) -> float:
+        return float((np.diff(x) * (v[1:] + v[:-1])).sum() / 2)
+
+    k = int(np.searchsorted(x, limit, "right"))
+    end = np.interp(limit, x, pro)
+    return dict(
+        pixel_auroc=area(x, tp / P),
+        pixel_ap=float((np.diff(tp) * tp[1:] / (tp + fp)[1:]).sum() / P),
+        pixel_f1_max=float((2 * tp / (tp + fp + P)).max()),
+        au_pro=area(np.r_[x[:k], limit], np.r_[pro[:k], end]) / limit,
+    )
+
 # %% ../nbs/07a_speed.ipynb #08-metrics-931
 def _streamed(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     "AU-PRO through `PixelStream` with a bound."
@@ -500,7 +530,7 @@ def _streamed(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
         s.update(m, k)
     return s.compute()
 
-
+# %% ../nbs/07a_speed.ipynb #b066d847
 def _sklearn(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     "What scikit-learn has."
     from sklearn import metrics as sk
@@ -544,7 +574,7 @@ def _cpu() -> str:
     except (OSError, StopIteration):
         return platform.processor() or "unknown"
 
-
+# %% ../nbs/07a_speed.ipynb #a0e85ca7
 _CONTENDERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
     "numpy.sort": lambda maps, masks: {} if np.sort(maps, axis=None).size else {},
     "pixel_metrics (all four)": pixel_metrics,
@@ -556,33 +586,50 @@ _CONTENDERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
 }
 
 # %% ../nbs/07a_speed.ipynb #08-metrics-94
+def _peak_anew() -> None:
+    "Let the peak of this process's memory start anew, where the system can."
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+
+
+def _shortest(way: Callable[..., dict[str, float]], *given: np.ndarray) -> tuple[float, dict[str, float]]:
+    "Seconds of the best of up to three runs within five seconds, and what they come to."
+    seconds: list[float] = []
+    begin = time.perf_counter()
+    while len(seconds) < 3 and (not seconds or time.perf_counter() - begin < 5):
+        t = time.perf_counter()
+        values = way(*given)
+        seconds.append(time.perf_counter() - t)
+    return min(seconds), values
+
+# %% ../nbs/07a_speed.ipynb #989f9e73
 def _bench_one(name: str, n: int, size: int, small: float, large: float) -> dict[str, Any]:
-    """Time and peak memory of one contender, in this process; the best of up to three runs within five
-    seconds.
-    """
+    "Time and peak memory of one contender, in this process."
     maps, masks = _bench_maps(n, size, small, large)
     try:
         _CONTENDERS[name](*_bench_maps(10, 32, 0.02, 0.2))  # imports, thread pools
     except ImportError as e:
         return dict(missing=str(e.name))
-    try:
-        with open("/proc/self/clear_refs", "w") as f:
-            f.write("5")  # the peak starts anew
-    except OSError:
-        pass
-    before, begin = _memory("VmRSS"), time.perf_counter()
-    seconds: list[float] = []
-    while len(seconds) < 3 and (not seconds or time.perf_counter() - begin < 5):
-        t = time.perf_counter()
-        values = _CONTENDERS[name](maps, masks)
-        seconds.append(time.perf_counter() - t)
+    _peak_anew()
+    before = _memory("VmRSS")
+    seconds, values = _shortest(_CONTENDERS[name], maps, masks)
     peak = _memory("VmHWM")
     return dict(
-        seconds=min(seconds),
+        seconds=seconds,
         mib=None if peak is None or before is None else peak - before,
         defective=int(masks.sum()),
         values=values,
     )
+
+# %% ../nbs/07a_speed.ipynb #0cea274e
+def _apart(name: str, n: int, size: int, *sides: float) -> dict[str, Any]:
+    "`_bench_one` in a process of its own, or how that failed."
+    call = f"m._bench_one({name!r}, {n}, {size}, *{sides})"
+    code = f"import json, mudenet.speed as m; print(json.dumps({call}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if run.returncode:
+        return dict(failed=run.stderr.strip()[-300:])
+    return json.loads(run.stdout.splitlines()[-1])
 
 # %% ../nbs/07a_speed.ipynb #08-metrics-95
 def bench_metrics(
@@ -593,17 +640,7 @@ def bench_metrics(
     rows = []
     for n, size, *sides in _QUICK_SETS if quick else _BENCH_SETS:
         for name in (n for n in _CONTENDERS if not only or n in only or n == "numpy.sort"):
-            code = (
-                f"import json, mudenet.speed as m; print(json.dumps(m._bench_one({name!r}, {n}, {size}, "
-                f"*{sides})))"
-            )
-            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-            found = (
-                json.loads(run.stdout.splitlines()[-1])
-                if run.returncode == 0
-                else dict(failed=run.stderr.strip()[-300:])
-            )
-            rows.append(dict(maps=n, size=size, name=name, **found))
+            rows.append(dict(maps=n, size=size, name=name, **_apart(name, n, size, *sides)))
         base = next(r for r in rows if r["size"] == size and r["maps"] == n)
         for r in rows:
             if (r["maps"], r["size"]) == (n, size) and "seconds" in r:
@@ -613,26 +650,26 @@ def bench_metrics(
     )
 
 # %% ../nbs/07a_speed.ipynb #07a-speed-29184b
+def _bench_row(r: Mapping[str, Any]) -> list[str]:
+    at = [f"{r['maps']} × {r['size']}²", r["name"]]
+    if "seconds" not in r:
+        return [*at, "not installed" if "missing" in r else "failed", *[""] * 5]
+    pixels = r["maps"] * r["size"] ** 2
+    values = ", ".join(f"{k.removeprefix('pixel_')} {v:.6f}" for k, v in r["values"].items())
+    return [
+        *at,
+        f"{r['defective'] / pixels:.0%}",
+        f"{r['seconds']:.2f}",
+        f"{r['times_sort']:.2f}",
+        f"{1e9 * r['seconds'] / pixels:.1f}",
+        "" if r["mib"] is None else f"{r['mib']:.0f}",
+        values,
+    ]
+
+# %% ../nbs/07a_speed.ipynb #4713926b
 def bench_table(
     record: Mapping[str, Any],  # Of `bench_metrics`
 ) -> str:  # Markdown
     "The record as a table."
-
-    def row(r: Mapping[str, Any]) -> list[str]:
-        at = [f"{r['maps']} × {r['size']}²", r["name"]]
-        if "seconds" not in r:
-            return [*at, "not installed" if "missing" in r else "failed", *[""] * 5]
-        pixels = r["maps"] * r["size"] ** 2
-        values = ", ".join(f"{k.removeprefix('pixel_')} {v:.6f}" for k, v in r["values"].items())
-        return [
-            *at,
-            f"{r['defective'] / pixels:.0%}",
-            f"{r['seconds']:.2f}",
-            f"{r['times_sort']:.2f}",
-            f"{1e9 * r['seconds'] / pixels:.1f}",
-            "" if r["mib"] is None else f"{r['mib']:.0f}",
-            values,
-        ]
-
     head = ["maps", "what", "defective", "seconds", "× numpy.sort", "ns a pixel", "peak MiB", "values"]
-    return markdown_table(head, map(row, record["rows"]), "llrrrrrl")
+    return markdown_table(head, map(_bench_row, record["rows"]), "llrrrrrl")

@@ -6,25 +6,21 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['log', 'TRACKERS', 'flat', 'Tracker', 'TensorBoard', 'MLflow', 'WandB', 'trackers']
+__all__ = ['TRACKERS', 'flat', 'Tracker', 'TensorBoard', 'MLflow', 'WandB', 'trackers']
 
 # %% ../nbs/04e_tracking.ipynb #3919a2a0
 from .config import Config
-from .core import ConfigError
+from .core import ConfigError, log
 from .identity import portable
 from .loop import Callback
 
 # %% ../nbs/04e_tracking.ipynb #04e-tracking-04
-log = logging.getLogger("mudenet")
-
-
 def flat(
     tree: Mapping[str, Any],  # Nested plain values
     prefix: str = "",  # Put in front

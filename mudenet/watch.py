@@ -10,7 +10,6 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import os
 import shutil
 import time
@@ -22,16 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from .core import ConfigError, DataError, atomic, locked, refuse_foreign, remove_parts, write_text
+from .core import ConfigError, DataError, atomic, locked, log, refuse_foreign, remove_parts, write_text
 from .drift import Drift, open_drift
 from .images import ANSWER, HEAD, Prediction, answer_cells, read_image, walk_images
 from .runtime import detector_id, open_detector
 
 # %% auto #0
-__all__ = ['log', 'Key', 'Arrivals', 'Journal', 'watch', 'watch_arguments', 'run_watch']
-
-# %% ../nbs/15b_watch.ipynb #00b67593
-log = logging.getLogger("mudenet")
+__all__ = ['Key', 'Arrivals', 'Journal', 'watch', 'watch_arguments', 'run_watch']
 
 # %% ../nbs/15b_watch.ipynb #600844600
 Key = tuple[str, int, int]  # name below the folder, size in bytes, time of change in ns
@@ -244,6 +240,23 @@ class _Post:
         return line
 
 # %% ../nbs/15b_watch.ipynb #1221ecdb1
+def _followed(post: _Post, arrivals: Arrivals, poll: float, once: bool) -> Iterator[dict[str, Any]]:
+    "What `watch` yields, as long as files come. Closes the journal."
+    try:
+        for key in filter(post.knows, list(arrivals.keys())):
+            post.move(key)  # scored, and killed before it was moved
+        while True:
+            begin, idle = time.monotonic(), True
+            for arrived in arrivals.ready(post.knows, begin):
+                idle = False
+                yield post.score(*arrived)
+            if once and idle and all(post.knows(s.key) for s in arrivals.waiting.values()):
+                return
+            time.sleep(max(0.0, poll - (time.monotonic() - begin)))
+    finally:
+        post.journal.close()
+
+# %% ../nbs/15b_watch.ipynb #0b143c87
 def watch(
     detector: Any,  # With `stream`: a run's or an exported one
     folder: str | Path,  # Where the camera writes
@@ -261,20 +274,7 @@ def watch(
     targets = _targets(folder, accepted, rejected)
     post = _Post(detector, folder, out, targets, delta)
     left = [out, *filter(None, targets.values())]
-    arrivals = Arrivals(folder, settle, patience, left, detector.white)
-    try:
-        for key in filter(post.knows, list(arrivals.keys())):
-            post.move(key)  # scored, and killed before it was moved
-        while True:
-            begin, idle = time.monotonic(), True
-            for arrived in arrivals.ready(post.knows, begin):
-                idle = False
-                yield post.score(*arrived)
-            if once and idle and all(post.knows(s.key) for s in arrivals.waiting.values()):
-                return
-            time.sleep(max(0.0, poll - (time.monotonic() - begin)))
-    finally:
-        post.journal.close()
+    yield from _followed(post, Arrivals(folder, settle, patience, left, detector.white), poll, once)
 
 # %% ../nbs/15b_watch.ipynb #e091ba3d0
 _NUMBERS = dict(
@@ -286,7 +286,7 @@ _NUMBERS = dict(
     drift=(0.01, "Chance that the whole stream ever raises a false alarm about drifting scores; 0: no test."),
 )
 
-
+# %% ../nbs/15b_watch.ipynb #2287024b
 def watch_arguments(
     parser: argparse.ArgumentParser,  # Gets the options of `mudenet watch`
 ) -> None:
@@ -308,7 +308,7 @@ def watch_arguments(
 def _verdict(line: Mapping[str, Any]) -> str:
     return "unreadable" if line["error"] else "ANOMALOUS" if line["anomalous"] else "fine"
 
-
+# %% ../nbs/15b_watch.ipynb #eac07c4f
 def run_watch(args: Any) -> None:
     "Score what comes until interrupted; a line of output for each file."
     detector = open_detector(args.detector, threads=args.threads)

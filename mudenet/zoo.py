@@ -79,6 +79,18 @@ def read_manifest(
     return dict(entries or {})
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-06
+def _over_http(where: str, start: int) -> tuple[IO[bytes], int]:
+    "A file from a server, and where the answer begins."
+    ask = urllib.request.Request(where, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        answer = urllib.request.urlopen(ask, timeout=60)
+    except urllib.error.HTTPError as e:
+        if e.code == 416:
+            return _over_http(where, 0)  # more is here than there
+        raise WeightsError(f"{where} cannot be had: the server says {e.code} {e.reason}.") from None
+    return answer, start if answer.status == 206 else 0
+
+# %% ../nbs/16_zoo.ipynb #2b55a835
 def _open(
     place: str | Path,  # A zoo's folder or URL
     name: str,  # Of a file in it
@@ -87,17 +99,11 @@ def _open(
     "A file of a zoo, opened. Raises `WeightsError`."
     where = f"{str(place).rstrip('/')}/{name}"
     try:
-        if not _is_url(place):
-            file = open(where, "rb")
-            file.seek(start)
-            return file, start
-        ask = urllib.request.Request(where, headers={"Range": f"bytes={start}-"} if start else {})
-        answer = urllib.request.urlopen(ask, timeout=60)
-        return answer, start if answer.status == 206 else 0
-    except urllib.error.HTTPError as e:
-        if e.code == 416:
-            return _open(place, name, 0)  # more is here than there
-        raise WeightsError(f"{where} cannot be had: the server says {e.code} {e.reason}.") from None
+        if _is_url(place):
+            return _over_http(where, start)
+        file = open(where, "rb")
+        file.seek(start)
+        return file, start
     except OSError as e:
         why = getattr(e, "reason", None) or e.strerror or e
         raise WeightsError(f"{where} cannot be had ({why}). Is the place right, and within reach?") from None
@@ -146,6 +152,15 @@ def write_manifest(
 def _weights(entry: Mapping[str, Any]) -> Any:
     return entry["files"]["detector.safetensors"]
 
+
+_WAY_OUT = "Choose another name, or remove that one's folder and entry."
+
+
+def _plain_word(name: str) -> None:
+    "Raise `ConfigError` for a name that could lead out of a folder."
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ConfigError(f"{name!r} must be one plain word, e.g. mvtec_ad-bottle-s0.")
+
 # %% ../nbs/16_zoo.ipynb #723f2c4f
 def add_detector(
     name: str,  # What it is called in the zoo
@@ -156,19 +171,16 @@ def add_detector(
 ) -> dict[str, Any]:  # Its entry
     "Take a detector in. Raises `ConfigError` for a name that is taken, or a licence that nobody has said."
     zoo = Path(zoo)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise ConfigError(f"{name!r} must be one plain word, e.g. mvtec_ad-bottle-s0.")
+    _plain_word(name)
     entries = read_manifest(zoo) if (zoo / MANIFEST).is_file() else {}
     folder, entry = _packed(name, Path(run), zoo, licence)
     if name in entries and _weights(entries[name]) != _weights(entry):
         shutil.rmtree(folder)
-        way_out = "Choose another name, or remove that one's folder and entry."
-        raise ConfigError(f"{zoo} has another detector of the name {name}. {way_out}")
-    entries[name] = dict(entry, command=command)
+        raise ConfigError(f"{zoo} has another detector of the name {name}. {_WAY_OUT}")
     shutil.rmtree(zoo / name, ignore_errors=True)
     os.replace(folder, zoo / name)
-    write_manifest(zoo, entries)
-    return entries[name]
+    write_manifest(zoo, entries | {name: (taken := dict(entry, command=command))})
+    return taken
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-101
 def _copy(source: IO[bytes], out: IO[bytes], left: int, name: str) -> None:

@@ -21,14 +21,14 @@ __all__ = ['PUBLISHED', 'Results', 'How', 'SIZES', 'Published', 'choose_categori
 import numpy as np
 
 from .config import Config
-from .core import ConfigError, DataError, did_you_mean, markdown_table, new_record, write_json
+from .core import ConfigError, DataError, did_you_mean, log, markdown_table, new_record, write_json
 from .core import write_text
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, held_count, list_categories
 from .evaluation import METRICS, metric_values
 from .experiments import Pool, Run, Variants, clock, departures, every_run, plan_runs, price, reason
 from .identity import differences, identity, portable
 from .images import _subfolders
-from .loop import log, total_steps
+from .loop import total_steps
 from .metrics import VERSIONS
 from .report import SHOWN
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import FOLDER_AUGMENT, ComputeConfig, Config
-from .core import DataError, rng
+from .core import DataError, log, rng
 from .images import SUFFIXES, passed_by, read_image, resize_image, walk_images
-from .loop import Feed, log
+from .loop import Feed
 from .terminal import ENDS
 
 # %% ../nbs/04d_corpus.ipynb #04d-corpus-corpus

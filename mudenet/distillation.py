@@ -31,12 +31,12 @@ from .config import BackboneConfig, Config, DistillConfig, from_dict, from_saved
 from .identity import differences, identity, portable, stage1_augmentation
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-02
-from .core import CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator
+from .core import CheckpointError, ConfigError, WeightsError, did_you_mean, fingerprint, generator, log
 from .core import load_tensors, progress, save_tensors
 from .corpus import Corpus, CorpusFeed
 from .data import normalize
 from .engine import fold, prepared
-from .loop import Batches, Callback, Feed, Losses, batches, fit, log
+from .loop import Batches, Callback, Feed, Losses, batches, fit
 from .objective import distillation_loss, match_grid
 
 # %% ../nbs/05_distillation.ipynb #05-distillation-050

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config import ComputeConfig
-from .loop import Losses, log
+from .core import log
+from .loop import Losses
 
 # %% auto #0
 __all__ = ['M', 'keep_memory', 'fold', 'precision', 'autocast', 'prepared']

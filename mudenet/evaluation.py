@@ -23,14 +23,14 @@ from . import metrics
 from .config import Config
 from .identity import identity, portable, short_key
 from .core import DataError, device_name, digest, fingerprint, locked, markdown_table, new_record
-from .core import progress, read_record, refuse_foreign, remove_parts, write_json, write_text
+from .core import log, progress, read_record, refuse_foreign, remove_parts, write_json, write_text
 from .data import Category, Item, load_images, load_masks, normalize, read_mask_channels, summary
 from .decisions import p_value
 from .engine import precision
 from .images import image_size
 from .inference import Detector
 from .intervals import Interval, auroc_interval, bootstrap
-from .job import Job, ensure_detector, log, open_job
+from .job import Job, ensure_detector, open_job
 from .loop import RUN_FILES, STAGES
 from .pictures import Case
 from .report import SHOWN, image_mean, report_html

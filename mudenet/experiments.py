@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from .config import DECIDES, Config, from_saved, load_config, override, shipped
-from .core import CheckpointError, ConfigError, DataError, MudenetError, fingerprint, load_tensors
+from .core import CheckpointError, ConfigError, DataError, MudenetError, fingerprint, load_tensors, log
 from .core import pick_device, read_meta, rng, save_tensors
 from .distillation import distill, load_teacher, teacher_identity
 from .evaluation import evaluate
 from .identity import absolute, identity, portable
 from .inference import Detector, calibrate
 from .job import Job, _check_sources, ensure_detector, open_job, recognise_dataset
-from .loop import STAGES, log, total_steps
+from .loop import STAGES, total_steps
 from .metrics import VERSIONS
 from .speed import _memory
 from .strict_yaml import read_yaml

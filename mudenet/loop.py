@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['log', 'STAGES', 'RUN_FILES', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption',
+__all__ = ['STAGES', 'RUN_FILES', 'Losses', 'batches', 'total_steps', 'fits', 'Feed', 'Batches', 'Interruption',
            'deferred_interrupts', 'Log', 'belonging', 'check_finite', 'save_state', 'load_state', 'learning_rate',
            'Callback', 'Bar', 'Table', 'Patience', 'average_of', 'averaged', 'fit']
 
@@ -29,13 +28,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .augmentation import augment
 from .config import ComputeConfig, DataConfig, StageConfig, merge
 from .core import CheckpointError, DataError, TrainingError, digest, generator, load_tensors, progress
-from .core import remove_parts, save_tensors, write_text
+from .core import log, remove_parts, save_tensors, write_text
 from .data import normalize
 from .identity import deciding, differences, image_treatment
 from .terminal import Ended, heeding
-
-# %% ../nbs/04a_loop.ipynb #04a-loop-04
-log = logging.getLogger("mudenet")
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-06
 def batches(

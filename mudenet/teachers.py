@@ -21,13 +21,12 @@ __all__ = ['Card', 'teachers', 'teacher_name', 'checked', 'find_teacher', 'resol
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-imports1
 from .architecture import DescriptorNetwork
 from .config import Config, override
-from .core import CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment
+from .core import CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, log
 from .core import file_digest, locked, pick_device, read_meta, read_record, write_json
 from .corpus import Corpus, CorpusFeed
 from .distillation import Backbone, architecture_of_t, config_of, distill, explained, load_teacher
 from .distillation import make_target, map_statistics, save_teacher, teacher_identity
 from .identity import differences, short_key
-from .loop import log
 from .tracking import trackers
 
 # %% ../nbs/05a_teachers.ipynb #05a-teachers-card0

@@ -15,16 +15,8 @@ from jsonargparse import Namespace
 
 from .cli_options import add_device, add_run, job_to_measure, find_run, run_config
 from .parser import Parser
-from mudenet.core import (
-    ConfigError,
-    DataError,
-    MudenetError,
-    atomic,
-    file_digest,
-    log,
-    markdown_table,
-    progress,
-)
+from .core import ConfigError, DataError, MudenetError, atomic, file_digest, log
+from .core import markdown_table, progress
 
 # %% auto #0
 __all__ = ['calibrate_parser', 'run_calibrate', 'threshold_parser', 'run_threshold', 'export_parser', 'run_export',

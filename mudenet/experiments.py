@@ -230,7 +230,7 @@ def _counted(run: R, job: Job) -> R:
     if (job.folder / "detector.safetensors").exists():
         return run
     taught = c.teacher or (job.folder / "teacher.safetensors").exists()
-    begun = {stage: _saved_step(job, stage) for stage in STAGES}
+    begun = {stage: _saved_step(job, stage) for stage in ("distill", "train")}
     teacher = None if taught else shared_teacher(job)
     stage1 = 0 if taught or teacher else total_steps(learned, c.distill) - begun["distill"]
     stage2 = total_steps(len(category.train), c.train) - begun["train"]

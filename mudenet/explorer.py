@@ -156,9 +156,9 @@ def _joined(raw: RawScores, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
     return parts, fuse(used, size, c.smoothing, c.upsampling)
 
 # %% ../nbs/13_explorer.ipynb #7938b8e1
-def _held_against(detector: Detector, nominal: Tensor, c: InferenceConfig, own: bool) -> dict[str, Any]:
+def _held_against(detector: Detector, nominal: Tensor | None, c: InferenceConfig) -> dict[str, Any]:
     "Held-out scores and threshold: those on record, or new scores of validation images under the same rule."
-    if own and detector.held_out:
+    if nominal is None:
         held_out, threshold = np.array(detector.held_out), float(detector.threshold)
         return dict(held_out=held_out, threshold=threshold, on_record=True)
     held_out, threshold = np.sort(nominal.double().numpy()), label_threshold(nominal, c)
@@ -178,9 +178,9 @@ def finish(
     # another choice has other maps, and only held-out images are at hand for their places
     places = detector.places if own else place_statistics(nominal_maps)
 
-    nominal, scores = (image_scores(m, c, places) for m in (nominal_maps, maps))
-    held = _held_against(detector, nominal, c, own)
-    return Outcome(parts=parts, maps=maps, scores=scores.numpy(), **held)
+    nominal = None if own and detector.held_out else image_scores(nominal_maps, c, places)
+    held = _held_against(detector, nominal, c)
+    return Outcome(parts=parts, maps=maps, scores=image_scores(maps, c, places).numpy(), **held)
 
 # %% ../nbs/13_explorer.ipynb #13-explorer-2b60870
 def measure_again(

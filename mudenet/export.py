@@ -686,7 +686,8 @@ def export_detector(
     own, who = copy.deepcopy(detector).cpu(), digest(detector.state_dict())
     own.config = override(own.config, {"compute.precision": "float32"})
     with tempfile.TemporaryDirectory() as folder:
-        found = _written(own, trial := Path(folder) / path.name, to, precision, category, who)
+        trial = Path(folder) / path.name
+        found = _written(own, trial, to, precision, category, who)
         if not force:
             _refuse_faults(path, found["faults"])
         _put(trial, path)

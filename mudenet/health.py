@@ -59,7 +59,7 @@ def in_rim(
 # %% ../nbs/07e_health.ipynb #3a70af23
 def halves_agree(
     scores: np.ndarray,  # (N,), in the order of the files
-) -> float | None:  # p-value of Mann and Whitney's test, in (0, 1]; none for fewer than 8 images
+) -> float | None:  # p-value of Mann and Whitney's test, four digits; none for fewer than 8 images
     "Whether the scores of the first half and of the second half may come from one source."
     if len(scores) < 8:
         return None
@@ -82,8 +82,8 @@ def health(
     shares = detector.shares or shares_on(detector, images).tolist()
     learned = [round(float(np.mean(row)), 4) for row in shares]
     rim = round(float(in_rim(scored).float().mean()), 4)
-    ranks = scores.double().numpy()
-    return Health(len(few), rim, learned, halves_agree(ranks), standing_apart(ranks), places is not None)
+    said = scores.double().numpy()
+    return Health(len(few), rim, learned, halves_agree(said), standing_apart(said), places is not None)
 
 # %% ../nbs/07e_health.ipynb #aaf59b8a
 LIMITS = dict(rim=0.5, student=0.05, logical=0.1, agreement=0.01)
@@ -136,8 +136,9 @@ def _score_advice(found: Health) -> list[str]:
     if found.apart:
         many = "One held-out image scores" if found.apart == 1 else f"{found.apart} held-out images score"
         out.append(
-            f"{many} far above the others, and the threshold lies there: see in the report whether the part "
-            "is good. If it is not, take it out and train again, or run mudenet calibrate."
+            f"{many} far above the others, and the threshold lies there. mudenet predict lists the scores of "
+            "the good parts: look whether the highest are good. If not, take them out and train again, or "
+            "run mudenet calibrate."
         )
     return out
 

@@ -475,8 +475,9 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
     told, about = trackers(c, job.folder), _about(job)  # and what is not installed
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder / "config.yaml", absolute(c))
-    for stage in STAGES[1:] if not resume else ():
-        _remove_state(job, stage, "discarded")
+    if not resume:
+        for stage in STAGES[1:]:
+            _remove_state(job, stage, "discarded")
     _say_how_long(c, images, teacher, device)
     model = train(c, images, teacher, job.category.name, job.folder, device, validation, told)
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))

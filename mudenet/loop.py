@@ -471,11 +471,14 @@ def averaged(
     average: AveragedModel | None,  # Of `average_of`, or none
 ) -> Iterator[None]:
     "The average in the weights' place, and the weights back afterwards, to the bit."
-    own = {k: v.clone() for k, v in module.state_dict().items()} if average else {}
-    if average:
-        module.load_state_dict(average.module.state_dict())
-    yield
-    if average:
+    if average is None:
+        yield
+        return
+    own = {k: v.clone() for k, v in module.state_dict().items()}
+    module.load_state_dict(average.module.state_dict())
+    try:
+        yield
+    finally:
         module.load_state_dict(own)
 
 # %% ../nbs/04a_loop.ipynb #04a-loop-210

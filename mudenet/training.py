@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,17 @@ from .architecture import Autoencoder, DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config
 from .identity import identity
 from .core import digest
-from .engine import fold, prepared
+from .engine import M, fold, prepared
 from .data import normalize
 from .loop import Batches, Callback, Losses, Patience, fit
 from .objective import over_levels, training_losses
 from .start import begin
 
 # %% auto #0
-__all__ = ['N', 'with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'lone_autoencoder', 'train',
-           'seconds_per_step']
+__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'lone_autoencoder', 'train', 'seconds_per_step']
 
 # %% ../nbs/06_training.ipynb #06-training-beb9cc
-N = TypeVar("N", bound=nn.Module)
-
-
-def _frozen(network: N, compute: ComputeConfig) -> N:
+def _frozen(network: M, compute: ComputeConfig) -> M:
     "A network that does not learn, as the training steps run it. It must be in evaluation mode."
     network = fold(network) if compute.fold else network
     return network.to(memory_format=torch.channels_last) if compute.channels_last else network
@@ -123,7 +119,7 @@ def lone_autoencoder(
     category: str | None = None,  # Decides the augmentation
 ) -> tuple[Autoencoder, Losses, Batches]:  # For `fit`
     "What A learns from before S1 and S2: equation 5 alone (A-058)."
-    c, run, device = config.train, with_frozen_teacher(model, config.compute), next(model.parameters()).device
+    c, run = config.train, with_frozen_teacher(model, config.compute)
 
     def loss(x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -131,6 +127,7 @@ def lone_autoencoder(
         maps = run.around_centre(run.autoencoder(x))
         return dict(autoencoder=c.loss_weights[1] * over_levels(goal, maps, c.loss_reduction))
 
+    device = next(model.parameters()).device
     data = _batches(config, images, category, device, "autoencoder")
     return model.autoencoder, prepared(loss, config.compute, device), data
 
@@ -145,7 +142,8 @@ def _freeze_autoencoder(
     callbacks: Sequence[Callback],
 ) -> Losses:
     "Teach A alone, and give what S1 and S2 then learn from."
-    c, (alone, loss, data) = config.train, lone_autoencoder(config, model, images, category)
+    c = config.train
+    alone, loss, data = lone_autoencoder(config, model, images, category)
     length = dataclasses.replace(c, steps=c.autoencoder_first, epochs=c.autoencoder_first)
     fit(alone, loss, data, length, folder, identity, config.compute, callbacks, ema=c.ema)
     alone.requires_grad_(False)
@@ -163,7 +161,8 @@ def train(
     callbacks: Sequence[Callback] = (),  # Told how it goes
 ) -> MuDeNet:  # In evaluation mode
     "Stage 2: S1, A and S2 learn together (equations 3 to 8), or A first (A-058)."
-    c, (model, losses, data) = config.train, stage2(config, images, teacher, category, device)
+    c = config.train
+    model, losses, data = stage2(config, images, teacher, category, device)
     identity = train_identity(config, teacher, category)
     if c.patience and validation is None:
         raise ValueError("train.patience looks at held-out images: give `validation`.")
@@ -191,11 +190,12 @@ def seconds_per_step(
     model.teacher.load_state_dict(teacher.state_dict())
     few = images[: config.train.batch_size].to(device)
     losses = lone_autoencoder(config, model, few)[1] if alone else _losses(config, model, device)
+    batch = normalize(few)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     model.train()
     if config.compute.channels_last:
         model.to(memory_format=torch.channels_last)
-    times = [_seconds_of(losses, optimiser, normalize(few)) for _ in range(steps + 1)]
+    times = [_seconds_of(losses, optimiser, batch) for _ in range(steps + 1)]
     return statistics.median(times[1:])
 
 

@@ -179,8 +179,9 @@ def add_detector(
         raise ConfigError(f"{zoo} has another detector of the name {name}. {_WAY_OUT}")
     shutil.rmtree(zoo / name, ignore_errors=True)
     os.replace(folder, zoo / name)
-    write_manifest(zoo, entries | {name: (taken := dict(entry, command=command))})
-    return taken
+    entries[name] = dict(entry, command=command)
+    write_manifest(zoo, entries)
+    return entries[name]
 
 # %% ../nbs/16_zoo.ipynb #16-zoo-101
 def _copy(source: IO[bytes], out: IO[bytes], left: int, name: str) -> None:

@@ -43,12 +43,11 @@ RESULTS = Path(__file__).parents[1] / "nbs/results"
 FAST = dict(preset="fast", data=dict(image_size=128), train=dict(steps=300))
 
 
-def one(tree, out, variant, seed):
+def one(base, tree, out, variant, seed):
     """The configuration and the metrics of one variant with one seed, and what training it took."""
     import torch
 
     torch.set_num_threads(1)
-    base = "tiny" if "preset" not in tree else None
     own = dict(out=str(out / variant), device="cpu", seed=seed, compute=VARIANTS[variant])
     config = load_config(base, tree=dict(tree, evaluation=dict(pictures=0), **own))
     began = time.process_time()
@@ -60,9 +59,9 @@ def one(tree, out, variant, seed):
     return dict(variant=variant, seed=seed, **about, seconds=round(spent, 1), metrics=found)
 
 
-def quality_record(tree, top, variants=VARIANTS, workers=None):
-    """Every variant with every seed on one category."""
-    jobs = [(tree, top, v, s) for s in SEEDS for v in variants]
+def quality_record(base, tree, top, variants=VARIANTS, workers=None):
+    """Every variant with every seed on one category; `base` is a shipped configuration, or none."""
+    jobs = [(base, tree, top, v, s) for s in SEEDS for v in variants]
     with ProcessPoolExecutor(
         workers or min(len(jobs), os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
     ) as pool:
@@ -73,9 +72,8 @@ def quality_record(tree, top, variants=VARIANTS, workers=None):
 
 def quality_test(top, steps=900):
     """The record of the embedded product line, demonstration configuration with fewer steps."""
-    return quality_record(
-        dict(root=str(write_product_line(top / "product_line")), train=dict(steps=steps)), top
-    )
+    line = write_product_line(top / "product_line")
+    return quality_record("tiny", dict(root=str(line), train=dict(steps=steps)), top)
 
 
 def check(record):
@@ -134,7 +132,7 @@ def main(folder=None):
             record, name = quality_test(Path(top)), "compute_quality"
         else:
             tree = dict(FAST, root=str(Path(folder).resolve()))
-            record = quality_record(tree, Path(top), ("default", "bfloat16"), workers=1)
+            record = quality_record(None, tree, Path(top), ("default", "bfloat16"), workers=1)
             name = f"compute_quality-{record['category']}"
     write_json(RESULTS / f"{name}.json", record)
     for r in record["runs"]:

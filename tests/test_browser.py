@@ -70,7 +70,7 @@ def lab(tmp_path_factory):
     """JupyterLab on a copy of the explorer's notebook, with settings and folders of its own."""
     top = tmp_path_factory.mktemp("lab")
     (top / "results").mkdir()
-    for file in ("13_explorer.ipynb", "results/bench_explorer.json"):
+    for file in ("28_explorer.ipynb", "results/bench_explorer.json"):
         shutil.copy2(ROOT / "nbs" / file, top / file)
     settings = top / "settings" / "@jupyterlab"
     for name, value in {
@@ -136,7 +136,7 @@ KERNEL = "return jupyterapp.shell.currentWidget.sessionContext.session.kernel.st
 def open_notebook(chrome, url, tries=4):
     """Open the notebook with an idle kernel; as a person would, load the page again where one never comes."""
     for _ in range(tries):
-        chrome.get(f"{url}/lab/tree/13_explorer.ipynb?reset")
+        chrome.get(f"{url}/lab/tree/28_explorer.ipynb?reset")
         wait = WebDriverWait(chrome, 75, 0.3, ignored_exceptions=[WebDriverException])
         with contextlib.suppress(TimeoutException):
             return wait.until(lambda c: c.execute_script(KERNEL) == "idle")
@@ -277,8 +277,8 @@ def test_report_from_disk_without_network(report, tmp_path, size):
 
 
 def test_register_sorts(tmp_path):
-    """The table of notebook 12 as the site shows it, with its script and the site's style."""
-    nb = json.loads((ROOT / "nbs" / "12_assumptions.ipynb").read_text(encoding="utf-8"))
+    """The table of notebook 27 as the site shows it, with its script and the site's style."""
+    nb = json.loads((ROOT / "nbs" / "27_assumptions.ipynb").read_text(encoding="utf-8"))
     shown = (
         "".join(o.get("data", {}).get("text/html", "")) for c in nb["cells"] for o in c.get("outputs", [])
     )

@@ -1,7 +1,7 @@
 """`mudenet train`, killed with SIGKILL from its first step to its last file, leaves the bytes of an
 undisturbed run.
 
-python tests/test_kill.py nbs/results/kill_test.json   # also writes the record that notebook 04a shows
+python tests/test_kill.py nbs/results/kill_test.json   # also writes the record that notebook 15 shows
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What the metrics refuse, beyond what notebook 08 shows: each message names what is wrong."""
+"""What the metrics refuse, beyond what notebook 17 shows: each message names what is wrong."""
 
 import numpy as np
 import pytest

@@ -55,10 +55,10 @@ def test_readme_marks_what_its_tables_show(tool):
 @pytest.mark.parametrize(
     "notebook, kind",
     [
-        ("07a_speed", "bench_train"),
-        ("09_evaluation", "evaluation"),
-        ("10b_findings", "ablation"),
-        ("13_explorer", "bench_explorer"),
+        ("22_speed", "bench_train"),
+        ("21b_evaluation", "evaluation"),
+        ("25b_findings", "ablation"),
+        ("28_explorer", "bench_explorer"),
     ],
 )
 def test_notebooks_that_show_doubtful_records_say_where_to_look(tool, notebook, kind):

@@ -4,7 +4,7 @@ settings, three seeds.
     python tests/test_quality.py                 # the embedded product line, about a quarter of an hour
     python tests/test_quality.py FOLDER          # a category's folder, the fast preset: float32 and bfloat16
 
-writes the record that notebook 07a shows: nbs/results/compute_quality.json or compute_quality-CATEGORY.json.
+writes the record that notebook 22 shows: nbs/results/compute_quality.json or compute_quality-CATEGORY.json.
 """
 
 import copy

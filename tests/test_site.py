@@ -288,21 +288,21 @@ def linked(file, *spans):
 
 def test_names_lead_where_they_are_meant_to(tmp_path):
     wanted = {
-        "fuse()": "07_inference.ipynb#fuse",
-        "Detector": "07_inference.ipynb#detector",
-        "Detector.raw": "07_inference.ipynb#detector.raw",
-        "Detector.load(path)": "07_inference.ipynb#detector",
-        "load_config(files=[path])": "01_config.ipynb#load_config",
-        "data.image_size": "01_config.ipynb#dataconfig",
-        'mudenet.explorer.explore("…")': "13_explorer.ipynb#explore",
-        "metrics.au_pro": "08_metrics.ipynb#au_pro",
-        "config.DataConfig.image_size": "01_config.ipynb#dataconfig",
-        "mudenet.metrics": "08_metrics.ipynb",
-        "results_table": "09_evaluation.ipynb#results_table",
+        "fuse()": "05_inference.ipynb#fuse",
+        "Detector": "05_inference.ipynb#detector",
+        "Detector.raw": "05_inference.ipynb#detector.raw",
+        "Detector.load(path)": "05_inference.ipynb#detector",
+        "load_config(files=[path])": "11_config.ipynb#load_config",
+        "data.image_size": "11_config.ipynb#dataconfig",
+        'mudenet.explorer.explore("…")': "28_explorer.ipynb#explore",
+        "metrics.au_pro": "17_metrics.ipynb#au_pro",
+        "config.DataConfig.image_size": "11_config.ipynb#dataconfig",
+        "mudenet.metrics": "17_metrics.ipynb",
+        "results_table": "21b_evaluation.ipynb#results_table",
     }
-    assert linked(tmp_path / "07_inference", *wanted) == {k: f"/nbs/{v}" for k, v in wanted.items()}
-    wanted = {"Run": "/nbs/09_experiments.ipynb#run", "plan()": "/nbs/09a_benchmark.ipynb#plan"}
-    assert linked(tmp_path / "09a_benchmark", *wanted) == wanted
+    assert linked(tmp_path / "05_inference", *wanted) == {k: f"/nbs/{v}" for k, v in wanted.items()}
+    wanted = {"Run": "/nbs/23_experiments.ipynb#run", "plan()": "/nbs/24_benchmark.ipynb#plan"}
+    assert linked(tmp_path / "24_benchmark", *wanted) == wanted
     # words that are folders, splits or values, and names that two modules have
     words = "box", "figure", "train", "plan()", "plan_table", "nothing_of_ours", "a b"
     assert linked(tmp_path / "A-031-resizing", *words) == dict.fromkeys(words)
@@ -360,7 +360,7 @@ def known():
     ]:
         if f.name != "_modidx.py":
             out |= set(re.findall(r"\w+", f.read_text(encoding="utf-8")))
-    for f in ROOT.glob("assumptions/A-*.md"):  # values that another package knows, checked by notebook 12
+    for f in ROOT.glob("assumptions/A-*.md"):  # values that another package knows, checked by notebook 27
         out |= set(re.findall(r"\w+", f.read_text(encoding="utf-8").split("---")[1]))
     for f in (NBS / "results").rglob("*.json"):  # runs are called by their records' names
         out |= set(re.findall(r"\w+", f.stem))

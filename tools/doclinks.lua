@@ -46,7 +46,7 @@ end
 
 load()
 local input = quarto and quarto.doc.input_file or PANDOC_STATE.input_files[1] or ""
-local here = input:lower():match("(%w+)%.%w+$") -- 07_inference.ipynb → inference
+local here = input:lower():match("(%w+)%.%w+$") -- 05_inference.ipynb → inference
 local in_register = input:match("assumptions/A%-%d+[^/]*$")
 
 -- The address of a bare name: this page's own, or that of the only module that has it.

@@ -5,7 +5,7 @@
 RUN: a run's folder whose images are at hand. Writes OUT, by default nbs/results/export_precision.json: every
 engine and precision with statistics measured again, against PyTorch in float32. With --kernels, which takes
 three times as long, also every choice of kernels that 8 bits could have, with statistics measured again and
-with those of float32: a study by labels of test images. What the package uses is fixed in notebook 15,
+with those of float32: a study by labels of test images. What the package uses is fixed in notebook 30,
 whatever comes out."""
 
 import argparse

@@ -152,7 +152,7 @@ def named(r: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-PEERS = """Beside PaDiM and PatchCore, written down in [peers](FOLDERnbs/14_peers.ipynb), with ResNet-18, on the same images and split, by the same metrics. They need the
+PEERS = """Beside PaDiM and PatchCore, written down in [peers](FOLDERnbs/26_peers.ipynb), with ResNet-18, on the same images and split, by the same metrics. They need the
 backbone at work and train nothing; seconds are one processor's, *kept* is what has to be remembered beside the backbone:"""
 
 

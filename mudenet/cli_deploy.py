@@ -290,7 +290,7 @@ def export_parser() -> Parser:
     to = "onnx: ONNX Runtime and others; openvino: .xml and .bin; pt2: torch.export."
     precision = "Of the networks; below float32, statistics and threshold are measured again, and the file "
     precision += "is refused where image AUROC or decisions change too much."
-    precisions = ["float32", "bfloat16", "int8"]
+    precisions = ["float32", "float16", "bfloat16", "int8"]
     out = "File to write; default: detector.onnx, detector-int8.xml … in the run's folder."
     force = "Write it though it is not faithful; its metadata then say so."
     parser = Parser(allow_abbrev=False, description=what)

@@ -389,7 +389,11 @@ def agreement(
     return found
 
 # %% ../nbs/30_export.ipynb #a1aeb5df
-PRECISIONS = dict(onnx=("float32", "int8"), openvino=("float32", "bfloat16", "int8"), pt2=("float32",))
+PRECISIONS = dict(
+    onnx=("float32", "float16", "int8"),
+    openvino=("float32", "float16", "bfloat16", "int8"),
+    pt2=("float32",),
+)
 
 
 def _pixels(
@@ -412,6 +416,40 @@ def recalibrated(
     calibrate(own, nominal, trained)
     del own.raw
     return own
+
+# %% ../nbs/30_export.ipynb #5b0e7c22
+def _halved_onnx(model: Any) -> Any:
+    "An ONNX model whose tables of three axes or more are kept in 16 bits and widened when it is opened."
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph, widened = model.graph, []
+    for table in graph.initializer:
+        if table.data_type != TensorProto.FLOAT or len(table.dims) < 3:
+            continue
+        name, half = table.name, numpy_helper.to_array(table).astype(np.float16)
+        table.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        widened.append(
+            helper.make_node("Cast", [table.name], [name], name=f"{name}.wide", to=TensorProto.FLOAT)
+        )
+    nodes = [*widened, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+# %% ../nbs/30_export.ipynb #5b0e7c26
+def _halved_openvino(model: Any) -> Any:
+    "An OpenVINO model whose tables of three axes or more have 16 bits and are widened when it is compiled."
+    import openvino as ov
+
+    for table in model.get_ordered_ops():
+        is_float = table.get_type_name() == "Constant" and table.get_element_type() == ov.Type.f32
+        if not is_float or len(table.get_output_shape(0)) < 3:
+            continue
+        half = ov.opset13.constant(table.get_data().astype(np.float16))
+        wide = ov.opset13.convert(half, "f32")
+        for reader in table.output(0).get_target_inputs():
+            reader.replace_source_output(wide.output(0))
+    return model
 
 # %% ../nbs/30_export.ipynb #6206d3a4
 @contextlib.contextmanager
@@ -501,6 +539,8 @@ def graph_of(
     if to == "pt2":
         return traced(Whole(detector, raw))
     model, kernel = onnx_model(detector, raw), max(detector.config.model.kernels)
+    if precision == "float16":
+        return _halved_onnx(model) if to == "onnx" else _halved_openvino(openvino_model(model))
     if to == "onnx":
         return _quantised_onnx(model, kernel, squares) if precision == "int8" else model
     graph = openvino_model(model)
@@ -676,7 +716,7 @@ def export_detector(
     detector: Detector,  # Calibrated
     path: str | Path,  # File to write; its suffix goes with `to`
     to: str = "onnx",  # "onnx", "openvino", "pt2"
-    precision: str = "float32",  # "float32"; "bfloat16" (openvino); "int8" (openvino, onnx)
+    precision: str = "float32",  # "float32"; "float16", "int8" (openvino, onnx); "bfloat16" (openvino)
     category: Category | None = None,  # The run's images: compared on, and below float32 calibrated on
     force: bool = False,  # Keep a file that is not faithful, marked as such in its metadata
 ) -> dict[str, Any]:  # What was compared, see `agreement` and `consequences`; faults: why it is not faithful

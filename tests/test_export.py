@@ -272,7 +272,7 @@ def test_a_file_that_disagrees_is_refused(detector, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- below float32
 
 
-LOWER = [("onnx", "int8"), ("openvino", "bfloat16"), ("openvino", "int8")]
+LOWER = [(to, p) for to, kinds in ex.PRECISIONS.items() for p in kinds if p != "float32"]
 
 
 def lower(to, precision):
@@ -302,6 +302,19 @@ def test_statistics_are_those_of_the_networks_as_they_run(to, precision, detecto
     # the answer has float32's digits, whatever the networks have
     assert len({float(np.float32(s)) for s in scores}) == len(scores)
     assert any(torch.tensor(s).bfloat16().float() != s for s in scores)
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_half_the_bits_are_half_the_file(to, detector, tmp_path):
+    need(to)
+
+    def size(precision):
+        path = tmp_path / f"{precision}{ex.SUFFIX[to]}"
+        graph = ex.graph_of(detector, to, precision, np.empty(0))
+        ex.write_graph(path, graph, ex.described(detector, to, precision))
+        return sum(f.stat().st_size for f in (path, path.with_suffix(".bin")) if f.is_file())
+
+    assert size("float16") < 0.6 * size("float32")
 
 
 def test_only_the_widest_kernels_have_8_bits(detector, line, tmp_path):

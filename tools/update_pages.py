@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"
 BEGIN, END = "<!-- results: written by tools/update_pages.py from nbs/results -->", "<!-- end of results -->"
 # fingerprint of images → what to know of them
-COPIES = {"f55fb396a8d201ea": "The images were copies of 256×256 pixels; the publisher's have 900×900."}
+COPIES = {"f55fb396a8d201ea": "the images were copies of 256×256 pixels; the publisher's have 900×900."}
 DATASETS = dict(
     synthetic="The embedded product line", mvtec_ad="MVTec AD", mvtec_loco="MVTec LOCO AD", visa="VisA"
 )
@@ -99,36 +99,13 @@ def schedule(r: Mapping[str, Any]) -> str:
     )
 
 
-def same_thing(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Runs grouped by data set, category and configuration; what is left apart in a group are seeds."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for r in records:
-        groups.setdefault((r["dataset"], r["category"], r["run"].rsplit("-s", 1)[0]), []).append(r)
-    return [groups[k] for k in sorted(groups, key=lambda k: (k[0] != "synthetic", k))]
+def of_the_demo() -> list[dict[str, Any]]:
+    """The records of `mudenet demo`."""
+    return [r for r in evaluations().values() if r["dataset"] == "synthetic"]
 
 
-def readme_section() -> str:
-    """A table for each thing that was run, kinds of defects apart on the product line."""
-    parts, known = [], history()
-    for group in same_thing(list(evaluations().values())):
-        first, seeds = group[0], ", ".join(str(r["config"]["seed"]) for r in group)
-        spread = f"mean ± deviation over seeds {seeds}" if len(group) > 1 else f"seed {seeds}"
-        if first["dataset"] == "synthetic":
-            parts.append(f"`mudenet demo` on its own product line ({first['note']}); {spread}:")
-        else:
-            name = DATASETS.get(first["dataset"], first["dataset"])
-            copies = f" {COPIES[first['data']]}" if first["data"] in COPIES else ""
-            parts.append(f"{name} {first['category']}: {first['note'] or schedule(first)}; {spread}.{copies}")
-        parts.append(results_table(group, kinds=first["dataset"] == "synthetic"))
-        if doubts := {d: None for r in group if (d := provenance(r, known))}:
-            parts.append(f"Provenance: {'; '.join(doubts)}.")
-    return "\n\n".join([*parts, PEERS.replace("FOLDER", ""), beside_peers()])
-
-
-def beside_peers() -> str:
-    """PaDiM and PatchCore beside the detectors that were run on the same images at the same size; what they
-    cost.
-    """
+def on_equal_terms() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records of neighbours, and ours of the same images at the same size."""
     found = list(read_records(RESULTS, "peer").values())
 
     def of(r: Mapping[str, Any]) -> tuple[str, int]:
@@ -136,10 +113,35 @@ def beside_peers() -> str:
 
     ours = [r for r in evaluations().values() if of(r) in set(map(of, found))]
     sizes = set(map(of, ours))
-    theirs = [r for r in found if of(r) in sizes and "mudenet" not in r["run"]]
-    return "\n\n".join(
-        [results_table([*theirs, *map(named, ours)]), cost_table(r for r in found if of(r) in sizes)]
-    )
+    return [r for r in found if of(r) in sizes], ours
+
+
+def readme_section() -> str:
+    """The demonstration with its kinds of defects apart, and what was run on real images beside its neighbours.
+
+    All other runs are on the results page.
+    """
+    demo, (_, ours) = of_the_demo(), on_equal_terms()
+    seeds = ", ".join(str(r["config"]["seed"]) for r in demo)
+    said = f"`mudenet demo` on its own product line ({demo[0]['note']}); mean ± deviation over seeds {seeds}:"
+    copies = [f"*{r['category']}*: {COPIES[r['data']]}" for r in ours if r["data"] in COPIES]
+    tables = results_table(demo, kinds=True), PEERS.replace("FOLDER", ""), beside_peers()
+    return "\n\n".join([said, *tables, *dict.fromkeys(copies)])
+
+
+def beside_peers() -> str:
+    """PaDiM and PatchCore beside our detectors, and what they cost."""
+    theirs, ours = on_equal_terms()
+    methods = [r for r in theirs if "mudenet" not in r["run"]]
+    tables = results_table([*methods, *map(named, ours)]), cost_table(theirs)
+    return "\n\n".join([*tables, *doubtful([*theirs, *ours])])
+
+
+def doubtful(records: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each record that cannot be made again exactly."""
+    known = history()
+    doubts = ((r, provenance(r, known)) for r in records)
+    return [f"Provenance of {r['run']} on *{r['category']}*: {d}." for r, d in doubts if d]
 
 
 def named(r: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def one_run(file: Path, r: Mapping[str, Any], known: set[str]) -> str:
     return f"""### {file.stem}
 
 {DATASETS.get(r["dataset"], r["dataset"])}, {r["category"]}, seed {r["config"]["seed"]}, run `{r["run"]}`.
-{r["note"] or schedule(r)}. {COPIES.get(r["data"], "")}
+{r["note"] or schedule(r)}{"; " + COPIES[r["data"]] if r["data"] in COPIES else "."}
 
 {metrics_table(r)}
 

@@ -312,7 +312,7 @@ def test_half_the_bits_are_half_the_file(to, detector, tmp_path):
         path = tmp_path / f"{precision}{ex.SUFFIX[to]}"
         graph = ex.graph_of(detector, to, precision, np.empty(0))
         ex.write_graph(path, graph, ex.described(detector, to, precision))
-        return sum(f.stat().st_size for f in (path, path.with_suffix(".bin")) if f.is_file())
+        return (path.with_suffix(".bin") if to == "openvino" else path).stat().st_size
 
     assert size("float16") < 0.6 * size("float32")
 

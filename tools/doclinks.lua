@@ -3,6 +3,7 @@
 -- A plain lower-case word is a name only with parentheses: `train` may be a folder, a split or a register value.
 -- Quarto renders no README.md: beside each stands an index.qmd that includes it, and links lead there.
 -- An entry of the register begins with what its front matter says.
+-- An equation has its number at the right, which MathML leaves out; it and a table scroll where they are wider than the page.
 local root = quarto and quarto.project.directory or "."
 local names, homes, modules = {}, {}, {} -- dotted name → address; bare name → { module → address }; module → notebook
 
@@ -130,6 +131,18 @@ local linked = {
   Str = function(el) return record(el.text) end,
 }
 
+local function displayed(el)
+  if el.mathtype ~= "DisplayMath" then return end
+  local text, number = el.text:match("^(.-)%s*\\tag(%b{})%s*$")
+  el.text = text or el.text
+  local label = number and pandoc.Span({ pandoc.Str("(" .. number:sub(2, -2) .. ")") }, { class = "number" })
+  return pandoc.Span({ el, label }, { class = "equation" })
+end
+
+local function boxed(el)
+  return pandoc.Div({ el }, { class = "table-box" })
+end
+
 return {
   {
     Pandoc = function(doc)
@@ -138,4 +151,5 @@ return {
     end,
   },
   linked,
+  { Math = displayed, Table = boxed },
 }

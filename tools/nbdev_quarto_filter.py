@@ -66,7 +66,8 @@ def split_title(nb):
 def tidy_outputs(nb):
     """No widgets, for a page has no kernel: what an output shows beside one stays.
 
-    A record named alone in HTML becomes a link.
+    A record named alone in HTML becomes a link. HTML goes through Markdown as a raw block, for where an
+    output is of the kind HTML, Quarto lets the page load jQuery and require.js from another host.
     """
     nb.metadata.pop("widgets", None)
     for cell in nb.cells:
@@ -74,7 +75,8 @@ def tidy_outputs(nb):
             data.pop(VIEW, None)
             if "text/html" in data:
                 path = r"(?<=>)nbs/([\w./-]+\.(?:json|ipynb))(?=<)"
-                data["text/html"] = re.sub(path, r'<a href="\1">nbs/\1</a>', "".join(data["text/html"]))
+                html = re.sub(path, r'<a href="\1">nbs/\1</a>', "".join(data.pop("text/html")))
+                data["text/markdown"] = f"`````{{=html}}\n{html}\n`````"
 
 
 # ---------------------------------------------------------------- code and the headings of what it defines

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -51,23 +52,18 @@ class ResidualBlock(nn.Module):
         padding: Literal["zeros", "reflect", "replicate"] = "zeros",  # Beyond the border
     ):
         super().__init__()
-        norm = order != "no_bn"
-
-        def conv():
-            same = (kernel - 1) // 2
-            return nn.Conv2d(width, width, kernel, padding=same, bias=not norm, padding_mode=padding)
-
-        def bn():
-            return nn.BatchNorm2d(width) if norm else nn.Identity()
-
+        norm, same = order != "no_bn", (kernel - 1) // 2
+        conv = partial(nn.Conv2d, width, width, kernel, padding=same, bias=not norm, padding_mode=padding)
+        bn: Callable[[], nn.Module] = partial(nn.BatchNorm2d, width) if norm else nn.Identity
+        relu = partial(nn.ReLU, inplace=True)
         if order == "pre":
-            body = [bn(), nn.ReLU(inplace=True), conv(), bn(), nn.ReLU(inplace=True), conv()]
+            body = [bn(), relu(), conv(), bn(), relu(), conv()]
         else:
-            body = [conv(), bn(), nn.ReLU(inplace=True), conv(), bn()]
+            body = [conv(), bn(), relu(), conv(), bn()]
         if order == "no_last_relu":
-            body.append(nn.ReLU(inplace=True))
+            body.append(relu())
         self.body = nn.Sequential(*body)
-        self.last = nn.ReLU(inplace=True) if order in ("post", "no_bn") else nn.Identity()
+        self.last = relu() if order in ("post", "no_bn") else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(x + self.body(x))
@@ -192,6 +188,15 @@ class Embeddings(NamedTuple):
     autoencoder: tuple[Tensor, ...]  # X_A^l, equation 4
     logical: tuple[Tensor, ...]  # X_S2^l, equation 6
 
+# %% ../nbs/01_architecture.ipynb #01-architecture-301
+_N = TypeVar("_N", bound=nn.Module)
+
+
+def _drawn(make: Callable[[], _N], seed: int, name: str) -> _N:
+    "A network whose weights come from a stream of random numbers of its own."
+    with seeded(seed, "weights", name):
+        return make()
+
 # %% ../nbs/01_architecture.ipynb #01-architecture-30
 class MuDeNet(nn.Module):
     "Teacher T (frozen), structural student S1, autoencoder A, logical student S2."
@@ -205,20 +210,15 @@ class MuDeNet(nn.Module):
         super().__init__()
         config = config or ModelConfig()
         self.config, self.image_size = config, image_size
-        with seeded(seed, "weights", "T"):
-            self.teacher = DescriptorNetwork(config)
-        with seeded(seed, "weights", "S1"):
-            self.structural = DescriptorNetwork(config)
-        with seeded(seed, "weights", "A"):
-            self.autoencoder = Autoencoder(config, image_size)
-        with seeded(seed, "weights", "S2"):
-            self.logical = DescriptorNetwork(config)
+        network = partial(DescriptorNetwork, config)
+        self.teacher = _drawn(network, seed, "T")
+        self.structural = _drawn(network, seed, "S1")
+        self.autoencoder = _drawn(partial(Autoencoder, config, image_size), seed, "A")
+        self.logical = _drawn(network, seed, "S2")
         self.teacher.requires_grad_(False)
         self.centre: Tensor | None
-        levels, side = len(config.depths), image_size // 2
-        self.register_buffer(
-            "centre", torch.zeros(levels, config.channels, side, side) if config.centre == "place" else None
-        )
+        shape = len(config.depths), config.channels, image_size // 2, image_size // 2
+        self.register_buffer("centre", torch.zeros(shape) if config.centre == "place" else None)
         self.train()
 
     def train(self, mode: bool = True) -> MuDeNet:

@@ -112,6 +112,16 @@ def _wrong_tensor(name: str, v: Tensor, want: Tensor) -> str:
         return "holds negative variances"
     return ""
 
+# %% ../nbs/03_distillation.ipynb #03-distillation-0510
+def _ways_out(name: str, weights: str, url: str, e: Exception) -> str:
+    "What to do where there is no network, or no way through it."
+    return (
+        f"the weights {weights} of {name} could not be downloaded ({e}). Three ways out: (1) --teacher "
+        "general takes the teacher that comes with the package and needs no backbone; (2) run once "
+        "where there is a network: torchvision then keeps the weights in its cache; (3) get the file "
+        f"from {url} by other means and give its path: --backbone.weights PATH (.pth or .safetensors)."
+    )
+
 # %% ../nbs/03_distillation.ipynb #03-distillation-06
 def _download(name: str, weights: str) -> Mapping[str, Tensor]:
     "torchvision's weights of that name, from its cache or the network. Raises `WeightsError`."
@@ -129,15 +139,6 @@ def _download(name: str, weights: str) -> Mapping[str, Tensor]:
         raise WeightsError(_ways_out(name, weights, known[weights].url, e)) from None
     finally:
         socket.setdefaulttimeout(waits)
-
-
-def _ways_out(name: str, weights: str, url: str, e: Exception) -> str:
-    return (
-        f"the weights {weights} of {name} could not be downloaded ({e}). Three ways out: (1) --teacher "
-        "general takes the teacher that comes with the package and needs no backbone; (2) run once "
-        "where there is a network: torchvision then keeps the weights in its cache; (3) get the file "
-        f"from {url} by other means and give its path: --backbone.weights PATH (.pth or .safetensors)."
-    )
 
 # %% ../nbs/03_distillation.ipynb #03-distillation-070
 def _width(layer: Any) -> int:
@@ -211,6 +212,11 @@ def _components(
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     return rows * largest.sign() * (channels / kept.sum()).sqrt()
 
+# %% ../nbs/03_distillation.ipynb #03-distillation-180
+def _chosen(K: int, channels: int, seed: int) -> Tensor:
+    "C of K channels, drawn without repetition, in ascending order (A-026)."
+    return torch.randperm(K, generator=generator(seed, "channels"))[:channels].sort().values
+
 # %% ../nbs/03_distillation.ipynb #03-distillation-19
 class Target(nn.Module):
     "The map that every level of T should give: C standardised backbone channels, equations 13 to 15."
@@ -234,10 +240,9 @@ class Target(nn.Module):
                 f"model.channels={channels} is more than the {backbone.channels} channels of the backbone."
             )
         self.backbone, self.zscore, self.reduction = backbone, zscore, reduction
-        drawn = torch.arange(backbone.channels)
-        if reduction == "draw":
-            drawn = torch.randperm(backbone.channels, generator=generator(seed, "channels"))[:channels]
-        self.register_buffer("drawn", drawn.sort().values)
+        K = backbone.channels
+        drawn = _chosen(K, channels, seed) if reduction == "draw" else torch.arange(K)
+        self.register_buffer("drawn", drawn)
         self.register_buffer("mean", torch.zeros(len(drawn), 1, 1))
         self.register_buffer("std", torch.ones(len(drawn), 1, 1))
         self.register_buffer("basis", torch.zeros(channels, len(drawn), 1, 1))  # of pca alone
@@ -504,6 +509,28 @@ def distill(
         _measure_batchnorm(teacher, own, c.batch_size, device)
     return teacher.eval()
 
+# %% ../nbs/03_distillation.ipynb #03-distillation-9bd2e41
+def _shares(lost: Tensor, there: Tensor) -> list[float]:
+    "The share of each level, from sums of squares (L, channels)."
+    return [round(float(v), 4) for v in 1 - lost.sum(1) / there.sum(1)]
+
+
+def _squares(levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    "Sums of squares (2, L, channels) over images and places: what each level gets wrong, and what there is."
+    lost = torch.stack([(goal - m).double().square().sum((0, 2, 3)) for goal, m in levels])
+    there = torch.stack([goal.double().square().sum((0, 2, 3)) for goal, _ in levels])
+    return torch.stack([lost, there]).cpu()
+
+# %% ../nbs/03_distillation.ipynb #03-distillation-9bd2e43
+def _goals(
+    teacher: DescriptorNetwork, target: Target, batch: Tensor, config: DistillConfig
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    "For each level E and T's map, on one grid; and likewise the backbone's channels that E is made from."
+    x = normalize(batch.to(target.drawn.device))
+    channels, maps = target.standardised(x), teacher(x)
+    pairs = [match_grid(target.reduced(channels), m, config) for m in maps]
+    return dict(all=pairs, layers=[match_grid(channels, target.expanded(m), config) for m in maps])
+
 # %% ../nbs/03_distillation.ipynb #03-distillation-9bd2e40
 @torch.no_grad()
 def explained(
@@ -517,23 +544,13 @@ def explained(
     source = torch.bucketize(target.drawn.cpu(), edges, right=True)  # 0, 1, 2 for each channel
     sums: dict[str, Tensor] = {}
     for batch in images:
-        x = normalize(batch.to(target.drawn.device))
-        channels, maps = target.standardised(x), teacher(x)
-        pairs = [match_grid(target.reduced(channels), m, config) for m in maps]
-        layers = [match_grid(channels, target.expanded(m), config) for m in maps]
-        for name, of in dict(all=pairs, layers=layers).items():
-            lost = torch.stack([(t - m).double().square().sum((0, 2, 3)) for t, m in of])
-            there = torch.stack([t.double().square().sum((0, 2, 3)) for t, _ in of])
-            sums[name] = sums.get(name, torch.zeros(())) + torch.stack([lost, there]).cpu()
+        for name, of in _goals(teacher, target, batch, config).items():
+            sums[name] = sums.get(name, torch.zeros(())) + _squares(of)
     shares = dict(all=_shares(*sums["all"]))
     for i in range(len(edges)):
         if bool((source == i).any()):
             shares[f"layer{i + 1}"] = _shares(*sums["layers"][:, :, source == i])
     return shares
-
-
-def _shares(lost: Tensor, there: Tensor) -> list[float]:
-    return [round(float(v), 4) for v in 1 - lost.sum(1) / there.sum(1)]
 
 # %% ../nbs/03_distillation.ipynb #03-distillation-9bd2e4
 @torch.no_grad()

@@ -154,6 +154,16 @@ def _drawn_from(
         sets["au_spro"] = (maps, channels, {**_SPRO, **rules})
     return sets
 
+# %% ../nbs/21b_evaluation.ipynb #b674aaf6
+def _interval(
+    name: str, cases: Sequence[Case], sets: Mapping[str, tuple[Any, Any, dict[str, Any]]], resamples: int
+) -> Interval:
+    "Of one metric. Raises `DataError` where it has none."
+    if name == "image_auroc":
+        return auroc_interval([c.score for c in cases], [c.item.label for c in cases])
+    x, truth, more = sets[name]
+    return bootstrap(name, x, truth, resamples=resamples, **more)
+
 # %% ../nbs/21b_evaluation.ipynb #b674aaf7
 def intervals(
     cases: Sequence[Case],  # Every test image
@@ -164,16 +174,10 @@ def intervals(
     "95 % intervals over the test images: Newcombe's for image AUROC, the others by bootstrap."
     sets = _drawn_from(cases, category, config)
 
-    def interval(name: str) -> Interval:
-        if name == "image_auroc":
-            return auroc_interval([c.score for c in cases], [c.item.label for c in cases])
-        x, truth, more = sets[name]
-        return bootstrap(name, x, truth, resamples=resamples, **more)
-
     out: dict[str, Any] = {}
     for name in ("image_auroc", *sets):
         try:
-            found = interval(name)
+            found = _interval(name, cases, sets, resamples)
         except DataError as e:
             log.info("no interval for %s: %s", name, e)
             continue
@@ -274,30 +278,44 @@ def image_row(
         strongest=c.strongest,
     )
 
+# %% ../nbs/21b_evaluation.ipynb #ad12af08
+def _of_run(detector: Detector, job: Job, note: str, run: str | None) -> dict[str, Any]:
+    "What was evaluated, and from what it was made."
+    return dict(
+        dataset=job.config.dataset,
+        category=job.category.name,
+        run=run or job.folder.name,
+        note=note,
+        config=portable(job.config),
+        teacher=detector.about.get("teacher"),
+        made=_made(job, detector),
+        data=fingerprint(job.category.files, job.category.root),
+        splits=summary(job.category),
+    )
+
+# %% ../nbs/21b_evaluation.ipynb #ad12af06
+def _of_detector(detector: Detector) -> dict[str, Any]:
+    "Its threshold and what is known of that, its health, and a digest of all its numbers."
+    return dict(
+        threshold=float(detector.threshold),
+        calibration=detector.calibration or None,
+        health=detector.about.get("health"),
+        held_out=detector.held_out,
+        detector=digest(detector.state_dict()),
+    )
+
 # %% ../nbs/21b_evaluation.ipynb #ad12af09
 def _record_of(
     detector: Detector, job: Job, cases: Sequence[Case], note: str, run: str | None
 ) -> dict[str, Any]:
     "Everything that is known of an evaluation."
-    config, category, threshold = job.config, job.category, float(detector.threshold)
+    category, threshold = job.category, float(detector.threshold)
     return new_record(
         "evaluation",
-        dataset=config.dataset,
-        category=category.name,
-        run=run or job.folder.name,
-        note=note,
-        config=portable(config),
-        teacher=detector.about.get("teacher"),
-        made=_made(job, detector),
-        data=fingerprint(category.files, category.root),
-        splits=summary(category),
-        threshold=threshold,
-        calibration=detector.calibration or None,
-        health=detector.about.get("health"),
-        held_out=detector.held_out,
-        detector=digest(detector.state_dict()),
-        results=measure(cases, category, config),
-        intervals=intervals(cases, category, config),
+        **_of_run(detector, job, note, run),
+        **_of_detector(detector),
+        results=measure(cases, category, job.config),
+        intervals=intervals(cases, category, job.config),
         scores=[image_row(c, category, threshold) for c in cases],
     )
 
@@ -395,6 +413,15 @@ def _mean_text(values: Sequence[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
 
+# %% ../nbs/21b_evaluation.ipynb #cf3d166d
+def _titles(names: Sequence[str], scoring: Mapping[str, Any]) -> list[str]:
+    "What the columns are called, which also depends on the limit and on what stands beside them."
+    limit = scoring.get("evaluation.pro_limit", "")
+    titles = dict(SHOWN, au_pro=f"AU-PRO {limit}".strip(), au_spro="AU-sPRO 0.05")
+    if "image_auroc_mean" in names:
+        titles["image_auroc"] = "image AUROC, all kinds"
+    return [titles[n] for n in names]
+
 # %% ../nbs/21b_evaluation.ipynb #cf3d166e
 def results_table(
     records: Iterable[Mapping[str, Any]],  # Of `evaluate`
@@ -407,15 +434,11 @@ def results_table(
     """
     scoring = _common_scoring(records := list(records))
     groups = _by_configuration(records, names, kinds)
-    limit = scoring.get("evaluation.pro_limit", "")
-    titles = dict(SHOWN, au_pro=f"AU-PRO {limit}".strip(), au_spro="AU-sPRO 0.05")
     names = [n for n in names if any(n in found for seeds in groups.values() for found in seeds)]
-    if "image_auroc_mean" in names:
-        titles["image_auroc"] = "image AUROC, all kinds"
 
     def row(key: tuple[str, ...], seeds: Sequence[Mapping[str, float]]) -> list[Any]:
         return [*key, len(seeds), *(_mean_text([found[n] for found in seeds if n in found]) for n in names)]
 
-    head = ["data set", "category", "run", "test images", "seeds", *(titles[n] for n in names)]
+    head = ["data set", "category", "run", "test images", "seeds", *_titles(names, scoring)]
     rows = [row(key, seeds) for key, seeds in sorted(groups.items())]
     return markdown_table(head, rows, "llll" + "r" * (1 + len(names)))

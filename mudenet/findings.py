@@ -15,6 +15,7 @@ __all__ = ['Correlations', 'ablation_table', 'kinds_table', 'losses_table', 'sco
 
 # %% ../nbs/25b_findings.ipynb #4372cce1
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -103,7 +104,7 @@ def scope(
         f"stage 2 {length('train')}."
     )
 
-
+# %% ../nbs/25b_findings.ipynb #25-ablations-252f93
 def looked_at(
     records: Iterable[Mapping[str, Any]],  # Of `ablate`
 ) -> int:
@@ -142,6 +143,13 @@ def findings(
         )
     return "\n".join([*lines, " ".join(["-", *last, record["note"]])])
 
+# %% ../nbs/25b_findings.ipynb #25-ablations-4c35bc
+def _forest_row(ax: Axes, y: int, d: Mapping[str, Any]) -> None:
+    "The interval as a line, each seed as a dot, the mean as a diamond."
+    ax.plot([d["low"], d["high"]], [y, y], color="C0", lw=2, solid_capstyle="butt")
+    ax.plot(d["seeds"], [y] * len(d["seeds"]), "o", color="k", ms=3, alpha=0.6)
+    ax.plot(d["mean"], y, "D", color="C0", ms=6)
+
 # %% ../nbs/25b_findings.ipynb #25-ablations-4c35bd
 def forest(
     record: Mapping[str, Any],  # Of `ablate`
@@ -152,10 +160,7 @@ def forest(
     for ax, m in zip(np.atleast_1d(fig.subplots(1, len(names), sharey=True)), names):
         ax.axvline(0, color="0.6", lw=1)
         for y, v in enumerate(others):
-            d = record["differences"][v][m]
-            ax.plot([d["low"], d["high"]], [y, y], color="C0", lw=2, solid_capstyle="butt")
-            ax.plot(d["seeds"], [y] * len(d["seeds"]), "o", color="k", ms=3, alpha=0.6)
-            ax.plot(d["mean"], y, "D", color="C0", ms=6)
+            _forest_row(ax, y, record["differences"][v][m])
         ax.set(xlabel=f"Δ {SHOWN[m]}", ylim=(max(1, len(others)) - 0.5, -0.5))
         ax.set_yticks(range(len(others)), others)
         ax.locator_params(axis="x", nbins=5)

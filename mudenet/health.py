@@ -123,7 +123,7 @@ def _learned_advice(found: Health, trained: bool) -> list[str]:
         )
     return out
 
-# %% ../nbs/20a_health.ipynb #e2654df1
+# %% ../nbs/20a_health.ipynb #e2654df0
 def _score_advice(found: Health) -> list[str]:
     "What the held-out scores say of the threshold that comes from them."
     out = []
@@ -142,7 +142,7 @@ def _score_advice(found: Health) -> list[str]:
         )
     return out
 
-
+# %% ../nbs/20a_health.ipynb #e2654df1
 def advice(
     found: Health,  # Of `health`
     trained: bool,  # Whether any step was taken

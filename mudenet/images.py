@@ -338,6 +338,10 @@ def resize_image(
 
 # %% ../nbs/12_images.ipynb #cd4ba6340
 Inputs = str | Path | bytes | bytearray | memoryview | BinaryIO | np.ndarray | Image.Image | Iterable[Any]
+_WHAT_COMES_IN = (
+    "Give a file, a folder, the bytes of a file, a Pillow image, a uint8 array (H, W, 3) in RGB, or a list "
+    "of them. Normalised tensors are for the detector itself."
+)
 
 
 def _array(image: np.ndarray, name: str) -> np.ndarray:
@@ -347,7 +351,7 @@ def _array(image: np.ndarray, name: str) -> np.ndarray:
         raise DataError(f"{name}: {needed}, not {image.dtype} {image.shape}.")
     return image
 
-
+# %% ../nbs/12_images.ipynb #cd4ba6341
 def _pixels(one: Any, name: str, white: int | None = None) -> np.ndarray | None:
     "An image that is in memory or in an open file, or none where it is no such thing."
     if isinstance(one, Image.Image):
@@ -390,11 +394,7 @@ def named_images(
         for i, one in enumerate(inputs):
             yield from named_images(one, without, str(i), white)
     else:
-        raise DataError(
-            f"input {name} is of type {type(inputs).__name__}. Give a file, a folder, the bytes of a file, "
-            "a Pillow image, a uint8 array (H, W, 3) in RGB, or a list of them. Normalised tensors are for "
-            "the detector itself."
-        )
+        raise DataError(f"input {name} is of type {type(inputs).__name__}. {_WHAT_COMES_IN}")
 
 # %% ../nbs/12_images.ipynb #d3a0d93f
 def batches(

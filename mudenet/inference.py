@@ -478,6 +478,23 @@ def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:
     out, area = detector.finish(raw.to(detector.device)), detector.min_area
     return out.score.cpu(), torch.tensor([survival(m, area) for m in out.map.float().cpu().numpy()])
 
+# %% ../nbs/05_inference.ipynb #05-inference-20b
+def _check_images(c: InferenceConfig, images: Tensor, trained: Tensor | None) -> None:
+    "Raise `DataError` where images that calibration needs are not there."
+    if len(images) == 0:
+        raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
+    if c.needs_trained and trained is None:
+        raise DataError(f"inference.{c.asks_for_trained}: calibration needs the training images too.")
+
+
+def _settle_first(detector: Detector, scores: Tensor, survived: Tensor) -> None:
+    "Both thresholds as the configuration asks for them, the first of a new history."
+    c = detector.config.inference
+    detector.calibrations = []
+    how = "quantile" if c.false_alarms is None else "rate"
+    threshold, pixels = label_threshold(scores, c), label_threshold(survived, c)
+    settle(detector, scores, threshold, how, pixels, asked=c.false_alarms, apart=apart(detector))
+
 # %% ../nbs/05_inference.ipynb #05-inference-21
 @torch.inference_mode()
 def calibrate(
@@ -487,11 +504,7 @@ def calibrate(
 ) -> Tensor:  # The scores of `images`, (N,)
     "Statistics (equation 11), and from `images` both thresholds (A-029, A-051)."
     c = detector.config.inference
-    if len(images) == 0:
-        raise DataError("calibration needs nominal validation images, there are none (see data.holdout).")
-    if c.needs_trained and trained is None:
-        raise DataError(f"inference.{c.asks_for_trained}: calibration needs the training images too.")
-
+    _check_images(c, images, trained)
     detector.modes = _measured_modes(detector, trained) if trained is not None else None
     raw = _measured(detector, images)
     nominal = _measured(detector, trained) if trained is not None and c.statistics_images == "train" else raw
@@ -500,10 +513,7 @@ def calibrate(
     detector.places = _measured_places(detector, trained) if trained is not None else None
 
     scores, survived = (torch.cat(v) for v in zip(*(_judged(detector, r) for r in raw)))
-    detector.calibrations = []
-    how = "quantile" if c.false_alarms is None else "rate"
-    threshold, pixels = label_threshold(scores, c), label_threshold(survived, c)
-    settle(detector, scores, threshold, how, pixels, asked=c.false_alarms, apart=apart(detector))
+    _settle_first(detector, scores, survived)
     return scores
 
 # %% ../nbs/05_inference.ipynb #daff3abd

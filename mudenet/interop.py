@@ -81,6 +81,11 @@ class Scores(nn.Module):
         out = self.detector(images)
         return self.answer(pred_score=out.score.float(), anomaly_map=out.map.float()[:, None])
 
+# %% ../nbs/32b_interop.ipynb #66c3c031
+def _fresh(c: Config, answer: Any) -> Scores:
+    "What a model begins with: networks as they were drawn, without statistics."
+    return Scores(Detector(architecture.MuDeNet(c.model, c.data.image_size, c.seed), c), answer)
+
 # %% ../nbs/32b_interop.ipynb #32b-interop-090
 class Learning:
     "What Lightning calls while a model is fitted."
@@ -146,8 +151,7 @@ def _model_class() -> Any:
             own = dict(pre_processor=self.configure_pre_processor((size, size)), visualizer=False)
             super().__init__(**{**own, **parts})
             self.hparams.config = to_dict(self.settings)  # plain values: PyTorch reads no classes back
-            networks = architecture.MuDeNet(self.settings.model, size, self.settings.seed)
-            self.model = Scores(Detector(networks, self.settings), InferenceBatch)
+            self.model = _fresh(self.settings, InferenceBatch)
             self.seen = torch.empty(0)
 
         detector = property(lambda self: self.model.detector)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -209,14 +209,25 @@ def _formulas(limit: float) -> dict[str, Callable[[Ranks], Any]]:
     )
 
 # %% ../nbs/17b_intervals.ipynb #07dca732
-def _maps_or_scores(metric: str, x: Any, truth: Any) -> _Set:
-    "What a metric takes, except au_spro, as a `_Set`."
+def _as_set(
+    metric: str,
+    x: Any,
+    truth: Any,
+    defects_config: Sequence[Mapping[str, Any]] = (),
+    kinds: Sequence[str] | None = None,
+) -> _Set:
+    "What a metric takes, as a `_Set`."
+    if metric == "au_spro":
+        return _spro_set(x, truth, defects_config, kinds)
     if metric == "image_auroc_mean":
         groups = kind_groups(truth)
         return _image_set(x, groups > 0, groups.tolist())
     return (_image_set if metric.startswith("image") else _pixel_set)(x, truth)
 
 # %% ../nbs/17b_intervals.ipynb #17-metrics-81-20
+_Parts = Sequence[tuple[int, ...]]  # groups whose metric is taken, and then the mean
+
+
 def _parts(metric: str, s: _Set, kinds: bool, split: str) -> list[tuple[int, ...]]:
     "The groups whose metric is taken, two of them for the mean."
     if metric == "image_auroc_mean":
@@ -235,7 +246,7 @@ def _parts(metric: str, s: _Set, kinds: bool, split: str) -> list[tuple[int, ...
 def _draws(
     metric: str,
     s: _Set,
-    parts: Sequence[tuple[int, ...]],
+    parts: _Parts,
     limit: float,
     times: np.ndarray,
     bins: int,
@@ -246,60 +257,6 @@ def _draws(
     regions = np.array([p[2] for p in s.points])
     exact = np.mean([float(formula(t.ranks(g))) for g in parts])
     return exact, np.mean([_drawn(h, regions, times * np.isin(groups, g), formula) for g in parts], 0)
-
-# %% ../nbs/17b_intervals.ipynb #17-metrics-82
-def bootstrap(
-    metric: str,  # A name of `VERSIONS`
-    scores: Any,  # Image scores (N,), or N maps, as the metric takes them
-    truth: Any,  # Labels (N,), kinds of images (image_auroc_mean), masks, or channels (au_spro)
-    *,
-    other: Any = None,  # Of a second detector on the same images: the interval of first − second
-    limit: float = 0.3,  # FPR limit of au_pro and au_spro
-    defects_config: Sequence[Mapping[str, Any]] = (),  # For au_spro
-    kinds: Sequence[str] | None = None,  # For au_spro
-    split: str = "all",  # For au_spro: all, one of KINDS, or mean
-    resamples: int = 1000,  # Draws, 100 or more
-    level: float = 0.95,  # Of the interval, in (0, 1)
-    seed: int = 0,  # The same seed draws the same images for every metric
-    bins: int = BINS,  # Score bins of a pixel metric, 64 or more
-) -> Interval:
-    "Percentile bootstrap over images, two or more of each kind. For image AUROC see also `auroc_interval`."
-    _drawable(metric, resamples, bins)
-    _level(level)
-
-    def as_set(x: Any) -> _Set:
-        if metric == "au_spro":
-            return _spro_set(x, truth, defects_config, kinds)
-        return _maps_or_scores(metric, x, truth)
-
-    sets = [as_set(x) for x in (scores, other) if x is not None]
-    parts = _parts(metric, sets[0], kinds is not None, split)
-    bad, good = _kinds_of_images(sets[0], parts, metric)
-    times = _times(len(sets[0].free), resamples, seed)
-    found = [_draws(metric, s, parts, _fpr_limit(limit), times, bins) for s in sets]
-    exact, drawn = (found[0][k] - found[1][k] if len(found) > 1 else found[0][k] for k in (0, 1))
-    defined = drawn[1:][np.isfinite(drawn[1:])]
-    if defined.size < resamples / 2:
-        raise DataError(
-            f"{metric}: {resamples - defined.size} of {resamples} draws are undefined; "
-            "there are too few images."
-        )
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    few = bad < FEW or (good if metric.startswith("image") else good + bad) < FEW
-    return Interval(
-        metric=metric,
-        method=BOOTSTRAP,
-        value=float(exact),
-        low=float(low),
-        high=float(high),
-        level=level,
-        nominal=good,
-        anomalous=bad,
-        resamples=resamples,
-        few=few,
-        undefined=resamples - defined.size,
-        bin_error=float(abs(drawn[0] - exact)),
-    )
 
 # %% ../nbs/17b_intervals.ipynb #17-metrics-82-20
 def _drawable(metric: str, resamples: int, bins: int) -> None:
@@ -322,7 +279,7 @@ def _times(n: int, resamples: int, seed: int) -> np.ndarray:  # (1 + resamples, 
     )
 
 
-def _kinds_of_images(s: _Set, parts: Sequence[tuple[int, ...]], metric: str) -> tuple[int, int]:
+def _kinds_of_images(s: _Set, parts: _Parts, metric: str) -> tuple[int, int]:
     "Anomalous and nominal images of the smallest split. Raises `DataError` where no draw could differ."
     groups, regions = np.asarray(s.groups), np.array([p[2] for p in s.points])
     bad = min(int((regions[np.isin(groups, g)] > 0).sum()) for g in parts)
@@ -333,6 +290,84 @@ def _kinds_of_images(s: _Set, parts: Sequence[tuple[int, ...]], metric: str) -> 
             f"needed, and below {FEW} an interval is marked as based on few."
         )
     return bad, good
+
+# %% ../nbs/17b_intervals.ipynb #17-metrics-82-3
+class _Drawing(NamedTuple):
+    "How images are drawn again, and what is asked of the draws."
+
+    limit: float  # FPR limit
+    resamples: int
+    level: float
+    seed: int
+    bins: int
+
+
+def _drawing(metric: str, limit: float, resamples: int, level: float, seed: int, bins: int) -> _Drawing:
+    "What `bootstrap` was asked for. Raises `DataError` for what gives no interval."
+    _drawable(metric, resamples, bins)
+    return _Drawing(limit, resamples, _level(level), seed, bins)
+
+# %% ../nbs/17b_intervals.ipynb #17-metrics-82-31
+def _differences(metric: str, sets: Sequence[_Set], parts: _Parts, how: _Drawing) -> tuple[float, np.ndarray]:
+    "Of one set its exact value and draws, of two the differences, on the same draws."
+    times = _times(len(sets[0].free), how.resamples, how.seed)
+    found = [_draws(metric, s, parts, _fpr_limit(how.limit), times, how.bins) for s in sets]
+    exact, drawn = (found[0][k] - found[1][k] if len(found) > 1 else found[0][k] for k in (0, 1))
+    return exact, drawn
+
+# %% ../nbs/17b_intervals.ipynb #17-metrics-82-5
+def _ends(metric: str, drawn: np.ndarray, level: float) -> tuple[float, float, int]:
+    "Percentiles of the draws that have a value, and how many have none. Refuses too many of those."
+    defined = drawn[np.isfinite(drawn)]
+    undefined = drawn.size - defined.size
+    if defined.size < drawn.size / 2:
+        raise DataError(
+            f"{metric}: {undefined} of {drawn.size} draws are undefined; there are too few images."
+        )
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high), undefined
+
+# %% ../nbs/17b_intervals.ipynb #17-metrics-82-7
+def _percentiles(metric: str, sets: Sequence[_Set], parts: _Parts, how: _Drawing) -> Interval:
+    "The interval of one set, or of the first against the second."
+    bad, good = _kinds_of_images(sets[0], parts, metric)
+    exact, drawn = _differences(metric, sets, parts, how)
+    low, high, undefined = _ends(metric, drawn[1:], how.level)
+    return Interval(
+        metric=metric,
+        method=BOOTSTRAP,
+        value=float(exact),
+        low=low,
+        high=high,
+        level=how.level,
+        nominal=good,
+        anomalous=bad,
+        resamples=how.resamples,
+        few=bad < FEW or (good if metric.startswith("image") else good + bad) < FEW,
+        undefined=undefined,
+        bin_error=float(abs(drawn[0] - exact)),
+    )
+
+# %% ../nbs/17b_intervals.ipynb #17-metrics-82
+def bootstrap(
+    metric: str,  # A name of `VERSIONS`
+    scores: Any,  # Image scores (N,), or N maps, as the metric takes them
+    truth: Any,  # Labels (N,), kinds of images (image_auroc_mean), masks, or channels (au_spro)
+    *,
+    other: Any = None,  # Of a second detector on the same images: the interval of first − second
+    limit: float = 0.3,  # FPR limit of au_pro and au_spro
+    defects_config: Sequence[Mapping[str, Any]] = (),  # For au_spro
+    kinds: Sequence[str] | None = None,  # For au_spro
+    split: str = "all",  # For au_spro: all, one of KINDS, or mean
+    resamples: int = 1000,  # Draws, 100 or more
+    level: float = 0.95,  # Of the interval, in (0, 1)
+    seed: int = 0,  # The same seed draws the same images for every metric
+    bins: int = BINS,  # Score bins of a pixel metric, 64 or more
+) -> Interval:
+    "Percentile bootstrap over images, two or more of each kind. For image AUROC see also `auroc_interval`."
+    how = _drawing(metric, limit, resamples, level, seed, bins)
+    sets = [_as_set(metric, x, truth, defects_config, kinds) for x in (scores, other) if x is not None]
+    return _percentiles(metric, sets, _parts(metric, sets[0], kinds is not None, split), how)
 
 # %% ../nbs/17b_intervals.ipynb #17-metrics-204ca9
 def bootstrap_draws(
@@ -350,7 +385,7 @@ def bootstrap_draws(
         raise DataError(
             "bootstrap_draws reads masks, not channels, so it has no au_spro; `bootstrap` has it."
         )
-    s = _maps_or_scores(metric, scores, truth)
+    s = _as_set(metric, scores, truth)
     times = _times(len(s.free), resamples, seed)
     exact, drawn = _draws(metric, s, _parts(metric, s, False, "all"), _fpr_limit(limit), times, BINS)
     return np.r_[exact, drawn[1:]]

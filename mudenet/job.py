@@ -400,6 +400,13 @@ def _say_how_long(
         log.info("autoencoder: %s hours before that", timedelta(seconds=round(before)))
     log.info("train: %d steps of about %.2g s: %s hours", steps, each, timedelta(seconds=round(steps * each)))
 
+# %% ../nbs/20_job.ipynb #21b-evaluation-1411
+def _too_short(minutes: float, before: float) -> str:
+    "What to say where the time is over before the first step."
+    first = "reading the images, the start" if before else "reading the images"
+    last = "the autoencoder" if before else "the start"
+    return f"--minutes {minutes:g}: {first} and {last} take longer than that here."
+
 # %% ../nbs/20_job.ipynb #21b-evaluation-142
 def steps_within(
     job: Job,  # What is to be trained, with a teacher that is there
@@ -417,13 +424,7 @@ def steps_within(
     before = _seconds_before(c, images, teacher, device)
     left = 60 * minutes - (time.monotonic() - began) - before
     if left < each:
-        what = (
-            "reading the images, the start and the autoencoder"
-            if before
-            else "reading the images and the start"
-        )
-        said = f"--minutes {minutes:g}: {what} take longer than that here."
-        raise ConfigError(said)
+        raise ConfigError(_too_short(minutes, before))
     return int(left / each)
 
 # %% ../nbs/20_job.ipynb #5a7de44d
@@ -437,6 +438,18 @@ def calibrate_on(
     if detector.config.inference.needs_trained and trained is None:
         trained = images_of(job, "train")
     return calibrate(detector, images_of(job, "validation") if validation is None else validation, trained)
+
+# %% ../nbs/20_job.ipynb #5a7de44e
+def _check_later(job: Job, held_out: int) -> None:
+    "Tell before the training what would fail after it: test images, and too few held-out ones."
+    _check_test(job.category)
+    label_threshold(torch.arange(float(held_out)), job.config.inference)
+
+
+def _remove_stage2(job: Job, note: str = "") -> None:
+    "Remove the states of all stages after the teacher's."
+    for stage in STAGES[1:]:
+        _remove_state(job, stage, note)
 
 # %% ../nbs/20_job.ipynb #21b-evaluation-143
 def ensure_detector(
@@ -470,22 +483,19 @@ def _ensure_detector(job: Job, resume: bool) -> Detector:
     if path.exists():
         return _detector_there(job, path)
     images, validation = (images_of(job, what) for what in ("train", "validation"))
-    _check_test(job.category)
-    label_threshold(torch.arange(float(len(validation))), c.inference)  # too few images are told now
+    _check_later(job, len(validation))
     told, about = trackers(c, job.folder), _about(job)  # and what is not installed
     teacher = ensure_teacher(job, images, resume)
     save_config(job.folder / "config.yaml", absolute(c))
     if not resume:
-        for stage in STAGES[1:]:
-            _remove_state(job, stage, "discarded")
+        _remove_stage2(job, "discarded")
     _say_how_long(c, images, teacher, device)
     model = train(c, images, teacher, job.category.name, job.folder, device, validation, told)
     detector = Detector(model, from_dict(portable(c)), dict(about, identity=train_identity(c, teacher)))
     calibrate_on(detector, job, validation, images)
     detector.about["health"] = health(detector, validation)._asdict()
     save_detector(path, detector)
-    for stage in STAGES[1:]:
-        _remove_state(job, stage)
+    _remove_stage2(job)
     return detector
 
 # %% ../nbs/20_job.ipynb #46edad7a

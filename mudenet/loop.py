@@ -260,6 +260,37 @@ def _log_of(tree: Mapping[str, Any]) -> Log:
         raise ValueError("its log holds something else than numbers")
     return found
 
+# %% ../nbs/15_loop.ipynb #15-loop-179
+def _named(
+    module: nn.Module, optimiser: torch.optim.Adam, average: nn.Module | None = None
+) -> dict[str, Tensor]:
+    "Weights, moments and the average by the names that they have in a file."
+    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
+    for i, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    return tensors | ({f"average.{k}": v for k, v in average.state_dict().items()} if average else {})
+
+# %% ../nbs/15_loop.ipynb #15-loop-18
+def _fill(
+    module: nn.Module,
+    optimiser: torch.optim.Adam,
+    tensors: Mapping[str, Tensor],
+    average: nn.Module | None = None,
+) -> None:
+    "Give weights and moments to those that they belong to: `_named` backwards."
+    module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    weights = [p for group in optimiser.param_groups for p in group["params"]]
+    for k, v in tensors.items():
+        if not k.startswith("adam."):
+            continue
+        i, name = int(k.split(".")[1]), k.split(".")[2]
+        # the fused kernel goes through memory in order: moments must lie as their weights do
+        moments.setdefault(i, {})[name] = v if v.ndim == 0 else torch.empty_like(weights[i]).copy_(v)
+    optimiser.load_state_dict(dict(state=moments, param_groups=optimiser.state_dict()["param_groups"]))
+    if average:
+        average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
+
 # %% ../nbs/15_loop.ipynb #15-loop-180
 def save_state(
     path: Path,  # File to write
@@ -275,10 +306,7 @@ def save_state(
 
     Raises `TrainingError` where it is not worth it, `StorageError`.
     """
-    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
-    for i, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()} if average else {}
+    tensors = _named(module, optimiser, average)
     check_finite(tensors, step, path)
     meta = dict(step=step, log=vars(log_), identity=dict(identity), memory=dict(memory or {}))
     save_tensors(path, tensors, "state", meta)
@@ -297,27 +325,11 @@ def load_state(
         said = f"{path} belongs to another configuration ({'; '.join(diff)})."
         raise CheckpointError(f"{said} Delete it to start over, or use that configuration.")
     try:
-        _fill(module, optimiser, tensors)
-        if average:
-            average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
+        _fill(module, optimiser, tensors, average)
         return _count(meta["step"]), _log_of(meta["log"]), dict(meta.get("memory", {}))
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         said = f"{path} does not fit what is trained ({' '.join(str(e).split())[:200]})."
         raise CheckpointError(f"{said} Delete it to start over.") from None
-
-# %% ../nbs/15_loop.ipynb #15-loop-18
-def _fill(module: nn.Module, optimiser: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
-    "Give weights and moments to those that they belong to."
-    module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    weights = [p for group in optimiser.param_groups for p in group["params"]]
-    for k, v in tensors.items():
-        if not k.startswith("adam."):
-            continue
-        i, name = int(k.split(".")[1]), k.split(".")[2]
-        # the fused kernel goes through memory in order: moments must lie as their weights do
-        moments.setdefault(i, {})[name] = v if v.ndim == 0 else torch.empty_like(weights[i]).copy_(v)
-    optimiser.load_state_dict(dict(state=moments, param_groups=optimiser.state_dict()["param_groups"]))
 
 # %% ../nbs/15_loop.ipynb #15-loop-99d578
 def learning_rate(
@@ -567,6 +579,12 @@ def _adam(module: nn.Module, stage: StageConfig, compute: ComputeConfig) -> torc
     fused = compute.fused_adam or None
     return torch.optim.Adam(learned, stage.lr, weight_decay=stage.weight_decay, fused=fused)
 
+# %% ../nbs/15_loop.ipynb #76d18510
+def _measured(course: _Course, validate: Callable[[], float] | None) -> dict[str, float]:
+    "The loss on held-out images, of the averaged weights where there are any."
+    with averaged(course.module, course.average if validate else None):
+        return dict(validation=validate()) if validate else {}
+
 # %% ../nbs/15_loop.ipynb #76d18511
 def _run(course: _Course, losses: Losses, validate: Callable[[], float] | None) -> None:
     "All steps that are left, as long as nobody has had enough or asks for an end."
@@ -578,9 +596,7 @@ def _run(course: _Course, losses: Losses, validate: Callable[[], float] | None) 
             if looks:
                 course.tell(names, done)
             if ends:
-                with averaged(course.module, course.average if validate else None):
-                    measured = dict(validation=validate()) if validate else {}
-                course.close_epoch(done, measured)
+                course.close_epoch(done, _measured(course, validate))
                 enough = course.enough()
             if saves or enough:
                 course.save(done)
@@ -588,6 +604,14 @@ def _run(course: _Course, losses: Losses, validate: Callable[[], float] | None) 
                 raise Ended(interrupt.pending)
             if enough:
                 return
+
+# %% ../nbs/15_loop.ipynb #4fdde292
+def _keep(course: _Course, folder: Path, belongs: Mapping[str, Any]) -> None:
+    "Keep table and state in the folder, and go on from a state that is there."
+    remove_parts(folder / name for name in RUN_FILES)
+    name = course.data.name
+    course.told.insert(1, Table(folder / f"{name}.csv"))
+    course.go_on(folder / f"{name}.state.safetensors", belongs)
 
 # %% ../nbs/15_loop.ipynb #4fdde293
 def _begun(
@@ -607,10 +631,17 @@ def _begun(
     course = _Course(module, _adam(module, stage, compute), data, stage, [Bar(), *callbacks])
     course.average = average_of(module, ema) if ema else None
     if folder:
-        remove_parts(folder / name for name in RUN_FILES)
-        course.told.insert(1, Table(folder / f"{data.name}.csv"))
-        course.go_on(folder / f"{data.name}.state.safetensors", belonging(identity, data, stage, compute))
+        _keep(course, folder, belonging(identity, data, stage, compute))
     return course
+
+# %% ../nbs/15_loop.ipynb #d139b3d3
+def _finished(course: _Course) -> list[dict[str, float]]:
+    "The log of a stage. What stays are the averaged weights where there are any. Refuses what is not finite."
+    if course.average:
+        course.module.load_state_dict(course.average.module.state_dict())
+    rows = course.notes.rows
+    check_finite(course.module.state_dict(), int(rows[-1]["step"]) if rows else course.total)
+    return rows
 
 # %% ../nbs/15_loop.ipynb #d139b3d4
 def fit(
@@ -628,8 +659,4 @@ def fit(
     "Learn for one stage, or go on with it. Refuses a state of another configuration or of other images."
     course = _begun(module, data, stage, folder, identity or {}, compute or ComputeConfig(), callbacks, ema)
     _run(course, losses, validate)
-    if course.average:
-        module.load_state_dict(course.average.module.state_dict())
-    rows = course.notes.rows
-    check_finite(module.state_dict(), int(rows[-1]["step"]) if rows else course.total)
-    return rows
+    return _finished(course)

@@ -107,12 +107,20 @@ def _array(
         return a
     raise DataError(f"{what} must hold real numbers of at most 64 bits, got {a.dtype} of shape {a.shape}.")
 
+# %% ../nbs/17_metrics.ipynb #17-metrics-16-19
+def _narrow(a: np.ndarray) -> np.ndarray:
+    "The same numbers in float32 if that loses nothing, else float64; no copy of a float32 array."
+    with np.errstate(over="ignore", invalid="ignore"):
+        key = a.astype(np.float32, copy=False)
+    if a.itemsize > 2 and a.dtype != np.float32 and not (key == a).all():
+        key = a.astype(np.float64, copy=False)
+    return key
+
 # %% ../nbs/17_metrics.ipynb #17-metrics-16-20
 def _keys(
     x: Any,  # A map or scores
     what: str,  # What to call it in a message
-    # The same numbers in float32 if that loses nothing, else float64; no copy of a float32 array
-) -> np.ndarray:
+) -> np.ndarray:  # As `_narrow` gives them
     "Numbers as sort keys. Raises `DataError` for NaN and for what has no order."
     a = _array(x, what)
     if not a.size:
@@ -121,10 +129,7 @@ def _keys(
         raise DataError(
             f"{what} holds integers beyond 2**53, which floating point cannot tell apart; scale them down."
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        key = a.astype(np.float32, copy=False)
-    if a.itemsize > 2 and a.dtype != np.float32 and not (key == a).all():
-        key = a.astype(np.float64, copy=False)
+    key = _narrow(a)
     if np.isnan(key.max()):
         raise DataError(f"{what} contains NaN, which is neither above nor below anything.")
     return key
@@ -233,6 +238,16 @@ def _batches(free: Sequence[int], groups: Sequence[int], chunk: int) -> list[lis
         filled += free[i]
     return out
 
+# %% ../nbs/17_metrics.ipynb #17-metrics-24-4
+def _searched(
+    chunk: np.ndarray,  # Sorted
+    score: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "How many values of the chunk are below each score; which scores it holds, and how often."
+    left = chunk.searchsorted(score)
+    tied = np.flatnonzero(chunk[np.minimum(left, chunk.size - 1)] == score)
+    return left, tied, chunk.searchsorted(score[tied], "right") - left[tied]
+
 # %% ../nbs/17_metrics.ipynb #17-metrics-25
 def _lookup(
     chunk: np.ndarray,  # Nominal scores, sorted in place
@@ -247,9 +262,7 @@ def _lookup(
     chunk.sort()
     for i in range(0, score.size, BLOCK):
         s = score[i : i + BLOCK]
-        left = chunk.searchsorted(s)
-        tied = np.flatnonzero(chunk[np.minimum(left, chunk.size - 1)] == s)
-        ties = chunk.searchsorted(s[tied], "right") - left[tied]
+        left, tied, ties = _searched(chunk, s)
         with lock:
             above[i : i + BLOCK] += chunk.size - left
             above[i + tied] -= ties
@@ -297,14 +310,9 @@ class _Tally:
             raise DataError(
                 "no nominal pixel: everything is marked defective, so there is no false positive rate."
             )
-        return Ranks(
-            self.score,
-            self.positive[g].sum(0),
-            self.weight[g].sum(0) / regions,
-            self.above[g].sum(0),
-            self.equal[g].sum(0),
-            n,
-        )
+        counts = self.positive, self.weight, self.above, self.equal
+        positive, weight, above, equal = (c[g].sum(0) for c in counts)
+        return Ranks(self.score, positive, weight / regions, above, equal, n)
 
 # %% ../nbs/17_metrics.ipynb #17-metrics-27
 def _tally(
@@ -606,6 +614,21 @@ def _group(kind: str | None, channels: Sequence, what: str) -> int:
         raise DataError(f"{what} is called {kind} but has {len(channels)} channels.")
     return 0 if kind == "good" else 1 + KINDS.index(kind)
 
+# %% ../nbs/17_metrics.ipynb #17-metrics-62-1
+def _same_number(maps: Any, channels: Sequence[Sequence], kinds: Sequence[str] | None) -> None:
+    "Refuse maps, channels and kinds of different images."
+    if not len(maps) or len(channels) != len(maps) or (kinds is not None and len(kinds) != len(maps)):
+        raise DataError(
+            f"one list of channels, and one kind, for every map is needed, got {len(maps)} maps, "
+            f"{len(channels)} lists and {'no' if kinds is None else len(kinds)} kinds."
+        )
+
+
+def _unmarked(values: np.ndarray, channels: Sequence, step: int) -> np.ndarray:
+    "Every step-th value of a map that no channel marks."
+    x = values.ravel()[::step]
+    return x[np.all([np.asarray(c).ravel()[::step] == 0 for c in channels], 0)] if len(channels) else x
+
 # %% ../nbs/17_metrics.ipynb #17-metrics-62-2
 def _spro_set(
     maps: Any,
@@ -615,11 +638,7 @@ def _spro_set(
     only: int | None = None,  # Pixel value of the defects that count, if not all do
 ) -> _Set:
     "Maps and channels as a `_Set` of three groups."
-    if not len(maps) or len(channels) != len(maps) or (kinds is not None and len(kinds) != len(maps)):
-        raise DataError(
-            f"one list of channels, and one kind, for every map is needed, got {len(maps)} maps, "
-            f"{len(channels)} lists and {'no' if kinds is None else len(kinds)} kinds."
-        )
+    _same_number(maps, channels, kinds)
     rules = saturation_rules(config)
 
     def first(i: int) -> tuple[Points, int, int]:
@@ -631,8 +650,7 @@ def _spro_set(
     points, free, groups = zip(*_each(first, range(len(maps)), len(maps) << 16), strict=True)
 
     def nominal(i: int, step: int = 1) -> np.ndarray:  # checked by now
-        x = _array(maps[i], f"map {i}").ravel()[::step]
-        return x[np.all([np.asarray(c).ravel()[::step] == 0 for c in channels[i]], 0)] if groups[i] else x
+        return _unmarked(_array(maps[i], f"map {i}"), channels[i] if groups[i] else (), step)
 
     return _Set(points, free, nominal, list(groups))
 
@@ -679,6 +697,17 @@ def _chosen(items: Any, pick: Sequence[int]) -> Lazy:
     "Some of a sequence."
     return Lazy(len(pick), lambda k: items[pick[k]])
 
+# %% ../nbs/17_metrics.ipynb #17-metrics-63-21
+def _types_shown(channels: Sequence[Sequence], rules: Rules) -> list[set[int]]:
+    "The pixel values of each image's defects. Refuses none at all, and those without a rule."
+    n = range(len(channels))
+    shown = [{int(_array(c, f"a channel of image {i}").max()) for c in channels[i]} for i in n]
+    if not any(shown):
+        raise DataError("no defective pixel: no image has a channel, so there is no defect type to report.")
+    if unknown := set().union(*shown) - set(rules):
+        raise DataError(f"channels have the values {sorted(unknown)}; defects_config knows {sorted(rules)}.")
+    return shown
+
 # %% ../nbs/17_metrics.ipynb #17-metrics-63-3
 def au_spro_types(
     maps: Any,  # As for `au_spro`
@@ -686,21 +715,11 @@ def au_spro_types(
     defects_config: Sequence[Mapping[str, Any]],  # LOCO's entries, with defect_name
     limits: Sequence[float] = LIMITS,  # FPR limits, each in (0, 1]
 ) -> dict[str, dict[float, float]]:  # Defect name → limit → AU-sPRO, for the types that there are
-    """AU-sPRO of each defect type alone: its channels, on the images that show it and the good ones.
-
-    One pass a type.
-    """
+    "AU-sPRO of each defect type alone: its channels, on the images that show it and the good ones."
     limits, rules = _fpr_limits(limits), saturation_rules(defects_config)
     if len(maps) != len(channels):
         raise DataError(f"got {len(maps)} maps and {len(channels)} lists of channels.")
-    shown = [
-        {int(_array(c, f"a channel of image {i}").max()) for c in channels[i]} for i in range(len(channels))
-    ]
-    if not any(shown):
-        raise DataError("no defective pixel: no image has a channel, so there is no defect type to report.")
-    if unknown := set().union(*shown) - set(rules):
-        raise DataError(f"channels have the values {sorted(unknown)}; defects_config knows {sorted(rules)}.")
-    out = {}
+    shown, out = _types_shown(channels, rules), {}
     for value, entry in zip(rules, defects_config, strict=True):
         pick = [i for i, there in enumerate(shown) if not there or value in there]
         if not any(shown[i] for i in pick):

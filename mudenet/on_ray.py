@@ -48,6 +48,26 @@ def _check_share(gpus: float) -> None:
     if not (0 < gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
         raise ConfigError(f"--gpus {gpus:g}: give a share in (0, 1], e.g. 0.5, or a whole number of GPUs.")
 
+# %% ../nbs/23a_on_ray.ipynb #c92c72e2
+def _machines(
+    nodes: Sequence[Mapping[str, float]], device: str, gpus: float
+) -> tuple[list[Mapping[str, float]], bool]:
+    "Those that take runs, and whether it is for their GPUs. Raises `DeviceError` where there are none."
+    lending = [n for n in nodes if n.get("CPU", 0) >= 1]
+    if not lending:
+        raise DeviceError("--ray: no machine of the cluster lends a CPU.")
+    wanted = device in ("auto", "cuda")
+    with_gpu = [n for n in lending if wanted and _fitting_gpus(gpus, n.get("GPU", 0))]
+    if device == "cuda" and not with_gpu:
+        raise DeviceError("--device cuda: no machine of the cluster has a GPU; use --device auto.")
+    return with_gpu or lending, bool(with_gpu)
+
+
+def _share_of_cpus(used: Sequence[Mapping[str, float]], gpus: float) -> int:
+    "CPUs of a run that every machine has: 4 at most, or as many as come with its GPUs."
+    shares = [n["CPU"] * gpus // n["GPU"] for n in used] if gpus else [4, *(n["CPU"] for n in used)]
+    return max(1, int(min(shares)))
+
 # %% ../nbs/23a_on_ray.ipynb #c92c72e3
 def allocate(
     nodes: Sequence[Mapping[str, float]],  # What each machine of a cluster has, by Ray's names
@@ -57,17 +77,8 @@ def allocate(
 ) -> tuple[int, int, float]:  # CPUs of a run, runs at a time, GPUs of a run
     "How many runs a cluster takes. Raises `DeviceError` or `ConfigError`."
     _check_share(gpus)
-    lending = [n for n in nodes if n.get("CPU", 0) >= 1]
-    if not lending:
-        raise DeviceError("--ray: no machine of the cluster lends a CPU.")
-    wanted = device in ("auto", "cuda")
-    with_gpu = [n for n in lending if wanted and _fitting_gpus(gpus, n.get("GPU", 0))]
-    if device == "cuda" and not with_gpu:
-        raise DeviceError("--device cuda: no machine of the cluster has a GPU; use --device auto.")
-    used = with_gpu or lending
-    if not threads:
-        shares = [n["CPU"] * gpus // n["GPU"] for n in used] if with_gpu else [4, *(n["CPU"] for n in used)]
-        threads = max(1, int(min(shares)))
+    used, with_gpu = _machines(nodes, device, gpus)
+    threads = threads or _share_of_cpus(used, gpus if with_gpu else 0)
     fitting = [int(n["CPU"] // threads) for n in used]
     if with_gpu:
         fitting = [min(k, _fitting_gpus(gpus, n["GPU"])) for k, n in zip(fitting, used)]
@@ -96,6 +107,20 @@ def _connect(ray: Any, address: str) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray puts its own there
 
+# %% ../nbs/23a_on_ray.ipynb #fed233c8
+def _joined(ray: Any, address: str) -> bool:
+    "Whether this process was in no cluster, and now is. Raises `DeviceError`."
+    if ray.is_initialized():
+        return False
+    _connect(ray, address)
+    return True
+
+
+def _check_device(device: str) -> None:
+    "Refuse a GPU that is named by its number."
+    if ":" in device:
+        raise ConfigError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda or auto.")
+
 # %% ../nbs/23a_on_ray.ipynb #23-experiments-3f2a70
 class OnRay(Pool):
     "A Ray cluster. Its machines must see the same folders."
@@ -110,15 +135,10 @@ class OnRay(Pool):
         retries: int = 3,  # How often Ray starts a task again that lost its worker
         gpus: float = 1,  # GPUs that a run asks for where there are any, e.g. 0.5
     ):
-        if ":" in device:
-            raise ConfigError(
-                f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda or auto."
-            )
+        _check_device(device)
         super().__init__(threads=threads)
         self.ray = _ray()
-        self.mine = not self.ray.is_initialized()
-        if self.mine:
-            _connect(self.ray, address)
+        self.mine = _joined(self.ray, address)
         nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
         try:
             self.threads, self.slots, gpus = allocate(nodes, device, threads, gpus)

@@ -5,6 +5,7 @@
 # %% ../nbs/20b_recalibration.ipynb #a53a0671
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -100,18 +101,81 @@ def _new_statistics(
     return seen
 
 # %% ../nbs/20b_recalibration.ipynb #bd9c450e
-def _digest(seen: Mapping[str, str]) -> str:
-    "One for all images, from the digest of each."
-    return hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
-
-
 def _check_asked(false_alarms: float | None, threshold: float | None) -> None:
+    "Refuse a rate that is none, and a rate and a threshold at once."
     if false_alarms is not None:
         check_rate(false_alarms)
     if threshold is not None and (false_alarms is not None or not math.isfinite(threshold)):
         raise ConfigError(
             f"a threshold ({threshold}) is a number in place of a false-alarm rate: give one of the two."
         )
+
+
+def _rate(detector: Detector, false_alarms: float | None, threshold: float | None) -> float | None:
+    "The rate that is asked for; None where a threshold is insisted on, or the quantile will do."
+    _check_asked(false_alarms, threshold)
+    return None if threshold is not None else asked_rate(detector, false_alarms)
+
+
+def _check_number(rate: float | None, inputs: Inputs) -> None:
+    "Tell of too few files before the networks run."
+    if rate and isinstance(inputs, (str, Path)):
+        rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
+
+# %% ../nbs/20b_recalibration.ipynb #bd9c4510
+@contextlib.contextmanager
+def _put_back(detector: Detector) -> Iterator[None]:
+    "Whatever goes wrong within, the detector has the statistics that it had."
+    before, places = Statistics(*(v.clone() for v in detector.statistics)), detector.places
+    try:
+        yield
+    except BaseException:
+        _take_statistics(detector, before)
+        detector.places = places
+        raise
+
+# %% ../nbs/20b_recalibration.ipynb #bd9c4512
+def _thresholds(
+    detector: Detector, scores: Tensor, survived: Tensor, rate: float | None, threshold: float | None
+) -> tuple[str, float, float | None]:
+    "How the threshold came about, it, and that of pixels (none: the same number)."
+    if threshold is not None:
+        return "given", threshold, None
+    found, pixels = (threshold_at(values, rate, detector) for values in (scores, survived))
+    return "rate" if rate else "quantile", found, pixels
+
+
+def _digest(seen: Mapping[str, str]) -> str:
+    "One for all images, from the digest of each."
+    return hashlib.sha256("".join(sorted(seen)).encode()).hexdigest()[:16]
+
+
+def _facts(seen: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    "What the history says of the images: a digest of their content, and the day."
+    facts = dict(source=_digest(seen), date=date.today().isoformat())
+    return facts | (dict(statistics=_digest(others)) if others else {})
+
+# %% ../nbs/20b_recalibration.ipynb #bd9c4514
+def _settle_next(
+    detector: Detector,
+    scores: Tensor,
+    found: tuple[str, float, float | None],
+    rate: float | None,
+    apart: bool,
+    facts: Mapping[str, Any],
+) -> None:
+    "Both thresholds as the next entry of the history."
+    how, threshold, pixels = found
+    if not detector.calibration:  # a file of before there was a history
+        detector.calibrations = [dict(threshold=float(detector.threshold))]
+    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart, **facts)
+
+
+def _standing_apart(seen: Mapping[str, str], scores: Tensor) -> dict[str, float]:
+    "Names and scores of parts that stand apart from the rest, the highest first."
+    first = scores.argsort(descending=True)[: standing_apart(scores.numpy())].tolist()
+    names = list(seen.values())
+    return {names[i]: float(scores[i]) for i in first}
 
 # %% ../nbs/20b_recalibration.ipynb #e3e2f7ea
 def recalibrate(
@@ -126,27 +190,11 @@ def recalibrate(
 
     Raises `DataError` or `ConfigError`, and the detector then stays as it was.
     """
-    _check_asked(false_alarms, threshold)
-    rate = None if threshold is not None else asked_rate(detector, false_alarms)
-    if rate and isinstance(inputs, (str, Path)):  # too few are told before the networks run
-        rank_from_top(rate, len(find_images(inputs)) if Path(inputs).is_dir() else 1)
-    how = "given" if threshold is not None else "rate" if rate else "quantile"
-    pixels, before = None, (Statistics(*(v.clone() for v in detector.statistics)), detector.places)
-    try:
+    rate = _rate(detector, false_alarms, threshold)
+    _check_number(rate, inputs)
+    with _put_back(detector):
         others = {} if statistics is None else _new_statistics(detector, statistics)
         seen, scores, survived = _scored(detector, inputs, others)
-        if threshold is None:
-            threshold, pixels = (threshold_at(values, rate, detector) for values in (scores, survived))
-    except BaseException:
-        _take_statistics(detector, before[0])
-        detector.places = before[1]
-        raise
-    facts: dict[str, Any] = dict(source=_digest(seen), date=date.today().isoformat())
-    if others:
-        facts["statistics"] = _digest(others)
-    if not detector.calibration:  # a file of before there was a history
-        detector.calibrations = [dict(threshold=float(detector.threshold))]
-    settle(detector, scores, threshold, how, pixels, asked=rate, apart=apart or bool(others), **facts)
-    first = scores.argsort(descending=True)[: standing_apart(scores.numpy())].tolist()
-    names = list(seen.values())
-    return {names[i]: float(scores[i]) for i in first}
+        found = _thresholds(detector, scores, survived, rate, threshold)
+    _settle_next(detector, scores, found, rate, apart or bool(others), _facts(seen, others))
+    return _standing_apart(seen, scores)

@@ -428,6 +428,16 @@ def _numbers(record: Mapping[str, Any]) -> str:
     )
     return "".join(html_table(head, rows, c) for (head, *rows), c in zip(_tables(record, _COLUMNS), captions))
 
+# %% ../nbs/21a_report.ipynb #21a-report-7556ad4
+def _making(made: Mapping[str, Any]) -> dict[str, str]:
+    "When and where the numbers were made, and how long that took, as far as a record says so."
+    facts = {}
+    if "date" in made:
+        facts["made"] = f"{made['date']}, {made['device']}, {made['threads']} threads"
+    if "precision" in made:
+        facts["precision"] = made["precision"]
+    return facts | {f"seconds of {stage}": f"{s:.0f}" for stage, s in made["seconds"].items()}
+
 # %% ../nbs/21a_report.ipynb #21a-report-7556ad3
 def teacher_of(
     record: Mapping[str, Any],  # Of `evaluate`
@@ -449,13 +459,8 @@ def teacher_of(
 # %% ../nbs/21a_report.ipynb #21a-report-7556ad
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     "What made the numbers."
-    env, made = record["environment"], record.get("made", {"seconds": {}})
-    facts = {"run": record["run"], "seed": record["config"]["seed"]}
-    if "date" in made:
-        facts["made"] = f"{made['date']}, {made['device']}, {made['threads']} threads"
-    if "precision" in made:
-        facts["precision"] = made["precision"]
-    facts |= {f"seconds of {stage}": f"{s:.0f}" for stage, s in made["seconds"].items()}
+    env, facts = record["environment"], {"run": record["run"], "seed": record["config"]["seed"]}
+    facts |= _making(record.get("made", {"seconds": {}}))
     facts["teacher"] = teacher_of(record)
     if teacher := record.get("teacher"):
         facts["teacher (SHA-256)"] = teacher["digest"]
@@ -482,7 +487,7 @@ def _provenance(record: Mapping[str, Any]) -> str:
     )
 
 # %% ../nbs/21a_report.ipynb #21a-report-7e47d40
-_STYLE = """
+_TEXT_STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1f2328;--dim:#59636e;--line:#d0d7de}
 @media(prefers-color-scheme:dark){:root{--bg:#15181c;--fg:#e6e8eb;--dim:#9aa4af;--line:#3a424c}}
 *{box-sizing:border-box}
@@ -496,7 +501,12 @@ caption{caption-side:bottom;text-align:left;color:var(--dim);font-size:.85rem;pa
 th,td{padding:.3em .6em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,.facts td{text-align:left}tbody th{font-weight:normal}
 .facts td{white-space:normal;overflow-wrap:anywhere}
-@media(max-width:40rem){.numbers,.numbers tbody,.numbers tr,.numbers caption{display:block}
+"""
+
+# %% ../nbs/21a_report.ipynb #21a-report-7e47d44
+_STYLE = (
+    _TEXT_STYLE
+    + """@media(max-width:40rem){.numbers,.numbers tbody,.numbers tr,.numbers caption{display:block}
 .numbers thead{display:none}
 .numbers tr{padding:.5em 0;border-bottom:1px solid var(--line)}
 .numbers :is(th,td){display:flex;border:0;padding:.1em 0}
@@ -511,6 +521,7 @@ img{max-width:100%;height:auto;display:block}
 summary{cursor:pointer;padding:.4em 0;font-weight:600}summary h3{display:inline;font-size:1rem}
 pre{overflow-x:auto;font-size:.85rem}
 """
+)
 
 # %% ../nbs/21a_report.ipynb #21a-report-7e47d41
 def _roc_figure(record: Mapping[str, Any], cases: Sequence[Case]) -> tuple[str, str]:

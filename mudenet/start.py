@@ -95,12 +95,29 @@ def whitened(
         layer.bias.copy_(W @ (layer.bias - b).double())
     return out
 
+# %% ../nbs/03b_start.ipynb #437637791
+def _white_start(
+    mean: Tensor, teacher: DescriptorNetwork, images: Tensor, device: torch.device | str
+) -> tuple[DescriptorNetwork, Tensor]:
+    "T whitened, and the mean map that it then has."
+    weights, shift = whitening(covariance_around(mean, teacher, images, device)), mean.mean((2, 3))
+    away = mean - shift[:, :, None, None]
+    return whitened(teacher, weights, shift), torch.einsum("lcd,ldhw->lchw", weights.float().to(device), away)
+
 # %% ../nbs/03b_start.ipynb #437637790
 def last_layers(
     model: MuDeNet,  # With bare projections
 ) -> list[nn.Module]:  # Convolutions
     "The layers that give the maps of the students S1 and S2."
     return [*model.structural.projections, *model.logical.projections]
+
+# %% ../nbs/03b_start.ipynb #437637793
+@torch.no_grad()
+def _say(centre: Tensor, mean: Tensor, layers: list[nn.Module]) -> None:
+    "Let the students say T's mean and nothing else."
+    centre.copy_(mean)
+    for parameter in nn.ModuleList(layers).parameters():
+        parameter.zero_()
 
 # %% ../nbs/03b_start.ipynb #43763779
 @torch.no_grad()
@@ -117,13 +134,8 @@ def begin(
         images = evenly_chosen(images)
         mean = mean_map(teacher, images, device)
     if whiten:
-        weights, shift = whitening(covariance_around(mean, teacher, images, device)), mean.mean((2, 3))
-        teacher = whitened(teacher, weights, shift)
-        mean = torch.einsum("lcd,ldhw->lchw", weights.float().to(device), mean - shift[:, :, None, None])
+        teacher, mean = _white_start(mean, teacher, images, device)
     model.teacher.load_state_dict(teacher.state_dict())
     if model.centre is not None:
-        model.centre.copy_(mean)
-        for layer in last_layers(model):
-            for parameter in layer.parameters():
-                parameter.zero_()
+        _say(model.centre, mean, last_layers(model))
     return model

@@ -98,6 +98,33 @@ def end(signum: int, frame: Any) -> None:
 
 # %% ../nbs/10a_terminal.ipynb #d41c07ad1
 @contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    "Within, and in the main thread, that handler for each signal that is not ignored."
+    here = threading.current_thread() is threading.main_thread()
+    old = {s: h for s in ENDS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)} if here else {}
+    for s in old:
+        signal.signal(s, handler)
+    try:
+        yield
+    finally:
+        for s, h in old.items():
+            signal.signal(s, h)
+
+# %% ../nbs/10a_terminal.ipynb #d41c07ad5
+def _noting(handler: Callable[[int, Any], None], ended: list[int]) -> Callable[[int, Any], None]:
+    "The handler, and a note of each signal that it made an end of."
+
+    def noting(signum: int, frame: Any) -> None:
+        try:
+            handler(signum, frame)
+        except Ended:
+            ended.append(signum)
+            raise
+
+    return noting
+
+# %% ../nbs/10a_terminal.ipynb #d41c07ad4
+@contextlib.contextmanager
 def heeding(
     handler: Callable[[int, Any], None] = end,  # Gets every signal that asks for an end
 ) -> Iterator[None]:
@@ -106,28 +133,14 @@ def heeding(
     Does nothing outside the main thread. Code in C may turn what a handler raises into an error of its own;
     that error, too, is an end.
     """
-    arrived: list[int] = []
-
-    def noting(signum: int, frame: Any) -> None:
+    ended: list[int] = []
+    with _handling(_noting(handler, ended)):
         try:
-            handler(signum, frame)
-        except Ended:
-            arrived.append(signum)
+            yield
+        except Exception as e:
+            if ended:
+                raise Ended(ended[0]) from e
             raise
-
-    here = threading.current_thread() is threading.main_thread()
-    old = {s: h for s in ENDS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)} if here else {}
-    for s in old:
-        signal.signal(s, noting)
-    try:
-        yield
-    except Exception as e:
-        if arrived:
-            raise Ended(arrived[0]) from e
-        raise
-    finally:
-        for s, h in old.items():
-            signal.signal(s, h)
 
 # %% ../nbs/10a_terminal.ipynb #d41c07ad2
 def _check_words(argv: Sequence[str]) -> None:

@@ -61,13 +61,12 @@ class Arrivals:
         for name, status in walk_images(self.folder, self.without):
             yield name, status.st_size, status.st_mtime_ns
 
-    def ready(
+    def due(
         self,
         done: Callable[[Key], bool],  # Whether a file has been dealt with
         now: float,  # Monotonic seconds
-        # The file with its pixels, or with the reason why it is given up
-    ) -> Iterator[tuple[Key, np.ndarray | None, str | None]]:
-        "Files that became complete, and files that are given up."
+    ) -> Iterator[tuple[Key, bool]]:  # Whether it is the last time that the file is tried
+        "Files that are to be decoded now: unchanged for long enough, and not tried in vain before."
         there = dict[str, _Seen]()
         for key in self.keys():
             if done(key):
@@ -78,12 +77,22 @@ class Arrivals:
             if now - seen.since < self.settle or seen.tried and not last:
                 continue
             seen.tried = True
+            yield key, last
+        self.waiting = there
+
+    def ready(
+        self,
+        done: Callable[[Key], bool],  # Whether a file has been dealt with
+        now: float,  # Monotonic seconds
+        # The file with its pixels, or with the reason why it is given up
+    ) -> Iterator[tuple[Key, np.ndarray | None, str | None]]:
+        "Files that became complete, and files that are given up."
+        for key, last in self.due(done, now):
             try:
                 yield key, read_image(self.folder / key[0], self.white), None
             except DataError as e:
                 if last:
                     yield key, None, str(e)
-        self.waiting = there
 
 # %% ../nbs/31_watch.ipynb #7131b7310
 _COLUMNS = ("image", *ANSWER, "error", "time")

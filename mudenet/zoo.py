@@ -161,6 +161,12 @@ def _plain_word(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise ConfigError(f"{name!r} must be one plain word, e.g. mvtec_ad-bottle-s0.")
 
+# %% ../nbs/32a_zoo.ipynb #723f2c4e
+def _take_place(folder: Path, place: Path) -> None:
+    "Move a folder to where another one of the same content may be."
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(folder, place)
+
 # %% ../nbs/32a_zoo.ipynb #723f2c4f
 def add_detector(
     name: str,  # What it is called in the zoo
@@ -177,8 +183,7 @@ def add_detector(
     if name in entries and _weights(entries[name]) != _weights(entry):
         shutil.rmtree(folder)
         raise ConfigError(f"{zoo} has another detector of the name {name}. {_WAY_OUT}")
-    shutil.rmtree(zoo / name, ignore_errors=True)
-    os.replace(folder, zoo / name)
+    _take_place(folder, zoo / name)
     entries[name] = dict(entry, command=command)
     write_manifest(zoo, entries)
     return entries[name]

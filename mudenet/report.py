@@ -224,11 +224,10 @@ def verdict(
 # %% ../nbs/21a_report.ipynb #21a-report-11de750
 def data_uri(
     image: Image.Image,  # RGB
-    quality: int = 85,  # Of the JPEG
 ) -> str:
     "A picture as an address that holds the picture."
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality, subsampling=0)
+    image.save(out, "JPEG", quality=85, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 # %% ../nbs/21a_report.ipynb #21a-report-11de751

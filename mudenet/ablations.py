@@ -24,7 +24,7 @@ __all__ = ['LONG', 'LOSSES', 'ORACLE', 'METRICS', 'Draws', 'Found', 'variants', 
 import numpy as np
 import torch
 
-from .assumptions import beside, find_register, nearest_id, read_register, read_value
+from .assumptions import beside, nearest_id, read_register, read_value
 from .config import Config, from_saved, override, to_dict
 from .core import ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint
 from .core import markdown_table, new_record, write_json
@@ -44,10 +44,9 @@ from .pictures import Case
 def variants(
     assumption: str,  # e.g. "A-012"
     values: Sequence[Any] | None = None,  # In place of the entry's alternatives, or as texts: "pool,bilinear"
-    register: Path | None = None,  # Folder of the register, or the checkout's
 ) -> dict[str, dict[str, Any]]:  # The choice on record first
     "What an assumption can be set to. Raises `ConfigError` for an entry that turns no field, or a bad value."
-    entries = {e.id: e for e in read_register(register or find_register())}
+    entries = {e.id: e for e in read_register()}
     if (e := entries.get(assumption)) is None:
         raise ConfigError(f"no assumption {assumption!r}. {nearest_id(assumption, entries)}")
     if not e.settings():
@@ -462,7 +461,7 @@ def _idle(found: Found, variants: Sequence[str]) -> dict[str, str]:
     said = {v: {s: (m["said"], m["draws"]) for (name, s), m in found.items() if name == v} for v in variants}
     first, *others = variants
     why = (
-        f"says the same as {first} to the last bit, with every seed; "
+        f"maps, scores and threshold are those of {first} to the last bit, with every seed; "
         "something else takes its field out of play"
     )
     return {v: why for v in others if said[v] == said[first]}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import datetime
-import html
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,15 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # %% auto #0
-__all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_html',
-           'register_table', 'with_table', 'write_table', 'overview', 'nearest_id', 'show', 'read_value', 'assumed',
-           'beside']
+__all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 'read_register', 'register_table', 'with_table',
+           'overview', 'nearest_id', 'show', 'read_value', 'assumed', 'beside']
 
 # %% ../nbs/27_assumptions.ipynb #5aba8d98
 import yaml
 
 import mudenet
-from .core import ConfigError, DataError, did_you_mean, write_text
+from .core import ConfigError, DataError, did_you_mean
 
 # %% ../nbs/27_assumptions.ipynb #27-assumptions-05
 def find_register(
@@ -207,92 +205,10 @@ def _kinds_of_evidence(e: Assumption) -> list[str]:
     "What the lines of evidence begin with, each once."
     return list(dict.fromkeys(x.split(": ")[0] for x in e.evidence))
 
-# %% ../nbs/27_assumptions.ipynb #27-assumptions-44b9810
-_FILTER = """
-  const make = (tag, props) => Object.assign(document.createElement(tag), props);
-  const field = make("input", {type: "search", placeholder: "words to look for"});
-  const pick = make("select"), all = rows.map(r => r.cells[2].textContent);
-  for (const s of ["any status", ...new Set(all)]) pick.append(make("option", {textContent: s}));
-  const count = make("output"), bar = make("p"), parts = [["Filter ", field], [" Status ", pick]];
-  for (const [name, part] of parts) {
-    const label = make("label", {textContent: name});
-    label.append(part);
-    bar.append(label);
-  }
-  bar.append(" ", count);
-  box.prepend(bar);
-  const fits = (r, words) => words.every(w => r.textContent.toLowerCase().includes(w))
-    && (pick.selectedIndex === 0 || r.cells[2].textContent === pick.value);
-  const filter = () => {
-    for (const r of rows) r.hidden = !fits(r, field.value.toLowerCase().split(/\\s+/));
-    count.textContent = rows.filter(r => !r.hidden).length + " of " + rows.length;
-  };"""
-
-# %% ../nbs/27_assumptions.ipynb #27-assumptions-44b981
-_SORT = """
-  const plain = {font: "inherit", color: "inherit", border: "0", background: "none", padding: "0"};
-  [...table.tHead.rows[0].cells].forEach((head, k) => {
-    const button = make("button", {type: "button", textContent: head.textContent, title: "sort"});
-    Object.assign(button.style, plain, {cursor: "pointer"});
-    head.replaceChildren(button);
-    button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending";
-      for (const h of table.tHead.rows[0].cells) h.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = r => r.cells[k].textContent;
-      rows.sort((a, b) => (down ? -1 : 1) * key(a).localeCompare(key(b), "en", {numeric: true}));
-      body.append(...rows);
-    });
-  });"""
-
-# %% ../nbs/27_assumptions.ipynb #21a2f4ec
-_SCRIPT = f"""(() => {{
-  const box = document.getElementById("assumption-register");
-  if (!box || box.dataset.ready) return;
-  box.dataset.ready = "yes";
-  const table = box.querySelector("table"), body = table.tBodies[0], rows = [...body.rows];
-{_FILTER}
-{_SORT}
-  field.addEventListener("input", filter);
-  pick.addEventListener("change", filter);
-  filter();
-}})()"""
-
-# %% ../nbs/27_assumptions.ipynb #57ca5569
-def _html_row(e: Assumption, prefix: str) -> str:
-    tag = "code" if e.field else "span"
-    values = [f"<{tag}>{html.escape(_say(v))}</{tag}>" for v in (e.chosen, *e.alternatives)]
-    link = f'<a href="{html.escape(prefix + e.path.name)}">{e.id}</a>'
-    fields = "<br>".join(f"<code>{html.escape(f)}</code>" for f in e.field) or "–"
-    evidence = "<br>".join(map(html.escape, _kinds_of_evidence(e))) or "–"
-    told = (link, html.escape(e.title), e.status, e.first_register or "–")
-    cells = (*told, fields, values[0], "<br>".join(values[1:]) or "–", evidence)
-    return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-
-# %% ../nbs/27_assumptions.ipynb #26c2c1ef
-def register_html(
-    entries: Iterable[Assumption],  # The register
-    prefix: str = "",  # Put before the file names that ids link to, e.g. "../assumptions/"
-) -> str:  # HTML
-    "The register as one table that filters and sorts by itself, and without scripts is a plain one."
-    head = "".join(f'<th scope="col">{h}</th>' for h in _HEAD)
-    rows = "\n".join(_html_row(e, prefix) for e in entries)
-    return f"""<div id="assumption-register" style="overflow-x: auto">
-<style>#assumption-register td:first-child {{ white-space: nowrap }}</style>
-<table><thead><tr>{head}</tr></thead><tbody>
-{rows}
-</tbody>
-</table>
-</div>
-<script>
-{_SCRIPT}
-</script>
-"""
-
 # %% ../nbs/27_assumptions.ipynb #27-assumptions-46
-def _markdown_row(e: Assumption, prefix: str) -> tuple[str, ...]:
+def _markdown_row(e: Assumption) -> tuple[str, ...]:
     values = [f"`{_say(v)}`" if e.field else _say(v) for v in (e.chosen, *e.alternatives)]
-    link, fields = f"[{e.id}]({prefix}{e.path.name})", "<br>".join(f"`{f}`" for f in e.field) or "–"
+    link, fields = f"[{e.id}]({e.path.name})", "<br>".join(f"`{f}`" for f in e.field) or "–"
     told = (link, e.title, e.status, e.first_register or "–")
     evidence = "<br>".join(_kinds_of_evidence(e)) or "–"
     return (*told, fields, values[0], "<br>".join(values[1:]) or "–", evidence)
@@ -300,15 +216,14 @@ def _markdown_row(e: Assumption, prefix: str) -> tuple[str, ...]:
 
 def register_table(
     entries: Iterable[Assumption],  # The register
-    prefix: str = "",  # Put before the file names that ids link to, e.g. "../assumptions/"
 ) -> str:  # Markdown
     "The register as a table, one row an entry."
-    rows = [tuple(c.replace("|", "\\|") for c in _markdown_row(e, prefix)) for e in entries]
+    rows = [tuple(c.replace("|", "\\|") for c in _markdown_row(e)) for e in entries]
     lines = [_HEAD, ("---",) * len(_HEAD), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 # %% ../nbs/27_assumptions.ipynb #27-assumptions-51
-_MARKS = ("<!-- table: written by mudenet.assumptions.write_table -->\n", "<!-- end of the table -->\n")
+_MARKS = ("<!-- table: written by tools/update_pages.py -->\n", "<!-- end of the table -->\n")
 
 
 def with_table(
@@ -322,14 +237,6 @@ def with_table(
     except (OSError, ValueError):
         _fault(readme, f"needs the lines {_MARKS[0].strip()} and {_MARKS[1].strip()}, each once.")
     return before + _MARKS[0] + "\n" + table + "\n" + _MARKS[1] + after
-
-
-def write_table(
-    folder: str | Path | None = None,  # The register's folder, by default that of this code
-) -> Path:  # The README
-    "Renew the table in the register's README.md."
-    folder = Path(folder) if folder is not None else find_register()
-    return write_text(folder / "README.md", with_table(folder))
 
 # %% ../nbs/27_assumptions.ipynb #27-assumptions-858d6f
 def _switch(e: Assumption) -> str:

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'Results', 'How', 'SIZES', 'Published', 'choose_categories', 'plan', 'plan_table', 'category_rows',
-           'mean_rows', 'benchmark_table', 'benchmark_csv', 'benchmark', 'Size', 'on_paper', 'filed_cost']
+__all__ = ['PUBLISHED', 'Results', 'How', 'Published', 'choose_categories', 'plan', 'plan_table', 'category_rows', 'mean_rows',
+           'benchmark_table', 'benchmark_csv', 'benchmark']
 
 # %% ../nbs/24_benchmark.ipynb #24-benchmark-c447b0
 import numpy as np
 
 from .config import Config
-from .core import ConfigError, DataError, did_you_mean, log, markdown_table, new_record, write_json
+from .core import ConfigError, did_you_mean, log, markdown_table, new_record, write_json
 from .core import write_text
-from .data import MVTEC_AD, MVTEC_LOCO, VISA, held_count, list_categories
+from .data import MVTEC_AD, MVTEC_LOCO, VISA, list_categories
 from .evaluation import METRICS, metric_values
 from .experiments import Pool, Run, Variants, clock, departures, every_run, plan_runs, price, reason
 from .identity import differences, identity, portable
 from .images import _subfolders
-from .loop import total_steps
 from .metrics import VERSIONS
 from .report import SHOWN
 
@@ -366,91 +364,3 @@ def benchmark(
         pool.tell(run, "failed" if "error" in how else "finished", said)
         record = _write(Path(out), runs, hows, **more, events=pool.events)
     return record
-
-# %% ../nbs/24_benchmark.ipynb #8147a422
-class Size(NamedTuple):
-    "Images of one category."
-
-    train: int  # Nominal, with those that are held out where the set has no folder for them
-    test: int
-    validation: int = 0  # In a folder of their own
-
-# %% ../nbs/24_benchmark.ipynb #dd004a19
-_MVTEC_AD = dict(
-    bottle=Size(209, 83),
-    cable=Size(224, 150),
-    capsule=Size(219, 132),
-    carpet=Size(280, 117),
-    grid=Size(264, 78),
-    hazelnut=Size(391, 110),
-    leather=Size(245, 124),
-    metal_nut=Size(220, 115),
-    pill=Size(267, 167),
-    screw=Size(320, 160),
-    tile=Size(230, 117),
-    toothbrush=Size(60, 42),
-    transistor=Size(213, 100),
-    wood=Size(247, 79),
-    zipper=Size(240, 151),
-)
-
-# %% ../nbs/24_benchmark.ipynb #23338108
-_MVTEC_LOCO = dict(
-    breakfast_box=Size(351, 275, 62),
-    juice_bottle=Size(335, 330, 54),
-    pushpins=Size(372, 310, 69),
-    screw_bag=Size(360, 341, 60),
-    splicing_connectors=Size(360, 312, 60),
-)
-
-# %% ../nbs/24_benchmark.ipynb #8b669e82
-_VISA = dict(
-    candle=Size(900, 200),
-    capsules=Size(542, 160),
-    cashew=Size(450, 150),
-    chewinggum=Size(453, 150),
-    fryum=Size(450, 150),
-    macaroni1=Size(900, 200),
-    macaroni2=Size(900, 200),
-    pcb1=Size(904, 200),
-    pcb2=Size(901, 200),
-    pcb3=Size(905, 201),
-    pcb4=Size(904, 201),
-    pipe_fryum=Size(450, 150),
-)
-SIZES = dict(mvtec_ad=_MVTEC_AD, mvtec_loco=_MVTEC_LOCO, visa=_VISA)  # Data set → category → its images
-
-# %% ../nbs/24_benchmark.ipynb #940e5e32
-def on_paper(
-    configs: Mapping[str, Config],  # Data set, a name of `SIZES` → configuration
-    seeds: int = 3,  # How many
-) -> list[Run]:  # As a plan has them, without images or folders
-    "The runs of whole data sets."
-
-    def run(dataset: str, category: str, seed: int) -> Run:
-        config, (train, test, held) = replace(configs[dataset], seed=seed), SIZES[dataset][category]
-        if not held:
-            held = held_count(train, config.data.holdout)
-            train -= held
-        steps = (total_steps(train, config.distill), total_steps(train, config.train))
-        return Run(config=config, dataset=dataset, category=category, steps=steps, images=held + test)
-
-    return [run(d, c, s) for d in configs for c, s in itertools.product(SIZES[d], range(seeds))]
-
-# %% ../nbs/24_benchmark.ipynb #aeb19c20
-def filed_cost(
-    train: Mapping[str, Any],  # Record of kind "bench_train"
-    distill: Mapping[str, Any],  # "bench_distill"
-    infer: Mapping[str, Any],  # "bench_infer"
-) -> dict[str, Any]:  # As `mudenet.experiments.measure_cost` gives it, without setup and memory
-    "Seconds of a step and of an image from measurements on file. Raises `DataError` for unlike devices."
-    devices = {(r["device"], r["threads"]) for r in (train, distill, infer)}
-    if len(devices) > 1:
-        raise DataError(f"the three measurements come from different devices: {sorted(devices)}.")
-    batch = {r["kind"]: r["config"][r["kind"].removeprefix("bench_")]["batch_size"] for r in (train, distill)}
-    seconds = {r["kind"]: r["variants"]["all"]["median"] for r in (train, distill)}
-    image = infer["variants"][f"all, batch {infer['config']['inference']['batch_size']}"]["median"]
-    distilling, training = (batch[k] * seconds[k] for k in ("bench_distill", "bench_train"))
-    unknown = dict(setup=0.0, ram=None, gpu=None)
-    on = f"{train['device']}, {train['threads']} threads"
-    return dict(device=on, distill=distilling, train=training, image=image, **unknown)

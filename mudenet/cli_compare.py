@@ -159,7 +159,8 @@ def _refuse_both(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     options = dotted(given)
     for field in values:
         if field in options:
-            raise ConfigError(f"--{field} is given, and the sweep takes several values of it; leave it out.")
+            both = f"--{field} is given, and the sweep takes several values of it"
+            raise ConfigError(f"{both}; give one of the two.")
 
 # %% ../nbs/29e_cli_compare.ipynb #3b7313d6
 def _priced_sweep(runs: Sequence[Comparison], values: Mapping[str, Any], pool: Pool, yes: bool) -> Any:

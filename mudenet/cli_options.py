@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 def dotted(
     given: Mapping[str, Any],  # What single options said, nested
 ) -> dict[str, Any]:  # e.g. {"train.lr": 0.001}
-    "The fields of sections that options set, by their full names."
-    sections = {k: v for k, v in given.items() if isinstance(v, Mapping)}
-    return {f"{k}.{field}": value for k, fields in sections.items() for field, value in fields.items()}
+    "What options set, by the full names of the fields."
+    flat: dict[str, Any] = {}
+    for k, v in given.items():
+        flat |= {f"{k}.{field}": value for field, value in v.items()} if isinstance(v, Mapping) else {k: v}
+    return flat
 
 # %% ../nbs/29a_cli_options.ipynb #29-cli-060
 def _assumed_fields(

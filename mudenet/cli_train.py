@@ -309,7 +309,7 @@ def _write_prediction(
             both.save(f, "PNG")
 
 # %% ../nbs/29b_cli_train.ipynb #29-cli-123
-def _to_score(images: Path, out: Path) -> dict[Path, str]:
+def _to_score(images: Path) -> dict[Path, str]:
     "Image files and what they are called; what was passed by is said. Raises `DataError` if there is none."
     from mudenet.images import find_images, passed_by
 
@@ -452,10 +452,11 @@ def _opened(run: str, device: str) -> Any:
     return open_detector(run) if is_export(run) else load_detector(find_run(run), device)
 
 
-def _refused(bad: Mapping[Path, str], count: int, most: int = 20) -> DataError:
+def _refused(bad: Mapping[Path, str], count: int) -> DataError:
     "What was wrong with which files, the first of them in full."
     from mudenet.images import TABLE
 
+    most = 20
     first = f"{len(bad)} of {count} images could not be scored or drawn:"
     last = [f"… (all of them are in {TABLE})"] * (len(bad) > most)
     return DataError("\n".join([first, *list(bad.values())[:most], *last]))
@@ -494,7 +495,7 @@ def run_predict(args: Namespace) -> None:
     if args.regions:
         refuse_regions(detector, out)
     marked = list[Marked]()
-    finish, files = _finisher(detector, out, args, marked), _to_score(images, out)
+    finish, files = _finisher(detector, out, args, marked), _to_score(images)
     wanted = dict(maps=args.maps, pictures=args.pictures, masks=args.regions)
     with _table(out, files, [what for what, asked in wanted.items() if asked]) as add:
         n, called, bad = _scored(detector, files, finish, add)

@@ -537,7 +537,6 @@ def resize_mask(
 def load_masks(
     items: Sequence[Item],  # Images with their masks
     size: int | None = None,  # S, pixels, where None keeps each mask at its image's size
-    text: str = "reading masks",  # What the progress bar says
 ) -> list[np.ndarray]:  # bool (H, W) each
     "The united masks of many images, all False for nominal ones."
 
@@ -547,7 +546,7 @@ def load_masks(
         mask = read_mask(item, image_size(item.image))
         return mask if size is None else resize_mask(mask, size)
 
-    return _each(work, items, text)
+    return _each(work, items, "reading masks")
 
 # %% ../nbs/13_data.ipynb #13-data-820
 def _problem(item: Item, category: Category) -> str | None:
@@ -600,10 +599,10 @@ def _odd(mask: Path) -> str | None:
 # %% ../nbs/13_data.ipynb #13-data-82
 def find_odd_masks(
     category: Category,
-    text: str = "looking for odd masks",  # What the progress bar says
 ) -> list[str]:  # One message for each such file
     "Masks that mark nothing, or more than half of their image: allowed, but mostly a slip."
-    return [p for p in _each(_odd, [m for i in category.test for m in i.masks], text) if p]
+    masks = [m for i in category.test for m in i.masks]
+    return [p for p in _each(_odd, masks, "looking for odd masks") if p]
 
 # %% ../nbs/13_data.ipynb #e8d3a5111
 def find_passed_by(

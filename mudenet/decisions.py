@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from .core import DataError
 
 # %% auto #0
-__all__ = ['FEWEST_BAD', 'held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted', 'rank_from_top',
-           'rate_threshold', 'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart', 'check_bad',
-           'operating_points', 'operating_table', 'cross_p_values', 'cross_bound', 'cross_promise']
+__all__ = ['ORIGINS', 'FEWEST_BAD', 'held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted',
+           'rank_from_top', 'rate_threshold', 'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart',
+           'check_bad', 'operating_points', 'operating_table', 'cross_p_values', 'cross_bound', 'cross_promise']
 
 # %% ../nbs/16_decisions.ipynb #16-decisions-050
 def held_out(scores: ArrayLike) -> NDArray[np.float64]:  # Sorted, shape (n,)
@@ -151,6 +151,15 @@ def promised(
     )
     rough = "; these images gave the statistics of the maps too, so both hold roughly only"
     return f"{counted}, {rates}{'' if said.get('apart', True) else rough}"
+
+# %% ../nbs/16_decisions.ipynb #7c1e40a2
+# How a detector's history says a threshold was set → what follows "was". A rate and a quantile are put in.
+ORIGINS = dict(
+    quantile="set at the {quantile:g} quantile of the held-out good parts' scores",
+    rate="set for {rate} false alarms a good part, for parts like the held-out ones",
+    given="given by hand",
+    labelled="chosen with bad parts in view and so no longer label-free",
+)
 
 # %% ../nbs/16_decisions.ipynb #d4933af2
 def standing_apart(

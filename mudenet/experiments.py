@@ -92,6 +92,7 @@ class Run:
     images: int = 0  # That the detector looks at: to calibrate, to test
     held: int = 0  # Images in memory, at most
     steps: tuple[int, int] = (0, 0)  # Left in stage 1 and 2
+    alone: int = 0  # Steps that A has left before stage 2
     saved: bool = False  # Whether there is something to go on from
     teacher: Path | None = None  # Folder of the run whose teacher this one takes
     shared: bool = False  # Whether a run before it in the plan has the same detector
@@ -230,11 +231,12 @@ def _counted(run: R, job: Job) -> R:
     if (job.folder / "detector.safetensors").exists():
         return run
     taught = c.teacher or (job.folder / "teacher.safetensors").exists()
-    begun = {stage: _saved_step(job, stage) for stage in ("distill", "train")}
+    begun = {stage: _saved_step(job, stage) for stage in STAGES}
     teacher = None if taught else shared_teacher(job)
     stage1 = 0 if taught or teacher else total_steps(learned, c.distill) - begun["distill"]
     stage2 = total_steps(len(category.train), c.train) - begun["train"]
-    return replace(run, steps=(stage1, stage2), teacher=teacher, saved=bool(taught or any(begun.values())))
+    run = replace(run, steps=(stage1, stage2), alone=c.train.autoencoder_first - begun["autoencoder"])
+    return replace(run, teacher=teacher, saved=bool(taught or any(begun.values())))
 
 # %% ../nbs/23_experiments.ipynb #23-experiments-3f2a29
 def open_run(
@@ -270,7 +272,7 @@ def _share_detectors(runs: Iterable[R]) -> list[R]:
         if before is not r:
             r = replace(r, shared=True)
         if r.folder in looked:
-            r = replace(r, steps=(0, 0), images=0, teacher=None)
+            r = replace(r, steps=(0, 0), alone=0, images=0, teacher=None)
         if r.todo:
             looked.add(r.folder)
         out.append(r)
@@ -405,7 +407,7 @@ def measure_all(
 # %% ../nbs/23_experiments.ipynb #23-experiments-3f2a44
 def _seconds(run: Run, cost: Mapping[str, Any]) -> float:
     "What is left of a run, at what its steps and images cost."
-    alone = run.config.train.autoencoder_first * cost.get("autoencoder", 0.0) if run.steps[1] else 0.0
+    alone = run.alone * cost.get("autoencoder", 0.0)
     stages = run.steps[0] * cost["distill"] + alone + run.steps[1] * cost["train"]
     return stages + run.images * cost["image"] + any(run.steps) * cost["setup"]
 

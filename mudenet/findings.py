@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # %% auto #0
-__all__ = ['Correlations', 'ablation_table', 'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest',
-           'loss_correlations', 'correlation_table']
+__all__ = ['ablation_table', 'kinds_table', 'losses_table', 'scope', 'looked_at', 'findings', 'forest']
 
 # %% ../nbs/25b_findings.ipynb #4372cce1
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from .ablations import LOSSES, METRICS
 from .core import markdown_table
@@ -80,7 +78,7 @@ def losses_table(
         v = [x for x in found if x is not None]
         return f"{np.mean(v):.4g} ({min(v):.4g} … {max(v):.4g})" if v else "–"
 
-    name = first if len(shown) > 1 else "every variant: the same networks"
+    name = "every variant: the same networks" if len(shown) == 1 < len(nets) else first
     rows = [[name if v == first else v, *(cell(v, k) for k in LOSSES)] for v in shown]
     return markdown_table([record["assumption"], *LOSSES.values()], rows, "l" + "r" * len(LOSSES))
 
@@ -168,47 +166,3 @@ def forest(
         ax.spines[["top", "right", "left"]].set_visible(False)
     fig.suptitle(f"{record['assumption']}, {record['category']}: against {first}", fontsize=9)
     return fig
-
-# %% ../nbs/25b_findings.ipynb #25-ablations-06f9c3
-Correlations = dict[str, tuple[float, int, int]]  # Name of `LOSSES` → Spearman's ρ, configurations, seeds
-
-
-def _same_teacher(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    "A record's runs that have the baseline's teacher."
-    first = next(iter(record["variants"]))
-    teachers = {r["seed"]: r["teacher"] for r in record["runs"] if r["variant"] == first}
-    return [r for r in record["runs"] if r["teacher"] == teachers[r["seed"]]]
-
-# %% ../nbs/25b_findings.ipynb #25-ablations-06f9c5
-def loss_correlations(
-    records: Iterable[Mapping[str, Any]],  # Of `ablate`, of one category and one configuration
-    metric: str = "image_auroc",
-) -> Correlations:  # Empty below 3 configurations
-    "Rank correlation of losses with a metric over detectors of one teacher, both less their seed's mean."
-    runs: dict[str, Mapping[str, Any]] = {}
-    for r in itertools.chain.from_iterable(map(_same_teacher, records)):
-        if metric in r["metrics"]:
-            runs.setdefault(r["run"], r)
-    seeds, nets = {r["seed"] for r in runs.values()}, {name.rsplit("-s", 1)[0] for name in runs}
-    out: Correlations = {}
-    for name in ("structural", "autoencoder", "logical") if len(nets) > 2 else ():
-        rows = np.array([(r["seed"], r["losses"][name], r["metrics"][metric]) for r in runs.values()], float)
-        for s in np.unique(rows[:, 0]):
-            rows[rows[:, 0] == s, 1:] -= rows[rows[:, 0] == s, 1:].mean(0)
-        if np.ptp(rows[:, 1]) > 0 and np.ptp(rows[:, 2]) > 0:
-            out[name] = float(stats.spearmanr(rows[:, 1], rows[:, 2]).statistic), len(nets), len(seeds)
-    return out
-
-# %% ../nbs/25b_findings.ipynb #25-ablations-06f9c4
-def correlation_table(
-    records: Sequence[Mapping[str, Any]],  # Of one category and one configuration
-) -> str:  # Markdown, or a sentence where there are too few
-    "Rank correlation of each loss with each metric, descriptive."
-    found = {m: rho for m in METRICS if (rho := loss_correlations(records, m))}
-    if not found:
-        return "Fewer than 3 configurations share their teachers: too few to correlate losses with metrics."
-    first = next(iter(found.values()))
-    _, nets, seeds = next(iter(first.values()))
-    rows = [[LOSSES[k], *(f"{rho[k][0]:+.2f}" if k in rho else "–" for rho in found.values())] for k in first]
-    head = [f"Spearman's ρ, {nets} configurations × {seeds} seeds", *(SHOWN[m] for m in found)]
-    return markdown_table(head, rows, "l" + "r" * len(found))

@@ -15,7 +15,7 @@ import yaml
 
 from .core import ConfigError, DataError, WeightsError, digest, environment, read_record
 from .core import write_json, write_text
-from .decisions import promised
+from .decisions import ORIGINS, promised
 from .inference import Detector, load_detector, save_detector
 from .report import interval_note, metrics_table, teacher_of
 from .teachers import checked, teachers
@@ -71,17 +71,9 @@ _NOT_FOR = (
 def _threshold_note(detector: Detector) -> str:
     "What chose the threshold that holds now, and what the held-out scores promise of it."
     now, c = detector.calibration, detector.config.inference
-    rate = now.get("asked") or c.false_alarms
-    origins = dict(
-        quantile=f"is the {c.threshold_quantile:g} quantile of the held-out good parts' scores",
-        rate=f"was set for {rate} false alarms a good part, for parts like the held-out ones",
-        given="was given by hand",
-        labelled="was chosen with bad parts in view, and so it is no longer label-free",
-    )
     how = now.get("how", "quantile" if c.false_alarms is None else "rate")
-    said = (
-        f"An image is called anomalous above {float(detector.threshold):.6g}. This threshold {origins[how]}."
-    )
+    origin = ORIGINS[how].format(quantile=c.threshold_quantile, rate=now.get("asked") or c.false_alarms)
+    said = f"An image is called anomalous above {float(detector.threshold):.6g}. This threshold was {origin}."
     later = f" It was set on {now['date']}, after the training." if "date" in now else ""
     return f"{said}{later} " + (f"{promised(now)}." if "bound" in now else "It promises no rate.")
 

@@ -29,7 +29,7 @@ from .core import CheckpointError, ConfigError, DataError, load_tensors, pick_de
 from .core import save_tensors
 from .data import normalize
 from .distillation import config_of, load_weights
-from .decisions import cross_promise, held_out, p_value, promise, rate_threshold
+from .decisions import ORIGINS, cross_promise, held_out, p_value, promise, rate_threshold
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, batches, named_images, resize_image
 from .modes import modes_of, second_moments, without_modes
@@ -519,7 +519,6 @@ def calibrate(
 # %% ../nbs/05_inference.ipynb #daff3abd
 _PROMISE = ("n", "above", "rate", "bound")
 _WORDS = ("how", "source", "date", "statistics")
-_HOW = ("quantile", "rate", "given", "labelled")
 
 
 def _numbers(found: Any) -> bool:
@@ -531,7 +530,7 @@ def _numbers(found: Any) -> bool:
 
 def _is_calibration(found: Any) -> bool:
     "Whether it is an entry of a detector's history as `settle` writes it."
-    if not isinstance(found, dict) or found.get("how", "given") not in _HOW:
+    if not isinstance(found, dict) or found.get("how", "given") not in ORIGINS:
         return False
     whole = not set(_PROMISE) & set(found) or _numbers([found.get(k) for k in _PROMISE])
     words = all(isinstance(found[k], str) for k in _WORDS if k in found)

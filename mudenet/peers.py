@@ -47,11 +47,10 @@ class Answer(NamedTuple):
 def smooth_map(
     distances: Tensor,  # (B, h, w), on the feature grid
     size: int,  # S, pixels
-    sigma: float = SIGMA,  # Pixels
 ) -> Tensor:  # (B, S, S)
     "Distances on the image's grid, smoothed."
     large = F.interpolate(distances[:, None], size=(size, size), mode="bilinear")[:, 0]
-    return gaussian_blur(large, sigma)
+    return gaussian_blur(large, SIGMA)
 
 # %% ../nbs/26_peers.ipynb #14p8fabb27e
 def gaussians(

@@ -21,8 +21,8 @@ import yaml
 from .core import ConfigError, DataError, WeightsError, did_you_mean, markdown_table
 
 # %% auto #0
-__all__ = ['register_faults', 'validate', 'filled', 'number_faults', 'disagreements', 'refused_alternatives',
-           'forgotten_alternatives', 'citations', 'tried', 'try_alternatives', 'check']
+__all__ = ['register_faults', 'filled', 'number_faults', 'disagreements', 'refused_alternatives', 'forgotten_alternatives',
+           'citations', 'tried', 'try_alternatives', 'check']
 
 # %% ../nbs/27a_register_checks.ipynb #12a-reg-03
 from .assumptions import SECTIONS, STATUSES, Assumption, _among, _frozen, _same, _say, beside
@@ -232,15 +232,6 @@ def register_faults(
         found = [*_number_faults(e, i), *_field_faults(e), *_evidence_faults(e, base), *_text_faults(e, ids)]
         out += [f"{e.path}: {fault}" for fault in found]
     return [*out, *_shared_fields(entries)]
-
-# %% ../nbs/27a_register_checks.ipynb #2a757cc8
-def validate(
-    entries: Sequence[Assumption],  # What `read_register` gave
-    root: str | Path | None = None,  # Where paths of evidence begin, by default above the register
-) -> None:
-    "Raise `DataError` with every fault of the register, one a line, naming file and field."
-    if faults := register_faults(entries, root):
-        raise DataError("\n".join(faults))
 
 # %% ../nbs/27a_register_checks.ipynb #27-assumptions-e20b02
 _METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "au_pro": "AU-PRO"}

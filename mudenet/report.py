@@ -25,7 +25,7 @@ from .config import from_saved
 from .core import markdown_table, progress
 from .curves import curve_svg, histogram_svg, roc_curve
 from .data import Item
-from .decisions import FEWEST_BAD, operating_points, operating_table, promised
+from .decisions import FEWEST_BAD, ORIGINS, operating_points, operating_table, promised
 from .health import Health, advice
 from .images import BRANCHES, Prediction, read_image
 from .intervals import share, shown_intervals
@@ -167,9 +167,6 @@ def _ranking_words(record: Mapping[str, Any]) -> list[str]:
     return out
 
 # %% ../nbs/21a_report.ipynb #1ae163e3
-_ORIGINS = dict(given="given by hand", labelled="chosen on labelled parts and so no longer label-free")
-
-
 def _label_words(record: Mapping[str, Any]) -> list[str]:
     "What the threshold does to the images, where it comes from and what it promises."
     how, kinds = record.get("calibration") or {}, _kinds_of(record)
@@ -177,7 +174,8 @@ def _label_words(record: Mapping[str, Any]) -> list[str]:
     counted = [f"{share(*found)} anomalous images are found"] if kinds else []
     if nominal[1]:
         counted.append(f"{share(*nominal)} nominal ones are false alarms")
-    origin = _ORIGINS.get(how.get("how", ""), "set on nominal validation images only")
+    by_hand = how.get("how") in ("given", "labelled")
+    origin = ORIGINS[how["how"]] if by_hand else "set on nominal validation images only"
     out = [f"With the threshold {record['threshold']:.4g}, {origin}, {', and '.join(counted)}."]
     if "bound" in how:
         out.append(f"{promised(how)}.")
@@ -226,11 +224,10 @@ def verdict(
 # %% ../nbs/21a_report.ipynb #21a-report-11de750
 def data_uri(
     image: Image.Image,  # RGB
-    quality: int = 85,  # Of the JPEG
 ) -> str:
     "A picture as an address that holds the picture."
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality, subsampling=0)
+    image.save(out, "JPEG", quality=85, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 # %% ../nbs/21a_report.ipynb #21a-report-11de751

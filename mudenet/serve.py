@@ -71,7 +71,6 @@ def _few_enough(width: int, height: int, limits: Limits) -> None:
 def decoded(
     body: bytes,  # An image file
     limits: Limits,  # Megapixels
-    name: str = "body",  # What an error calls it
     white: int | None = None,  # The detector's, for images of more than 8 bits
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "Pixels of a request. Raises `Refused` with 400 or 413."
@@ -81,7 +80,7 @@ def decoded(
     try:
         with open_image(io.BytesIO(body)) as image:
             _few_enough(image.width, image.height, limits)
-            return to_rgb(image, name, white)
+            return to_rgb(image, "body", white)
     except Refused:
         raise
     except Exception as e:

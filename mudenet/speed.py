@@ -502,13 +502,13 @@ def _per_region(masks: np.ndarray) -> np.ndarray:
     return weights / R
 
 # %% ../nbs/22_speed.ipynb #0ed590bc
-def _plain(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> dict[str, float]:
+def _plain(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     "The four pixel metrics, straightforwardly."
     order = np.argsort(maps, axis=None)[::-1]
     s, y, w = maps.ravel()[order], masks.ravel()[order] > 0, _per_region(masks).ravel()[order]
     last = np.r_[s[1:] != s[:-1], True]
     tp, fp, pro = (np.r_[0, np.cumsum(v, dtype=float)[last]] for v in (y, ~y, w))
-    x, P = fp / fp[-1], tp[-1]
+    x, P, limit = fp / fp[-1], tp[-1], 0.3
 
     def area(x: np.ndarray, v: np.ndarray) -> float:
         return float((np.diff(x) * (v[1:] + v[:-1])).sum() / 2)

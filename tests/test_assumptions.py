@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mudenet.ablations import resolve_variants, variants
-from mudenet.assumptions import read_register, write_table
+from mudenet.assumptions import read_register, with_table
 from mudenet.cli import main
 from mudenet.config import load_config
 from mudenet.register_checks import check
@@ -33,6 +33,11 @@ def without_switch(entry):
     return "\n".join(kept) + "\n---\n" + body
 
 
+def renew(folder):
+    """The table of the entries as they are now."""
+    (folder / "README.md").write_text(with_table(folder), encoding="utf-8")
+
+
 @pytest.fixture
 def register(tmp_path):
     """A copy of the register whose entries keep no switch but A-002's, so that little has to be trained."""
@@ -41,7 +46,7 @@ def register(tmp_path):
     for f in copy.glob("A-*.md"):
         if not f.name.startswith("A-002"):
             f.write_text(without_switch(f.read_text(encoding="utf-8")), encoding="utf-8")
-    write_table(copy)
+    renew(copy)
     return copy
 
 
@@ -62,7 +67,7 @@ def test_an_alternative_must_run_and_matter(register, kind):
     text = text.replace(fields, f"{field}\nchosen: {chosen}\nalternatives: [{other}]")
     text = text.replace("`model.stem_pool=max`", f"`{field}={other}`")
     entry.write_text(text, encoding="utf-8")
-    write_table(register)
+    renew(register)
 
     faults = check(register, ROOT)
     assert len(faults) == bool(says), faults

@@ -498,7 +498,7 @@ def test_a_threshold_chosen_on_bad_parts_is_marked(job, line, tmp_path, capsys):
     assert main(["evaluate", str(run), "--evaluation.pictures", "0", "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert read_record(tmp_path / "out" / "record.json")["calibration"]["how"] == "labelled"
-    assert "chosen on labelled parts and so no longer label-free" in page and "1.25 *</th>" in page
+    assert "chosen with bad parts in view and so no longer label-free" in page and "1.25 *</th>" in page
     assert main(["threshold", str(run), "--set", "1"]) == 0
     assert Detector.load(run, "cpu").calibrations[-1]["how"] == "given"
 

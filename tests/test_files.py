@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY
 from torch import nn
 from torchvision.models import resnet18
 
@@ -67,19 +68,7 @@ def test_folded_gives_the_same_and_leaves_the_original(make):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-OPTIONS = [
-    "--data.image_size=64",
-    "--model.channels=8",
-    "--model.width=8",
-    "--backbone.name=resnet18",
-    "--backbone.weights=random",
-    "--distill.steps=1",
-    "--train.steps=1",
-    "--distill.batch_size=4",
-    "--train.batch_size=4",
-    "--device=cpu",
-    "--preset=paper",
-]
+OPTIONS = [*TINY, "--distill.steps=1", "--train.steps=1", "--preset=paper"]
 
 
 def pixels(seed, shape=(40, 50, 3)):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 from mudenet.cli import make_parser
 from mudenet.synthetic import write_product_line
@@ -18,11 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [b.strip() for b in re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)]
 QUICK = "--train.steps=4 --device=cpu"  # for the demonstration, whose teacher is shipped
-TINY = (
-    "--teacher=none --data.image_size=64 --model.channels=8 --model.width=8 --backbone.name=resnet18 "
-    "--backbone.weights=random --distill.steps=3 --distill.batch_size=4 --train.steps=4 "
-    "--train.batch_size=4 --device=cpu"
-)
+SHORT = " ".join([*TINY, "--teacher=none", "--distill.steps=3", "--train.steps=4"])
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +55,13 @@ def test_demo(my_parts):
 def test_own_images(my_parts):
     assert len(SHELL) == 3
     for command in SHELL[2].splitlines():
-        out = shell(f"{command} {TINY}" if command.startswith("mudenet train") else command, my_parts)
+        out = shell(f"{command} {SHORT}" if command.startswith("mudenet train") else command, my_parts)
         assert out
     assert (my_parts / "found" / "predictions.csv").read_text().count("\n") == 7
 
 
 def test_a_second_run_is_listed_and_not_mixed_up(my_parts):
-    shell(f"{SHELL[2].splitlines()[0]} {TINY} --seed 1", my_parts)
+    shell(f"{SHELL[2].splitlines()[0]} {SHORT} --seed 1", my_parts)
     with pytest.raises(AssertionError, match="(?s)holds 2 runs; name one of them:.*-s0.*-s1"):
         shell(SHELL[2].splitlines()[1], my_parts)
     shutil.rmtree(next((my_parts / "runs" / "folder" / "my_parts").glob("*-s1")))
@@ -94,10 +91,10 @@ def test_inline_commands(my_parts):
         "mudenet zoo list", my_parts
     )
     shutil.copytree(my_parts / "my_parts", my_parts / "mvtec" / "cable")
-    shell(f"mudenet train --root mvtec --category cable --out inline {TINY}", my_parts)
+    shell(f"mudenet train --root mvtec --category cable --out inline {SHORT}", my_parts)
     assert list((my_parts / "inline" / "mvtec_ad" / "cable").rglob("detector.safetensors"))
     assert "| mvtec_ad | cable | 1 |" in shell(
-        f"mudenet benchmark --root mvtec --seeds 1 --out table {TINY}", my_parts
+        f"mudenet benchmark --root mvtec --seeds 1 --out table {SHORT}", my_parts
     )
     assert "--train.epochs" in shell("mudenet train --help", my_parts)
     for words in (

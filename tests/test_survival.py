@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny import TINY
 
 from mudenet import loop
 from mudenet.cli import main
@@ -18,16 +19,9 @@ from mudenet.inference import load_detector
 from mudenet.synthetic import write_product_line
 
 OPTIONS = [
-    "--data.image_size=64",
-    "--model.channels=8",
-    "--model.width=8",
-    "--backbone.name=resnet18",
-    "--backbone.weights=random",
+    *TINY,
     "--distill.steps=3",
-    "--distill.batch_size=4",
     "--train.steps=9",
-    "--train.batch_size=4",
-    "--device=cpu",
     "--distill.save_minutes=0.0001",
     "--train.save_minutes=0.0001",
 ]  # after every step

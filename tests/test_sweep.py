@@ -134,6 +134,14 @@ def test_a_second_sweep_goes_on_from_the_first(config, tmp_path, capsys):
     assert f"| {second['rows'][1]['setting']} | 1 |" in out
 
 
+@pytest.mark.parametrize(
+    "field, values, given", [("train.lr", "0.1,0.2", 0.5), ("seed", "0,1", 5), ("teacher", "a,b", "c")]
+)
+def test_a_field_is_swept_or_given_but_not_both(config, tmp_path, capsys, field, values, given):
+    assert main(command(config, tmp_path, f"{field}={values}", f"--{field}={given}")) == 2
+    assert f"--{field} is given, and the sweep takes several values of it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(config, tmp_path):

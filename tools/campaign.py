@@ -37,18 +37,16 @@ from mudenet.cli_options import configure
 from mudenet.core import load_tensors, new_record, save_tensors, write_json
 from mudenet.terminal import ENDS, run_command
 
-RESULT = Path(__file__).parent.parent / "nbs" / "results" / "campaign.json"
-TINY = [
-    "--data.image_size=64",
-    "--model.channels=8",
-    "--model.width=8",
-    "--backbone.name=resnet18",
-    "--backbone.weights=random",
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the tiny options are theirs
+
+from tiny import TINY
+
+RESULT = ROOT / "nbs" / "results" / "campaign.json"
+SHORT = [
+    *TINY,
     "--distill.steps=4",
     "--train.steps=6",
-    "--distill.batch_size=4",
-    "--train.batch_size=4",
-    "--device=cpu",
     "--preset=paper",
     "--distill.save_minutes=0.0001",
     "--train.save_minutes=0.0001",
@@ -126,7 +124,7 @@ def half_way(data, out):
         return get(self, k)
 
     loop.Batches.__getitem__ = getting
-    return main(["train", "--root", str(data), "--out", str(out), *TINY])
+    return main(["train", "--root", str(data), "--out", str(out), *SHORT])
 
 
 def prepare(work):
@@ -140,7 +138,7 @@ def prepare(work):
         put(data / f"ground_truth/hole/{k}_mask.png", part(k, True)[1])
     for k, suffix in enumerate(("png", "jpg", "bmp", "tif", "webp")):
         put(work / f"formats/{k}.{suffix}", part(k)[0])
-    assert main(["train", "--root", str(data), "--out", str(work / "runs"), *TINY]) == 0
+    assert main(["train", "--root", str(data), "--out", str(work / "runs"), *SHORT]) == 0
     shutil.copytree(next((work / "runs").rglob("detector.safetensors")).parent, work / "run")
     assert ended(forked(lambda: half_way(data, work / "half"), work / "log.txt")) == 143
     assert (
@@ -151,7 +149,7 @@ def prepare(work):
                 f"--distill.folder={data}",
                 "--out",
                 str(work / "teachers"),
-                *TINY,
+                *SHORT,
             ]
         )
         == 0
@@ -326,7 +324,7 @@ def spoil(kind, work, out, draw):
             tensors, meta = load_tensors(state, "state")
             meta = {k: v for k, v in meta.items() if k not in ("sha256", "kind", "schema")}
             save_tensors(state, tensors, "state", spoil_tree(meta, draw))
-        return lambda: main(["train", "--root", str(work / "part"), "--out", str(out / "half"), *TINY])
+        return lambda: main(["train", "--root", str(work / "part"), "--out", str(out / "half"), *SHORT])
     shutil.copytree(work / "register", out / "register")
     entry = draw.choice(sorted((out / "register").glob("A-*.md")))
     entry.write_bytes(spoil_text(entry.read_text(), draw))
@@ -375,7 +373,7 @@ def spoilt(kind, k, work):
 def command_of(what, work, out):
     """A command that writes to `out`."""
     data, run = str(work / "part"), str(work / "run")
-    line = ["--data.holdout=0.2", *TINY]
+    line = ["--data.holdout=0.2", *SHORT]
     if what == "draw":
         return lambda: run_command(
             [],
@@ -399,9 +397,9 @@ def command_of(what, work, out):
         ]
         return lambda: os.environ.__setitem__("MUDENET_TEACHERS", str(out)) or main(args)
     args = dict(
-        train=["train", "--root", data, "--out", str(out), *TINY],
-        distill=["distill", "--root", data, "--out", str(out), *TINY],
-        demo=["demo", "--root", data, "--dataset=folder", "--category=part", "--out", str(out), *TINY],
+        train=["train", "--root", data, "--out", str(out), *SHORT],
+        distill=["distill", "--root", data, "--out", str(out), *SHORT],
+        demo=["demo", "--root", data, "--dataset=folder", "--category=part", "--out", str(out), *SHORT],
         evaluate=["evaluate", run, "--out", str(out)],
         predict=["predict", run, data, "--out", str(out), "--device=cpu"],
         watch=["watch", run, data, "--out", str(out), "--once", "--settle=0.01"],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure_regions import RATES, RESULTS, promised
 from scipy.stats import betabinom
 
 from mudenet.core import generator, new_record, progress, read_record, rng, write_json
@@ -22,8 +23,7 @@ from mudenet.inference import load_detector
 from mudenet.drawing import draw_product
 from mudenet.synthetic import make_sample
 
-RESULTS = Path(__file__).parent.parent / "nbs" / "results"
-RATES, SIZES, TIMES = (0.1, 0.05, 0.01), (10, 24, 50, 99, 199, 299), 10_000
+SIZES, TIMES = (10, 24, 50, 99, 199, 299), 10_000
 COPIES, COPIED = 4, 600
 
 
@@ -107,16 +107,10 @@ def of_its_own(detector, pool):
     """
     held, rows = detector.held_out, []
     for rate in RATES:
-        if not images_wanted(rate, len(held)):
-            said = promise(held, cut := rate_threshold(held, rate))
-            rows.append(
-                dict(
-                    asked=rate,
-                    promised=said["rate"],
-                    bound=said["bound"],
-                    realised=float((pool > cut).mean()),
-                )
-            )
+        row = promised(held, rate)
+        if not row.pop("wanted"):
+            cut = row.pop("threshold")
+            rows.append(row | dict(realised=float((pool > cut).mean())))
     cut = float(detector.threshold)
     return dict(
         n=len(held),
@@ -161,15 +155,11 @@ def on_real(path):
         for k in dict.fromkeys(r["defect"] for r in record["scores"])
     }
     for rate in RATES:
-        row = dict(asked=rate, wanted=images_wanted(rate, len(held)))
+        row = promised(held, rate)
         if not row["wanted"]:
-            said = promise(held, cut := rate_threshold(held, rate))
+            cut = row.pop("threshold")
             assert all(((v > cut) == (p_values(v, held) <= rate)).all() for v in scores.values())
-            row |= dict(
-                promised=said["rate"],
-                bound=said["bound"],
-                above={k: int((v > cut).sum()) for k, v in scores.items()},
-            )
+            row["above"] = {k: int((v > cut).sum()) for k, v in scores.items()}
         rows.append(row)
     plain = {k: int((v > np.quantile(held, 0.99)).sum()) for k, v in scores.items()}
     return dict(

@@ -313,13 +313,6 @@ def at_setting(
     found = zip(job.category.test, *(torch.cat(x) for x in zip(*outs)))
     return variant, [Case(item=i, score=float(s), map=m.numpy(), parts=p.numpy()) for i, m, s, p in found]
 
-
-ORACLE = (
-    "Compared on test labels: an oracle study. It says what mattered on these images; "
-    "it is no way to tune a detector."
-)
-METRICS = ("image_auroc", "pixel_auroc", "au_pro")
-
 # %% ../nbs/25_ablations.ipynb #25-ablations-5c0bad
 def pack(
     values: Any,  # In [0, 1], NaN where undefined
@@ -336,6 +329,13 @@ def unpack(
     "The values of a packed text."
     v = np.frombuffer(base64.b64decode(text), "<u2").astype(float)
     return np.where(v == 65535, np.nan, v / 65534)
+
+# %% ../nbs/25_ablations.ipynb #25-ablations-76f0a0
+ORACLE = (
+    "Compared on test labels: an oracle study. It says what mattered on these images; "
+    "it is no way to tune a detector."
+)
+METRICS = ("image_auroc", "pixel_auroc", "au_pro")
 
 # %% ../nbs/25_ablations.ipynb #25-ablations-76f0a10
 def _pixel_draws(cases: Sequence[Case], job: Job, resamples: int) -> dict[str, str]:
@@ -481,6 +481,13 @@ def measured_on(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
         images={i.image.relative_to(category.root).as_posix(): i.label for i in category.test},
     )
 
+# %% ../nbs/25_ablations.ipynb #25-ablations-169
+def _written(path: Path, made: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    "The record, with how its variants differ, written to its place."
+    made["differences"] = compare(draws_of(made), list(made["variants"]), seeds)
+    write_json(path, record := new_record("ablation", **made))
+    return record
+
 # %% ../nbs/25_ablations.ipynb #25-ablations-16a
 def ablate(
     config: Config,  # The run to vary
@@ -499,9 +506,7 @@ def ablate(
     results = [run_result(r, found[r.variant, r.config.seed]) for r in runs if r.variant in compared]
     made = dict(assumption=assumption, variants=compared, not_compared=left, threads=torch.get_num_threads())
     made |= dict(runs=results, resamples=resamples, **measured_on(open_job(runs[0].config), seeds))
-    made["differences"] = compare(draws_of(made), list(compared), seeds)
-    write_json(path, record := new_record("ablation", **made))
-    return record
+    return _written(path, made, seeds)
 
 # %% ../nbs/25_ablations.ipynb #d59b0514
 def _apart(path: Path, c: Config, choices: Variants, seeds: Sequence[int]) -> tuple[list[str], list[str]]:

@@ -510,6 +510,49 @@ def _controls(
         page=w.IntSlider(1, min=1, max=pages, description="Gallery page", **make.wide),
     )
 
+# %% ../nbs/28_explorer.ipynb #28-explorer-feb6338
+_DRAWN_ONLY = ("threshold", "opacity", "page")  # controls that leave maps and scores as they are
+
+# the first of them, from above
+_FIRST = "threshold smoothing opacity normalization clamp upsampling image_score join".split()
+
+
+def _in_row(w: Any, *parts: Any) -> Any:
+    "Side by side, and below each other where that is too wide."
+    return w.HBox(parts, layout=w.Layout(flex_flow="row wrap"))
+
+
+def _fields(w: Any) -> list[Any]:
+    "Where a run and its images are named."
+    wide = dict(style=dict(description_width="6em"), layout=w.Layout(width="30em"))
+    asked = dict(Detector="a run's folder", Images="the run's own, or another folder")
+    return [w.Text(description=k, placeholder=v, **wide) for k, v in asked.items()]
+
+# %% ../nbs/28_explorer.ipynb #28-explorer-feb6336
+def _left(w: Any, controls: dict[str, Any], numbers: Any) -> Any:
+    "Sliders and switches below each other, boxes for branches and levels, and the metrics."
+    branches = [controls[b] for b in BRANCHES]
+    levels = [v for n, v in controls.items() if n.startswith("level ")]
+    return w.VBox([*(controls[n] for n in _FIRST), _in_row(w, *branches), _in_row(w, *levels), numbers])
+
+# %% ../nbs/28_explorer.ipynb #28-explorer-feb6334
+def _slots(w: Any, number: int) -> list[Any]:
+    "The gallery's buttons, each with a class of its own that gets its picture."
+    slot = w.Layout(width="88px", height="112px", padding="78px 2px 2px 2px", margin="2px")
+    buttons = [w.Button(layout=slot) for _ in range(SLOTS)]
+    for k, button in enumerate(buttons):
+        button.add_class(f"mudenet-{number}-{k}")
+    return buttons
+
+
+def _slot_style(name: str, picture: str, marked: bool) -> str:
+    "The picture of a gallery's button, with a frame where it is the one that is shown."
+    mark = "box-shadow:0 0 0 3px #d9730d!important" if marked else ""
+    return (
+        f"<style>.{name}{{background:url({picture}) no-repeat center 3px"
+        f"!important;font-size:11px;line-height:14px;white-space:normal;{mark}}}</style>"
+    )
+
 # %% ../nbs/28_explorer.ipynb #28-explorer-feb6340
 class Explorer:
     """Controls around `finish`, which show themselves in a notebook.
@@ -524,20 +567,10 @@ class Explorer:
     ):
         w = self.widgets = _widgets()
         self.device, self.busy, self.number = device, False, next(_numbers)
-        wide = dict(style=dict(description_width="6em"), layout=w.Layout(width="30em"))
-        self.fields = [
-            w.Text(description="Detector", placeholder="a run's folder", **wide),
-            w.Text(description="Images", placeholder="the run's own, or another folder", **wide),
-        ]
-        self.opener, self.message, self.body = w.Button(description="Open"), w.HTML(), w.VBox()
+        self.fields, self.opener = _fields(w), w.Button(description="Open")
         self.opener.on_click(lambda _: self.open())
-        self.view = w.VBox(
-            [
-                w.HBox([*self.fields, self.opener], layout=w.Layout(flex_flow="row wrap")),
-                self.message,
-                self.body,
-            ]
-        )
+        self.message, self.body = w.HTML(), w.VBox()
+        self.view = w.VBox([_in_row(w, *self.fields, self.opener), self.message, self.body])
         if raw is not None:
             self.show(raw)
 
@@ -556,31 +589,15 @@ class Explorer:
         c = self.controls = _controls(w, self.choice, len(raw.items))
         self.style, self.numbers, self.image = (w.HTML() for _ in range(3))
         self.judgement = w.HTML(layout=w.Layout(width="440px"))
-        slot = w.Layout(width="88px", height="112px", padding="78px 2px 2px 2px", margin="2px")
-        self.slots = [w.Button(layout=slot) for _ in range(SLOTS)]
+        self.slots = _slots(w, self.number)
         for k, b in enumerate(self.slots):
-            b.add_class(f"mudenet-{self.number}-{k}")
             b.on_click(lambda _, k=k: self.pick(k))
         for name in c:
-            c[name].observe(
-                self.draw if name in ("threshold", "opacity", "page") else self.recompute, "value"
-            )
-        row = lambda *x: w.HBox(x, layout=w.Layout(flex_flow="row wrap"))
-        first = (
-            "threshold",
-            "smoothing",
-            "opacity",
-            "normalization",
-            "clamp",
-            "upsampling",
-            "image_score",
-            "join",
-        )
-        levels = row(*(v for n, v in c.items() if n.startswith("level ")))
-        left = w.VBox([*(c[n] for n in first), row(*(c[b] for b in BRANCHES)), levels, self.numbers])
+            c[name].observe(self.draw if name in _DRAWN_ONLY else self.recompute, "value")
         self.outcome = finish(raw, self.choice)
         self.index, self.own = order(self.outcome)[0], measure_again(raw, self.outcome)
-        self.body.children = [self.style, row(left, self.judgement), c["page"], row(*self.slots), self.image]
+        top, gallery = (_in_row(w, _left(w, c, self.numbers), self.judgement), _in_row(w, *self.slots))
+        self.body.children = [self.style, top, c["page"], gallery, self.image]
         self.recompute()
 
     def recompute(self, change: Any = None) -> None:
@@ -630,14 +647,9 @@ class Explorer:
         css = STYLE
         for k, (b, i) in enumerate(zip(self.slots, shown)):
             case = case_of(raw, o, i)
-            mark = "box-shadow:0 0 0 3px #d9730d!important" if i == self.index else ""
             b.description = f"{case.score:.3g} {judged(case, t)}"
             b.tooltip = f"{case.item.defect}/{case.item.image.name}"
-            css += (
-                f"<style>.mudenet-{self.number}-{k}{{background:url({data_uri(thumbnail(raw, i))}) "
-                "no-repeat center 3px"
-                f"!important;font-size:11px;line-height:14px;white-space:normal;{mark}}}</style>"
-            )
+            css += _slot_style(f"mudenet-{self.number}-{k}", data_uri(thumbnail(raw, i)), i == self.index)
         for k, b in enumerate(self.slots):
             b.layout.display = None if k < len(shown) else "none"
         self.style.value, self.numbers.value = css, metrics_html(self.found, self.own)

@@ -710,6 +710,13 @@ def _refuse_faults(path: Path, faults: Sequence[str]) -> None:
         differs = f"it differs from the detector in {', '.join(faults)}"
         raise TrainingError(f"{path} was not written: {differs}. --force writes it all the same.")
 
+# %% ../nbs/30_export.ipynb #aade153c
+def _exact(detector: Detector) -> Detector:
+    "A copy on the CPU that computes in float32."
+    own = copy.deepcopy(detector).cpu()
+    own.config = override(own.config, {"compute.precision": "float32"})
+    return own
+
 # %% ../nbs/30_export.ipynb #aade153b
 def export_detector(
     detector: Detector,  # Calibrated
@@ -722,8 +729,7 @@ def export_detector(
     "Write one file. Raises `TrainingError` where it is not faithful, `ConfigError` for what is missing."
     path = _checked(Path(path), detector, to, precision, category)
     path.parent.mkdir(parents=True, exist_ok=True)
-    own, who = copy.deepcopy(detector).cpu(), digest(detector.state_dict())
-    own.config = override(own.config, {"compute.precision": "float32"})
+    own, who = _exact(detector), digest(detector.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / path.name
         found = _written(own, trial, to, precision, category, who)

@@ -17,6 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# %% auto #0
+__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'lone_autoencoder', 'train', 'seconds_per_step']
+
+# %% ../nbs/04_training.ipynb #04-training-020
 from .architecture import Autoencoder, DescriptorNetwork, MuDeNet
 from .config import ComputeConfig, Config
 from .identity import identity
@@ -26,9 +30,6 @@ from .data import normalize
 from .loop import Batches, Callback, Losses, Patience, fit
 from .objective import over_levels, training_losses
 from .start import begin
-
-# %% auto #0
-__all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'lone_autoencoder', 'train', 'seconds_per_step']
 
 # %% ../nbs/04_training.ipynb #04-training-beb9cc
 def _frozen(network: M, compute: ComputeConfig) -> M:
@@ -149,6 +150,26 @@ def _freeze_autoencoder(
     alone.requires_grad_(False)
     return _losses(config, model, data.device, autoencoder=True)
 
+# %% ../nbs/04_training.ipynb #04-training-139
+def _together(
+    config: Config,
+    model: MuDeNet,
+    losses: Losses,
+    data: Batches,
+    identity: dict[str, Any],
+    folder: Path | None,
+    callbacks: Sequence[Callback],
+    validation: Tensor | None,
+) -> MuDeNet:
+    "Teach all networks that are not frozen, and end early where that is asked for."
+    c, told, validate = config.train, list(callbacks), None
+    if c.patience and validation is not None:
+        told.append(Patience(c.patience))
+        validate = partial(held_out_loss, model, losses, validation.to(data.device), c.batch_size)
+    fit(model, losses, data, c, folder, identity, config.compute, told, validate, c.ema)
+    model.autoencoder.requires_grad_(True)
+    return model.eval()
+
 # %% ../nbs/04_training.ipynb #04-training-14
 def train(
     config: Config,  # What to build and how long to learn
@@ -168,13 +189,27 @@ def train(
         raise ValueError("train.patience looks at held-out images: give `validation`.")
     if c.autoencoder_first:
         losses = _freeze_autoencoder(config, model, images, identity, category, folder, callbacks)
-    told, validate = list(callbacks), None
-    if c.patience and validation is not None:
-        told.append(Patience(c.patience))
-        validate = partial(held_out_loss, model, losses, validation.to(device), c.batch_size)
-    fit(model, losses, data, c, folder, identity, config.compute, told, validate, c.ema)
-    model.autoencoder.requires_grad_(True)
-    return model.eval()
+    return _together(config, model, losses, data, identity, folder, callbacks, validation)
+
+# %% ../nbs/04_training.ipynb #c95b8078
+def _seconds_of(losses: Losses, optimiser: torch.optim.Optimizer, batch: Tensor) -> float:
+    "What one step takes."
+    began = time.perf_counter()
+    optimiser.zero_grad()
+    loss = torch.stack(list(losses(batch).values())).sum()
+    loss.backward()
+    optimiser.step()
+    loss.item()  # waits until a GPU has done it
+    return time.perf_counter() - began
+
+
+def _stand_in(config: Config, teacher: DescriptorNetwork, device: torch.device | str) -> MuDeNet:
+    "A model of the run's shape, which is thrown away."
+    model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
+    model.teacher.load_state_dict(teacher.state_dict())
+    if config.compute.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model.train()
 
 # %% ../nbs/04_training.ipynb #c95b8079
 def seconds_per_step(
@@ -186,24 +221,10 @@ def seconds_per_step(
     alone: bool = False,  # Those of A alone, not those of all three
 ) -> float:  # Median
     "What a step of stage 2 takes on this machine."
-    model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
-    model.teacher.load_state_dict(teacher.state_dict())
+    model = _stand_in(config, teacher, device)
     few = images[: config.train.batch_size].to(device)
     losses = lone_autoencoder(config, model, few)[1] if alone else _losses(config, model, device)
     batch = normalize(few)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    model.train()
-    if config.compute.channels_last:
-        model.to(memory_format=torch.channels_last)
     times = [_seconds_of(losses, optimiser, batch) for _ in range(steps + 1)]
     return statistics.median(times[1:])
-
-
-def _seconds_of(losses: Losses, optimiser: torch.optim.Optimizer, batch: Tensor) -> float:
-    began = time.perf_counter()
-    optimiser.zero_grad()
-    loss = torch.stack(list(losses(batch).values())).sum()
-    loss.backward()
-    optimiser.step()
-    loss.item()  # waits until a GPU has done it
-    return time.perf_counter() - began

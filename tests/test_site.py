@@ -318,7 +318,16 @@ def test_names_lead_where_they_are_meant_to(tmp_path):
 def test_an_equation_has_its_number_and_a_table_its_box(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("$$a = b \\tag{16}$$\n\n$$c$$\n\n| x |\n|---|\n| y |\n", encoding="utf-8")
-    run = [*pandoc(), "--lua-filter", "tools/doclinks.lua", "-t", "html", "--mathml", str(page)]
+    run = [
+        *pandoc(),
+        "--lua-filter",
+        "tools/doclinks.lua",
+        "-t",
+        "html",
+        "--mathml",
+        "--wrap=none",
+        str(page),
+    ]
     html = subprocess.run(run, cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert html.count('class="equation"') == 2 and html.count('<span class="number">') == 1
     assert '<span class="number">(16)</span>' in html and "tag{" not in html

@@ -68,9 +68,9 @@ local function address(text)
 end
 
 local function record(text)
-  if text:match("^nbs/[%w_%./-]+%.json$") or text:match("^nbs/[%w_%./-]+%.ipynb$") then
-    return pandoc.Link({ pandoc.Str(text) }, "/" .. text), false
-  end
+  local path, rest = text:match("^(nbs/[%w_%./-]+%.json)([:,;.]?)$")
+  if not path then path, rest = text:match("^(nbs/[%w_%./-]+%.ipynb)([:,;.]?)$") end
+  if path then return { pandoc.Link({ pandoc.Str(path) }, "/" .. path), pandoc.Str(rest) }, false end
 end
 
 -- A value of the front matter as one writes it on the command line, and as inlines.

@@ -294,6 +294,25 @@ def _losses(root: Path, name: str) -> str:
     rows = [(v, *(_loss(root, name, v, k) for k in names)) for v in r["variants"]]
     return markdown_table(["on held-out nominal images", *(_LOSSES[k] for k in names)], rows)
 
+# %% ../nbs/27a_register_checks.ipynb #5c1d7e01
+def _seeds_of(root: Path, name: str) -> list[dict[str, Any]]:
+    "The records of an evaluation of that name, one for each seed."
+    files = sorted((root / "nbs" / "results").glob(f"{name}*.json"))
+    found = [f for f in files if re.fullmatch(rf"{re.escape(name)}(-s\d+)?", f.stem)]
+    if not found:
+        raise KeyError(f"no record is called {name}")
+    return [json.loads(f.read_text(encoding="utf-8")) for f in found]
+
+
+def _detection(root: Path, *names: str) -> str:
+    "Metrics of evaluations, means over the seeds of each."
+    rows = []
+    for name in names:
+        found = [r["results"]["all"]["metrics"] for r in _seeds_of(root, name)]
+        means = (statistics.mean(m[k]["value"] for m in found) for k in _METRICS)
+        rows.append((f"`{name}`", str(len(found)), *(f"{v:.3f}" for v in means)))
+    return markdown_table(["record", "seeds", *_METRICS.values()], rows)
+
 # %% ../nbs/27a_register_checks.ipynb #27-assumptions-e20b24
 def _scope(root: Path, name: str) -> str:
     "What a record was made from, in one phrase."
@@ -364,6 +383,7 @@ _READERS: dict[str, Callable[..., str]] = dict(
     differences=_differences,
     loss=_loss,
     losses=_losses,
+    detection=_detection,
     scope=_scope,
     reproduction=_reproduction,
     parameters=_parameters,

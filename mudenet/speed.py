@@ -64,24 +64,33 @@ from .streams import PixelStream
 from .training import stage2
 
 # %% ../nbs/22_speed.ipynb #22-speed-f01f80
+def _product_seconds(side: int, device: torch.device, dtype: torch.dtype) -> float:
+    "How long the product of two square matrices takes."
+    a, b = torch.rand(2, side, side, device=device).to(dtype)
+    begin = time.perf_counter()
+    (a @ b).view(-1)[0].item()
+    return time.perf_counter() - begin
+
+
 def matrix_rate(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    side: int = 2048,  # Of the square matrices
+    side: int = 2048,  # Of the square matrices, at most
     repeats: int = 7,  # The median counts
 ) -> float:  # FLOP/s
     """The rate at which this device multiplies two square matrices; a multiplication with its addition counts
     as two.
+
+    Smaller ones where those would take more than a second: a processor computes a thousand times slower in a
+    type that it does not know.
     """
-    a, b = torch.rand(2, side, side, device=device).to(dtype)
-
-    def once() -> float:
-        begin = time.perf_counter()
-        (a @ b).view(-1)[0].item()
-        return time.perf_counter() - begin
-
-    once()
-    return 2 * side**3 / statistics.median(once() for _ in range(repeats))
+    few = 128
+    _product_seconds(few, device, dtype)
+    one = statistics.median(_product_seconds(few, device, dtype) for _ in range(3))
+    while side > few and one * (side / few) ** 3 > 1:
+        side //= 2
+    _product_seconds(side, device, dtype)
+    return 2 * side**3 / statistics.median(_product_seconds(side, device, dtype) for _ in range(repeats))
 
 # %% ../nbs/22_speed.ipynb #22-speed-0a25e9
 def step_flops(

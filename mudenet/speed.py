@@ -64,12 +64,17 @@ from .streams import PixelStream
 from .training import stage2
 
 # %% ../nbs/22_speed.ipynb #22-speed-f01f80
-def _product_seconds(side: int, device: torch.device, dtype: torch.dtype) -> float:
-    "How long the product of two square matrices takes."
+def _product_seconds(side: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    "How long the product of two square matrices takes, the median."
     a, b = torch.rand(2, side, side, device=device).to(dtype)
-    begin = time.perf_counter()
-    (a @ b).view(-1)[0].item()
-    return time.perf_counter() - begin
+
+    def once() -> float:
+        begin = time.perf_counter()
+        (a @ b).view(-1)[0].item()
+        return time.perf_counter() - begin
+
+    once()
+    return statistics.median(once() for _ in range(repeats))
 
 
 def matrix_rate(
@@ -85,12 +90,10 @@ def matrix_rate(
     type that it does not know.
     """
     few = 128
-    _product_seconds(few, device, dtype)
-    one = statistics.median(_product_seconds(few, device, dtype) for _ in range(3))
+    one = _product_seconds(few, device, dtype, 3)
     while side > few and one * (side / few) ** 3 > 1:
         side //= 2
-    _product_seconds(side, device, dtype)
-    return 2 * side**3 / statistics.median(_product_seconds(side, device, dtype) for _ in range(repeats))
+    return 2 * side**3 / _product_seconds(side, device, dtype, repeats)
 
 # %% ../nbs/22_speed.ipynb #22-speed-0a25e9
 def step_flops(

@@ -5,6 +5,7 @@ python tools/update_pages.py           # write them again
 python tools/update_pages.py --check   # exit 1 if one of them would change
 """
 
+import functools
 import json
 import re
 import subprocess
@@ -42,6 +43,7 @@ def git(*words: str) -> str:
         return ""
 
 
+@functools.cache
 def history() -> set[str]:
     """The commits that lead to this one, as records name them.
 
@@ -79,6 +81,7 @@ def held_out(r: Mapping[str, Any]) -> str:
     return f"{data.holdout:.0%} of the nominal images, drawn with seed {data.holdout_seed}".replace("%", " %")
 
 
+@functools.cache
 def evaluations() -> dict[Path, dict[str, Any]]:
     """Every record of an evaluation, by file."""
     return read_records(RESULTS, "evaluation")
@@ -104,6 +107,7 @@ def of_the_demo() -> list[dict[str, Any]]:
     return [r for r in evaluations().values() if r["dataset"] == "synthetic"]
 
 
+@functools.cache
 def on_equal_terms() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Records of neighbours, and ours of the same images at the same size."""
     found = list(read_records(RESULTS, "peer").values())

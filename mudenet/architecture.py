@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import models
 
 from .config import ModelConfig
 from .core import ConfigError, seed_for
 
 # %% auto #0
-__all__ = ['seeded', 'ResidualBlock', 'DescriptorNetwork', 'decoder_start', 'Autoencoder', 'Embeddings', 'MuDeNet']
+__all__ = ['Teacher', 'seeded', 'ResidualBlock', 'DescriptorNetwork', 'decoder_start', 'Autoencoder', 'ResNetLayers',
+           'PretrainedTeacher', 'teacher_network', 'Embeddings', 'MuDeNet']
 
 # %% ../nbs/01_architecture.ipynb #01-architecture-05
 @contextlib.contextmanager
@@ -179,6 +181,60 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.decode(self.encode(images))
 
+# %% ../nbs/01_architecture.ipynb #cebafa8f
+def _width(layer: Any) -> int:
+    "Output channels of a ResNet layer: those of its last BatchNorm."
+    return [m for m in layer[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
+
+
+class ResNetLayers(nn.Module):
+    "conv1 to layer3 of a torchvision ResNet: (B, 3, S, S) → three maps, of sides S/4, S/8 and S/16."
+
+    def __init__(
+        self,
+        name: str,  # torchvision's, e.g. "resnet18"
+    ):
+        super().__init__()
+        with seeded(0, "backbone", name):
+            net = models.get_model(name, weights=None)
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        self.layers = nn.ModuleList([net.layer1, net.layer2, net.layer3])
+        self.widths = [_width(layer) for layer in self.layers]  # channels of layer1, layer2, layer3
+
+    def each(self, images: Tensor) -> list[Tensor]:
+        "The maps of layer1, layer2 and layer3."
+        maps, x = [], self.stem(images)
+        for layer in self.layers:
+            maps.append(x := layer(x))
+        return maps
+
+# %% ../nbs/01_architecture.ipynb #59602f33
+class PretrainedTeacher(nn.Module):
+    "T without distillation (A-059): images (B, 3, H, W) → 3 maps (B, C, H/2, W/2) of a ResNet's layers."
+
+    def __init__(
+        self,
+        config: ModelConfig,  # `teacher_trunk`, `channels`
+    ):
+        super().__init__()
+        self.trunk = ResNetLayers(config.teacher_trunk)
+        self.projections = nn.ModuleList(nn.Conv2d(w, config.channels, 1) for w in self.trunk.widths)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        grid = [side // 2 for side in images.shape[-2:]]
+        maps = [projection(m) for projection, m in zip(self.projections, self.trunk.each(images))]
+        return tuple(F.interpolate(m, size=grid, mode="bilinear") for m in maps)
+
+
+Teacher = DescriptorNetwork | PretrainedTeacher
+
+
+def teacher_network(
+    config: ModelConfig,  # The architecture
+) -> Teacher:
+    "T as configured, its weights drawn at random."
+    return DescriptorNetwork(config) if config.teacher_trunk == "descriptor" else PretrainedTeacher(config)
+
 # %% ../nbs/01_architecture.ipynb #01-architecture-300
 class Embeddings(NamedTuple):
     "The maps of one batch: L tensors (B, C, S/2, S/2) of each network."
@@ -211,7 +267,7 @@ class MuDeNet(nn.Module):
         config = config or ModelConfig()
         self.config, self.image_size = config, image_size
         network = partial(DescriptorNetwork, config)
-        self.teacher = _drawn(network, seed, "T")
+        self.teacher = _drawn(partial(teacher_network, config), seed, "T")
         self.structural = _drawn(network, seed, "S1")
         self.autoencoder = _drawn(partial(Autoencoder, config, image_size), seed, "A")
         self.logical = _drawn(network, seed, "S2")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 # %% auto #0
-__all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES', 'decides',
-           'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig',
+__all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'Trunk', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES',
+           'decides', 'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig',
            'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'leaves', 'field_names', 'config_parser',
            'plain', 'to_dict', 'from_dict', 'merge', 'nest', 'override', 'from_saved', 'shipped', 'read_config',
            'load_config', 'save_config']
@@ -155,6 +155,9 @@ class BackboneConfig:
             _unchanged(self, "channel_seed", rule="draws nothing where backbone.reduction='pca'.")
 
 # %% ../nbs/11_config.ipynb #11-config-11
+Trunk = Literal["descriptor", "resnet18", "resnet34", "resnet50", "wide_resnet50_2"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     "The architecture of T, S1, S2 (figure 2) and A (figure 3)."
@@ -191,6 +194,8 @@ class ModelConfig:
     "Whether the decoders end in a ReLU (A-012)."
     centre: Literal["none", "place"] = decides("detector", "none")
     "What S1, A and S2 add their maps to: nothing, or T's mean map of nominal images, by place (A-048)."
+    teacher_trunk: Trunk = decides("teacher", "descriptor", newer=True)
+    "T is figure 2's network, which has to be distilled, or the layers of a pretrained ResNet (A-059)."
 
     def __post_init__(self):
         depths, kernels, widest = self.depths, self.kernels, 2**16
@@ -208,6 +213,11 @@ class ModelConfig:
             _unchanged(self, "projection", rule=at_zero)
             stuck = "would never leave the 0 at which model.centre='place' begins."
             _unchanged(self, "decoder_last_relu", rule=stuck)
+        if self.teacher_trunk != "descriptor":
+            three = f"has three layers for model.teacher_trunk={self.teacher_trunk!r}: give three numbers."
+            _require(self, "depths", len(depths) == 3, three)
+            bare = f"has nothing to follow where model.teacher_trunk={self.teacher_trunk!r}."
+            _unchanged(self, "projection", rule=bare)
 
 # %% ../nbs/11_config.ipynb #11-config-13
 @dataclass(frozen=True, kw_only=True)
@@ -467,7 +477,7 @@ class Config:
     device: str = decides("nothing", "auto", place="here")
     "auto, cpu, cuda, cuda:1, mps."
     teacher: str | None = decides("teacher", None, place="here")
-    "Instead of stage 1: general, small, another of `mudenet teachers list`, auto (one that fits), a file."
+    "Instead of stage 1: resnet18, general, small, another of `mudenet teachers`, auto (one that fits), a file."
     track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = decides("nothing", (), place="here")
     "Programs that are told how training goes, beside CSV files, offline unless set otherwise there."
     preset: Literal["paper", "fast"] = decides("nothing", "paper")
@@ -494,6 +504,9 @@ class Config:
         if m.block == "no_bn" and m.stem != "bn_relu" and m.projection == "bare":
             no_norm = "is for a teacher with BatchNorm, but model.block='no_bn' leaves none."
             _unchanged(distill, "batchnorm", rule=no_norm)
+        if m.teacher_trunk != "descriptor":
+            same = f"must be model.teacher_trunk={m.teacher_trunk!r}: those layers are T."
+            _require(self.backbone, "name", self.backbone.name == m.teacher_trunk, same)
         no_stage = "teaches nothing. With --teacher there is no stage 1."
         _require(distill, "steps", distill.steps != 0, no_stage)
         no_say = "inference.false_alarms promises only where they had no say."

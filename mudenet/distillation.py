@@ -15,7 +15,7 @@ from typing import Any
 # %% auto #0
 __all__ = ['backbone_names', 'Backbone', 'Target', 'make_target', 'stage1', 'architecture_of_t', 'weights_fingerprint',
            'teacher_identity', 'save_teacher', 'config_of', 'load_weights', 'teacher_weights', 'load_teacher',
-           'distill', 'explained', 'map_statistics']
+           'reduced_layers', 'distill', 'explained', 'map_statistics']
 
 # %% ../nbs/03_distillation.ipynb #03-distillation-021
 from urllib.error import URLError
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchvision import models
 
-from .architecture import DescriptorNetwork, seeded
+from .architecture import PretrainedTeacher, ResNetLayers, Teacher, seeded, teacher_network
 from .config import BackboneConfig, Config, DistillConfig, from_dict, from_saved
 from .identity import differences, identity, portable, stage1_augmentation
 
@@ -140,40 +140,31 @@ def _download(name: str, weights: str) -> Mapping[str, Tensor]:
     finally:
         socket.setdefaulttimeout(waits)
 
-# %% ../nbs/03_distillation.ipynb #03-distillation-070
-def _width(layer: Any) -> int:
-    "Output channels of a ResNet layer: those of its last BatchNorm."
-    return [m for m in layer[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
-
 # %% ../nbs/03_distillation.ipynb #03-distillation-07
-class Backbone(nn.Module):
-    "conv1 to layer3 of a torchvision ResNet, frozen: equations 13 and 14."
+class Backbone(ResNetLayers):
+    "conv1 to layer3 of a torchvision ResNet, pretrained and frozen: equations 13 and 14."
 
     def __init__(
         self,
         name: str = "wide_resnet50_2",  # torchvision's name
         weights: str = "IMAGENET1K_V1",  # torchvision weights, a local file, or "random" (A-025)
     ):
-        super().__init__()
         if name not in backbone_names():
             raise ConfigError(
                 f"backbone.name={name!r} is no torchvision ResNet. {did_you_mean(name, backbone_names())}"
             )
-        with seeded(0, "backbone", name):
-            net = models.get_model(name, weights=None)
-        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-        self.layers = nn.ModuleList([net.layer1, net.layer2, net.layer3])
+        super().__init__(name)
         if weights != "random":
-            self._load(net, name, weights)
-        self.widths = [_width(layer) for layer in self.layers]  # channels of layer1, layer2, layer3
+            self._load(name, weights)
         self.channels = sum(self.widths)
         self.requires_grad_(False).eval()
 
-    def _load(self, net: nn.Module, name: str, weights: str) -> None:
+    def _load(self, name: str, weights: str) -> None:
+        net = self._by_torchvisions_names()
         local = Path(weights).suffix or "/" in weights or Path(weights).exists()
         state = _read_weights(Path(weights)) if local else _download(name, weights)
         state = {k: v for k, v in state.items() if k.split(".")[0] in _KEPT}
-        want = {k: v for k, v in net.state_dict().items() if k.split(".")[0] in _KEPT}
+        want = net.state_dict()
         missing = [k for k in want if k not in state and not k.endswith("num_batches_tracked")]
         unknown = [k for k in state if k not in want]
         if missing or unknown:
@@ -189,14 +180,17 @@ class Backbone(nn.Module):
             )
         net.load_state_dict(state, strict=False)
 
+    def _by_torchvisions_names(self) -> nn.ModuleDict:
+        conv, norm = self.stem[0], self.stem[1]
+        layers = {f"layer{i + 1}": layer for i, layer in enumerate(self.layers)}
+        return nn.ModuleDict(dict(conv1=conv, bn1=norm, **layers))
+
     def train(self, mode: bool = True) -> Backbone:
         "Always in evaluation mode."
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps, x = [], self.stem(images)
-        for layer in self.layers:
-            maps.append(x := layer(x))
+        maps = self.each(images)
         size = maps[0].shape[-2:]
         return torch.cat([maps[0], *(F.interpolate(m, size=size, mode="nearest") for m in maps[1:])], 1)
 
@@ -358,11 +352,11 @@ def stage1(
     category: str | None = None,  # Decides the augmentation
     device: torch.device | str = "cpu",  # Where to learn
     # For `fit`: a fresh T, what it learns from, the batch of every step
-) -> tuple[DescriptorNetwork, Losses, Feed]:
+) -> tuple[Teacher, Losses, Feed]:
     "What stage 1 trains, computed as `config.compute` says."
     c, target = config.distill, make_target(config, images, device)
     with seeded(config.seed, "weights", "T"):
-        teacher = DescriptorNetwork(config.model).to(device)
+        teacher = teacher_network(config.model).to(device)
     data = _stage1_feed(config, images, category, device)
     fixed = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)] if c.batchnorm == "fixed" else []
 
@@ -414,7 +408,7 @@ def teacher_identity(
 # %% ../nbs/03_distillation.ipynb #15e8b8c7
 def save_teacher(
     path: str | Path,  # File to write
-    teacher: DescriptorNetwork,  # T
+    teacher: Teacher,  # T
     config: Config,  # What it was made with
     statistics: Mapping[str, Tensor] | None = None,  # Of its maps, from `map_statistics`
     **about: Any,  # Category, fingerprint of the images, …
@@ -422,7 +416,10 @@ def save_teacher(
     "Write T as one safetensors file, with its configuration."
     extra = {f"{_CORPUS}{k}": v for k, v in (statistics or {}).items()}
     about["config"] = portable(config)
-    return save_tensors(path, {**teacher.state_dict(), **extra}, "teacher", about)
+    state = teacher.state_dict()
+    if isinstance(teacher, PretrainedTeacher):  # its convolutions have no more than 16 bits, see below
+        state = {k: v.half() if v.ndim == 4 else v for k, v in state.items()}
+    return save_tensors(path, {**state, **extra}, "teacher", about)
 
 # %% ../nbs/03_distillation.ipynb #03-distillation-322
 def config_of(
@@ -465,7 +462,7 @@ def teacher_weights(
 def load_teacher(
     path: str | Path,  # A file of `save_teacher`
     config: Config,  # What it is needed for
-) -> DescriptorNetwork:
+) -> Teacher:
     "Read T. Raises `CheckpointError` where the file is none of ours or does not fit the configuration."
     tensors, meta = teacher_weights(path)
     if diff := differences(architecture_of_t(config_of(path, meta)), architecture_of_t(config)):
@@ -473,13 +470,64 @@ def load_teacher(
             f"the teacher {path} belongs to another configuration: {'; '.join(diff)}. "
             "Use that configuration, or distil a new teacher (leave --teacher out)."
         )
-    teacher = DescriptorNetwork(config.model)
+    teacher = teacher_network(config.model)
     load_weights(teacher, tensors, path)
     return teacher.eval()
 
+# %% ../nbs/03_distillation.ipynb #406659fd
+def _correlation(moments: Tensor, products: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Mean, deviation and correlation of channels from their sums (K,) and sums of products (K, K)."
+    mean = moments / n
+    covariance = products / n - torch.outer(mean, mean)
+    std = covariance.diagonal().clamp_min(1e-12).sqrt()
+    return mean, std, covariance / torch.outer(std, std)
+
+
+@torch.no_grad()
+def _layer_sums(
+    layers: ResNetLayers, images: Iterable[Tensor], device: torch.device | str
+) -> list[tuple[Tensor, Tensor, int]]:
+    "Of each layer the sums of its channels, of their products, and the places, over uint8 batches."
+    sums = [(torch.zeros(w).double(), torch.zeros(w, w).double(), 0) for w in layers.widths]
+    for batch in progress(images, "components of the layers", unit="batch"):
+        rows = [m.float().movedim(1, 0).flatten(1) for m in layers.each(normalize(batch.to(device)))]
+        sums = [
+            (total + r.double().sum(1).cpu(), products + (r @ r.T).double().cpu(), n + r.shape[1])
+            for (total, products, n), r in zip(sums, rows)
+        ]
+    return sums
+
+# %% ../nbs/03_distillation.ipynb #05ae52ca
+@torch.no_grad()
+def reduced_layers(
+    config: Config,  # `model.teacher_trunk`, `backbone.weights`, C
+    images: Tensor | Corpus,  # uint8, (N, 3, S, S), or a folder of photographs
+    device: torch.device | str = "cpu",  # Where to compute
+) -> PretrainedTeacher:  # In evaluation mode
+    """T from a pretrained network and the principal components of its layers (A-059).
+
+    Raises `ConfigError` where a layer has fewer than C channels, `WeightsError` without its weights.
+    """
+    trunk, C = Backbone(config.backbone.name, config.backbone.weights).to(device), config.model.channels
+    if C > min(trunk.widths):
+        few = f"{config.backbone.name}'s layers have {trunk.widths} channels"
+        raise ConfigError(f"model.channels={C}: {few}, and a layer of fewer cannot be reduced to that.")
+    teacher = PretrainedTeacher(config.model).to(device)
+    teacher.trunk.load_state_dict(trunk.state_dict())
+    for layer, sums in zip(teacher.projections, _layer_sums(trunk, _sample(images, config), device)):
+        mean, std, correlation = _correlation(*sums)
+        kernel = _components(correlation, C) / std
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        layer.weight.copy_(kernel[:, :, None, None])
+        layer.bias.copy_(-kernel @ mean)
+    for weight in teacher.parameters():
+        if weight.ndim == 4:
+            weight.copy_(weight.half())
+    return teacher.requires_grad_(False).eval()
+
 # %% ../nbs/03_distillation.ipynb #ea356a47
 def _measure_batchnorm(
-    teacher: DescriptorNetwork, own: Tensor | None, batch_size: int, device: torch.device | str
+    teacher: Teacher, own: Tensor | None, batch_size: int, device: torch.device | str
 ) -> None:
     "Measure T's BatchNorm statistics once more, over the category's images (A-027)."
     if own is None:
@@ -498,8 +546,10 @@ def distill(
     device: torch.device | str = "cpu",  # Where to learn
     own: Tensor | None = None,  # The category's images, if `images` are others (A-027)
     callbacks: Sequence[Callback] = (),  # Told how it goes
-) -> DescriptorNetwork:  # T, in evaluation mode
-    "Stage 1: teach a fresh T to give E."
+) -> Teacher:  # In evaluation mode
+    "Stage 1: teach a fresh T to give E, or reduce a pretrained network's layers (A-059)."
+    if config.model.teacher_trunk != "descriptor":
+        return reduced_layers(config, images, device)
     c, (teacher, losses, data) = config.distill, stage1(config, images, category, device)
     fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute, callbacks)
     if isinstance(data, CorpusFeed) and (lost := data.report()):
@@ -523,7 +573,7 @@ def _squares(levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 # %% ../nbs/03_distillation.ipynb #03-distillation-9bd2e43
 def _goals(
-    teacher: DescriptorNetwork, target: Target, batch: Tensor, config: DistillConfig
+    teacher: Teacher, target: Target, batch: Tensor, config: DistillConfig
 ) -> dict[str, list[tuple[Tensor, Tensor]]]:
     "For each level E and T's map, on one grid; and likewise the backbone's channels that E is made from."
     x = normalize(batch.to(target.drawn.device))
@@ -534,7 +584,7 @@ def _goals(
 # %% ../nbs/03_distillation.ipynb #03-distillation-9bd2e40
 @torch.no_grad()
 def explained(
-    teacher: DescriptorNetwork,  # T, in evaluation mode
+    teacher: Teacher,  # In evaluation mode
     target: Target,  # E
     images: Iterable[Tensor],  # Batches, uint8 (B, 3, S, S)
     config: DistillConfig,  # `match`, `interpolation` (A-009)
@@ -555,7 +605,7 @@ def explained(
 # %% ../nbs/03_distillation.ipynb #03-distillation-9bd2e4
 @torch.no_grad()
 def map_statistics(
-    teacher: DescriptorNetwork,  # T, in evaluation mode
+    teacher: Teacher,  # In evaluation mode
     images: Iterable[Tensor],  # Batches, uint8 (B, 3, S, S)
 ) -> dict[str, Tensor]:  # "mean" and "std", float32 (L, C): of each level and channel over all places
     "Mean and deviation of T's maps, for those who want them standardised."

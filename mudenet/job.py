@@ -25,7 +25,7 @@ __all__ = ['BENCHMARKS', 'recognise_dataset', 'check_category', 'Job', 'with_tea
 import numpy as np
 import torch
 
-from .architecture import DescriptorNetwork, MuDeNet
+from .architecture import Teacher, MuDeNet
 from .config import DECIDES, Config, from_dict, merge, override, save_config, to_dict
 from .core import CheckpointError, ConfigError, DataError, did_you_mean, digest, environment, log
 from .core import file_digest, fingerprint, locked, pick_device, read_meta, rng
@@ -33,7 +33,7 @@ from .corpus import Corpus
 from .data import MVTEC_AD, MVTEC_LOCO, VISA, Category, Item, find_problems, list_categories
 from .data import load_images, open_category, recognise
 from .decisions import rank_from_top
-from .distillation import Backbone, architecture_of_t, config_of, distill, load_teacher, save_teacher
+from .distillation import Backbone, config_of, distill, load_teacher, save_teacher
 from .distillation import teacher_identity, teacher_weights, weights_fingerprint
 from .health import health
 from .identity import absolute, differences, identity, portable, run_folder
@@ -170,10 +170,10 @@ def with_teacher(
     asked = _changed(here, portable(Config())) if said is None else said
     own = _teachers_own(here, portable(there))
     _check_wishes(config, asked, own)
-    # the preset's widths are those of its own teacher; another one brings its own
+    # the preset's architecture is that of its own teacher; another one brings its own
     if said is not None and config.preset == "fast":
-        widths = architecture_of_t(there)["model"]
-        own["model"] = {n: v for n, v in widths.items() if n not in asked.get("model", {})}
+        theirs = {n: v for n, v in portable(there)["model"].items() if DECIDES[f"model.{n}"] == "teacher"}
+        own["model"] = {n: v for n, v in theirs.items() if n not in asked.get("model", {})}
     return from_dict(merge(to_dict(config), own))
 
 # %% ../nbs/20_job.ipynb #21b-evaluation-112
@@ -327,7 +327,7 @@ def ensure_teacher(
     job: Job,  # Its images, where T has yet to be distilled
     images: torch.Tensor | None = None,  # uint8 (N, 3, S, S), if they have been read already
     resume: bool = True,  # Go on with an unfinished stage 1, or begin it anew
-) -> DescriptorNetwork:
+) -> Teacher:
     """T: the one that was given, the one that is there, or a new one (stage 1).
 
     Raises `ConfigError` while another run makes it.
@@ -352,7 +352,7 @@ def _learned_images(job: Job, own: torch.Tensor) -> torch.Tensor | Corpus:
     return load_images(job.learned, data.image_size, text, data.interpolation, data.white)
 
 # %% ../nbs/20_job.ipynb #6decc6cf
-def _ensure_teacher(job: Job, images: torch.Tensor | None, resume: bool) -> DescriptorNetwork:
+def _ensure_teacher(job: Job, images: torch.Tensor | None, resume: bool) -> Teacher:
     c, path, device = job.config, job.folder / "teacher.safetensors", pick_device(job.config.device)
     if c.teacher:
         return load_teacher(c.teacher, c)
@@ -380,7 +380,7 @@ def _check_test(category: Category) -> None:
 
 # %% ../nbs/20_job.ipynb #21b-evaluation-1410
 def _seconds_before(
-    config: Config, images: torch.Tensor, teacher: DescriptorNetwork, device: torch.device
+    config: Config, images: torch.Tensor, teacher: Teacher, device: torch.device
 ) -> float:
     "What A takes alone, before S1 and S2 (A-058)."
     n = config.train.autoencoder_first
@@ -388,7 +388,7 @@ def _seconds_before(
 
 
 def _say_how_long(
-    config: Config, images: torch.Tensor, teacher: DescriptorNetwork, device: torch.device
+    config: Config, images: torch.Tensor, teacher: Teacher, device: torch.device
 ) -> None:
     "Tell how long stage 2 will take where that is worth a word."
     steps = total_steps(len(images), config.train)

@@ -33,7 +33,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .architecture import DescriptorNetwork, MuDeNet
+from .architecture import Teacher, teacher_network, MuDeNet
 from .config import ComputeConfig, Config, DataConfig, from_dict, to_dict
 from .identity import portable
 
@@ -125,7 +125,7 @@ def _stage_work(config: Config, what: str) -> tuple[Callable[[int], None], int]:
     if what == "distill":
         parts: Any = stage1(config, images, device=device)
     else:
-        parts = stage2(config, images, DescriptorNetwork(config.model), device=device)
+        parts = stage2(config, images, teacher_network(config.model), device=device)
     module, losses, data = parts
 
     def run(n: int) -> None:
@@ -338,7 +338,7 @@ def _flops_of_a_step(plain: Config, what: str) -> int:
     _, losses, data = (
         stage1(plain, images, device=device)
         if what == "distill"
-        else stage2(plain, images, DescriptorNetwork(plain.model), device=device)
+        else stage2(plain, images, teacher_network(plain.model), device=device)
     )
     return step_flops(losses, data[0])
 

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .architecture import DescriptorNetwork, MuDeNet
+from .architecture import Teacher, MuDeNet
 from .core import progress
 from .data import normalize
 from .engine import fold
@@ -23,7 +23,7 @@ ENOUGH = 256  # images, evenly chosen, that mean and covariance are taken from
 
 
 def _maps(
-    teacher: DescriptorNetwork,  # T, folded
+    teacher: Teacher,  # T, folded
     images: Tensor,  # uint8, (N, 3, S, S)
     device: torch.device | str,
     text: str,  # What the progress bar says
@@ -43,7 +43,7 @@ def evenly_chosen(
 # %% ../nbs/03b_start.ipynb #3fee76421
 @torch.no_grad()
 def mean_map(
-    teacher: DescriptorNetwork,  # T, in evaluation mode
+    teacher: Teacher,  # T, in evaluation mode
     images: Tensor,  # uint8, (N, 3, S, S), nominal
     device: torch.device | str = "cpu",  # Where T is
 ) -> Tensor:  # M, (L, C, S/2, S/2)
@@ -54,7 +54,7 @@ def mean_map(
 @torch.no_grad()
 def covariance_around(
     mean: Tensor,  # M
-    teacher: DescriptorNetwork,  # T, in evaluation mode
+    teacher: Teacher,  # T, in evaluation mode
     images: Tensor,  # uint8, (N, 3, S, S), nominal
     device: torch.device | str = "cpu",  # Where T is
 ) -> Tensor:  # Σ, float64 (L, C, C)
@@ -82,10 +82,10 @@ def whitening(
 # %% ../nbs/03b_start.ipynb #1ff851ae
 @torch.no_grad()
 def whitened(
-    teacher: DescriptorNetwork,  # T with bare projections, not changed
+    teacher: Teacher,  # T with bare projections, not changed
     weights: Tensor,  # W, (L, C, C)
     shift: Tensor,  # (L, C), what becomes 0
-) -> DescriptorNetwork:  # T whose maps are W (X - shift)
+) -> Teacher:  # T whose maps are W (X - shift)
     "T with W and shift multiplied into its last layers."
     out = copy.deepcopy(teacher)
     for layer, W, b in zip(out.projections, weights.to(shift.device), shift):
@@ -97,8 +97,8 @@ def whitened(
 
 # %% ../nbs/03b_start.ipynb #437637791
 def _white_start(
-    mean: Tensor, teacher: DescriptorNetwork, images: Tensor, device: torch.device | str
-) -> tuple[DescriptorNetwork, Tensor]:
+    mean: Tensor, teacher: Teacher, images: Tensor, device: torch.device | str
+) -> tuple[Teacher, Tensor]:
     "T whitened, and the mean map that it then has."
     weights, shift = whitening(covariance_around(mean, teacher, images, device)), mean.mean((2, 3))
     away = mean - shift[:, :, None, None]
@@ -123,7 +123,7 @@ def _say(centre: Tensor, mean: Tensor, layers: list[nn.Module]) -> None:
 @torch.no_grad()
 def begin(
     model: MuDeNet,  # Gets its teacher and its start
-    teacher: DescriptorNetwork,  # T of stage 1, not changed
+    teacher: Teacher,  # T of stage 1, not changed
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
     whiten: bool,
     device: torch.device | str = "cpu",  # Where to compute

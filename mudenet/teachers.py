@@ -19,7 +19,7 @@ __all__ = ['Card', 'teachers', 'teacher_name', 'checked', 'find_teacher', 'resol
            'add_teacher']
 
 # %% ../nbs/03a_teachers.ipynb #03a-teachers-imports1
-from .architecture import DescriptorNetwork
+from .architecture import DescriptorNetwork, Teacher
 from .config import Config, override
 from .core import CheckpointError, ConfigError, DataError, atomic, did_you_mean, environment, log
 from .core import file_digest, locked, pick_device, read_meta, read_record, write_json
@@ -48,13 +48,16 @@ class Card:
         m, d, b = self.config["model"], self.config["distill"], self.config["backbone"]
         shares = self.about.get("explained", {}).get("all", [])
         size, levels = self.config["data"]["image_size"], ", ".join(f"{100 * v:.0f} %" for v in shares)
+        own, loss = m.get("teacher_trunk", "descriptor"), self.about.get("loss")
+        trunk = f"trunk {m['width']}" if own == "descriptor" else f"layers 1 to 3 of {own}"
+        steps = f"{d['steps'] or 'all'} steps of {d['batch_size']} crops at {size} px"
         return dict(
-            architecture=f"C = {m['channels']}, trunk {m['width']}, {m['padding']} padding",
+            architecture=f"C = {m['channels']}, {trunk}, {m['padding'] if loss else 'zeros'} padding",
             corpus=f"{self.corpus} ({self.about['corpus']['images']} images)",
             backbone=f"{b['name']}, {b['weights']}",
-            schedule=f"{d['steps'] or 'all'} steps of {d['batch_size']} crops at {size} px",
-            loss=f"{self.about['loss']:.1f} of {m['channels']}",
-            explained=f"{levels} of E by level, on photographs held out",
+            schedule=steps if loss else f"none: components of its layers at {size} px (A-059)",
+            loss=f"{loss:.1f} of {m['channels']}" if loss else "–",
+            explained=f"{levels} of E by level, on photographs held out" if shares else "–",
             licence=self.licence,
             made=self.date,
             digest=self.sha256[:16],
@@ -159,7 +162,7 @@ def corpus_folder(
     return config.out / "teachers" / f"{key}-s{config.seed}"
 
 
-def _shares(config: Config, teacher: DescriptorNetwork, learned: Corpus, held: Corpus) -> dict[str, Any]:
+def _shares(config: Config, teacher: Teacher, learned: Corpus, held: Corpus) -> dict[str, Any]:
     "What T explains of the E of photographs that it has not seen, whole."
     whole = {"distill.folder_crop": 1.0, "distill.augment": False, "compute.workers": 0}
     device = pick_device(config.device)
@@ -181,13 +184,17 @@ def _is_there(path: Path, learned: Corpus) -> bool:
     )
 
 
-def _about(folder: Path, learned: Corpus, held: Corpus) -> dict[str, Any]:
+def _about(learned: Corpus, held: Corpus) -> dict[str, Any]:
     "What a teacher's file says of how it was made."
-    with open(folder / "distill.csv", encoding="utf-8") as f:
-        loss = float(list(csv.DictReader(f))[-1]["distillation"])
     images = dict(images=len(learned), held_out=len(held), fingerprint=learned.fingerprint)
     versions = dict(mudenet=environment()["mudenet"], **environment()["packages"])
-    return dict(loss=loss, versions=versions, corpus=dict(name=learned.root.name, **images))
+    return dict(versions=versions, corpus=dict(name=learned.root.name, **images))
+
+
+def _last_loss(folder: Path) -> float:
+    "Of stage 1, from its log."
+    with open(folder / "distill.csv", encoding="utf-8") as f:
+        return float(list(csv.DictReader(f))[-1]["distillation"])
 
 # %% ../nbs/03a_teachers.ipynb #72505015
 def _distill_corpus(config: Config, resume: bool) -> Path:
@@ -202,8 +209,10 @@ def _distill_corpus(config: Config, resume: bool) -> Path:
     teacher = distill(config, learned, folder=folder, device=device, callbacks=trackers(config, folder))
     feed, few = CorpusFeed(learned, config, device), min(32, -(-len(learned) // c.batch_size))
     statistics = map_statistics(teacher, (feed.pixels(k) for k in range(few)))
-    about = _about(folder, learned, held)
-    if len(held) >= 2:
+    about = _about(learned, held)
+    if isinstance(teacher, DescriptorNetwork):
+        about["loss"] = _last_loss(folder)
+    if len(held) >= 2 and isinstance(teacher, DescriptorNetwork):
         about["explained"] = _shares(config, teacher, learned, held)
     save_teacher(path, teacher, config, statistics, identity=teacher_identity(config), about=about)
     state.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 __all__ = ['with_frozen_teacher', 'train_identity', 'stage2', 'held_out_loss', 'lone_autoencoder', 'train', 'seconds_per_step']
 
 # %% ../nbs/04_training.ipynb #04-training-020
-from .architecture import Autoencoder, DescriptorNetwork, MuDeNet
+from .architecture import Autoencoder, Teacher, MuDeNet
 from .config import ComputeConfig, Config
 from .identity import identity
 from .core import digest
@@ -54,7 +54,7 @@ def with_frozen_teacher(
 # %% ../nbs/04_training.ipynb #04-training-140
 def train_identity(
     config: Config,  # A configuration
-    teacher: DescriptorNetwork,  # The T in use
+    teacher: Teacher,  # The T in use
     category: str | None = None,  # Default: the configuration's
 ) -> dict[str, Any]:  # Plain values
     "Everything that decides what stage 2 makes, apart from the images."
@@ -82,7 +82,7 @@ def _batches(
 def stage2(
     config: Config,  # What to build
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
-    teacher: DescriptorNetwork,  # T of stage 1, copied, then frozen
+    teacher: Teacher,  # T of stage 1, copied, then frozen
     category: str | None = None,  # Decides the augmentation
     device: torch.device | str = "cpu",  # Where to learn
 ) -> tuple[MuDeNet, Losses, Batches]:  # For `fit`: the model, what it learns from, the batch of every step
@@ -174,7 +174,7 @@ def _together(
 def train(
     config: Config,  # What to build and how long to learn
     images: Tensor,  # uint8, (N, 3, S, S), nominal training images
-    teacher: DescriptorNetwork,  # T of stage 1, copied, then frozen
+    teacher: Teacher,  # T of stage 1, copied, then frozen
     category: str | None = None,  # Decides the augmentation
     folder: Path | None = None,  # Where log and state go
     device: torch.device | str = "cpu",  # Where to learn
@@ -203,7 +203,7 @@ def _seconds_of(losses: Losses, optimiser: torch.optim.Optimizer, batch: Tensor)
     return time.perf_counter() - began
 
 
-def _stand_in(config: Config, teacher: DescriptorNetwork, device: torch.device | str) -> MuDeNet:
+def _stand_in(config: Config, teacher: Teacher, device: torch.device | str) -> MuDeNet:
     "A model of the run's shape, which is thrown away."
     model = MuDeNet(config.model, config.data.image_size, config.seed).to(device)
     model.teacher.load_state_dict(teacher.state_dict())
@@ -215,7 +215,7 @@ def _stand_in(config: Config, teacher: DescriptorNetwork, device: torch.device |
 def seconds_per_step(
     config: Config,  # What is to be trained
     images: Tensor,  # uint8, (N, 3, S, S), of which a batch is used
-    teacher: DescriptorNetwork,  # Of the run's shape, copied
+    teacher: Teacher,  # Of the run's shape, copied
     device: torch.device | str = "cpu",  # Where to learn
     steps: int = 4,  # That are timed
     alone: bool = False,  # Those of A alone, not those of all three

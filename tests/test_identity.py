@@ -130,6 +130,7 @@ LATER = {
     "data.white": 4095,
     "backbone.reduction": "pca",
     "model.centre": "place",
+    "model.teacher_trunk": "resnet18",
     "train.whiten": True,
     "preset": "fast",
     "inference.false_alarms": None,
@@ -212,7 +213,11 @@ def test_later_fields_name_another_run():
     components = config_of({"backbone.reduction": "pca"})
     assert teacher_identity(components) != teacher_identity(plain)
     assert teacher_identity(config_of({"distill.warmup": 5})) != teacher_identity(plain)
+    r18 = {"backbone.name": "resnet18"}
+    pretrained = config_of({**r18, "model.teacher_trunk": "resnet18"})
+    assert teacher_identity(pretrained) != teacher_identity(config_of(r18))
     same_teacher = {"data.white": None, "backbone.reduction": "draw", "distill.warmup": 0}
+    same_teacher["model.teacher_trunk"] = "descriptor"
     aside = LATER | {"preset": "paper"} | same_teacher
     assert teacher_identity(config_of(aside)) == teacher_identity(plain)
 

@@ -133,6 +133,6 @@ def test_the_wheel_alone_runs_the_demo(dist, tmp_path):
     assert "encoder_padding: after" in config.read_text()
     verified = of_the_wheel(tmp_path, "teachers", "verify")
     assert verified.returncode == 0, verified.stderr
-    assert [x.split(":")[0] for x in verified.stdout.splitlines()] == ["general", "small"]
+    assert [x.split(":")[0] for x in verified.stdout.splitlines()] == ["general", "resnet18", "small"]
     shown = of_the_wheel(tmp_path, "assumptions", "check")
     assert shown.returncode == 2 and "run it in a checkout" in shown.stderr

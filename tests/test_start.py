@@ -1,16 +1,22 @@
 """The fast preset and the start in closed form, from the command line's configuration to the scores."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from torchvision.models import resnet18
 
 from mudenet.cli_options import configure
 from mudenet.config import load_config
-from mudenet.core import ConfigError
+from mudenet.core import CheckpointError, ConfigError
 from mudenet.data import load_images, normalize
 from mudenet.distillation import load_teacher
-from mudenet.job import ensure_detector, open_job
+from mudenet.job import ensure_detector, ensure_teacher, open_job
 from mudenet.start import covariance_around, mean_map, whitening
 from mudenet.synthetic import write_product_line
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +67,34 @@ def test_without_a_step_the_score_is_the_mahalanobis_distance(parts, tmp_path):
     torch.testing.assert_close(raw[:, 0, :, 9, 20].double(), distance, rtol=1e-2, atol=1e-2)
     # A has learned nothing, so its branch counts for nothing (A-050)
     assert not detector.parts(raw)[:, 1].any()
+
+
+def test_fast_takes_the_pretrained_teacher_and_another_brings_its_own_trunk(parts):
+    given = dict(root=str(parts), device="cpu", dataset="folder", preset="fast")
+    own = configure(given)
+    assert (own.model.teacher_trunk, own.teacher.endswith("resnet18.safetensors")) == ("resnet18", True)
+    for teacher in ("small", "general"):
+        assert configure(dict(given, teacher=teacher)).model.teacher_trunk == "descriptor"
+    with pytest.raises(CheckpointError, match="model.teacher_trunk"):
+        ensure_teacher(
+            open_job(configure(dict(given, teacher="small", model=dict(teacher_trunk="resnet18"))))
+        )
+
+
+def test_the_shipped_teacher_is_its_resnet(parts):
+    """Its trunk's layers are torchvision's, to 16 bits, and its maps the components of their features."""
+    weights = ROOT.parent / "shared" / "weights" / "resnet18_imagenet.safetensors"
+    if not weights.is_file():
+        pytest.skip("needs shared/weights")
+    config = configure(dict(root=str(parts), device="cpu", dataset="folder", preset="fast"))
+    teacher, net = load_teacher(config.teacher, config), resnet18().eval()
+    net.load_state_dict(load_file(weights), strict=False)  # without layer4 and the classifier
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        for layer, ours, said in zip(
+            (net.layer1, net.layer2, net.layer3), teacher.trunk.each(images), teacher(images)
+        ):
+            x = layer(x)
+            torch.testing.assert_close(ours, x, rtol=0.02, atol=0.02)
+            assert said.shape == (2, 64, 32, 32)

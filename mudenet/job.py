@@ -379,17 +379,13 @@ def _check_test(category: Category) -> None:
         raise DataError("\n".join([f"{len(found)} test images cannot be used:", *found]))
 
 # %% ../nbs/20_job.ipynb #21b-evaluation-1410
-def _seconds_before(
-    config: Config, images: torch.Tensor, teacher: Teacher, device: torch.device
-) -> float:
+def _seconds_before(config: Config, images: torch.Tensor, teacher: Teacher, device: torch.device) -> float:
     "What A takes alone, before S1 and S2 (A-058)."
     n = config.train.autoencoder_first
     return n * seconds_per_step(config, images, teacher, device, alone=True) if n else 0.0
 
 
-def _say_how_long(
-    config: Config, images: torch.Tensor, teacher: Teacher, device: torch.device
-) -> None:
+def _say_how_long(config: Config, images: torch.Tensor, teacher: Teacher, device: torch.device) -> None:
     "Tell how long stage 2 will take where that is worth a word."
     steps = total_steps(len(images), config.train)
     if steps < 50:

@@ -33,7 +33,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .architecture import Teacher, teacher_network, MuDeNet
+from .architecture import teacher_network, MuDeNet
 from .config import ComputeConfig, Config, DataConfig, from_dict, to_dict
 from .identity import portable
 

@@ -165,7 +165,8 @@ def _check_images(category: Category) -> None:
 def check_teacher(configs: Mapping[str, Config], what: str) -> None:
     "Raise `ConfigError` where stage 1 is varied and a finished teacher takes its place."
     first = next(iter(configs.values()))
-    if first.teacher and any(teacher_identity(c) != teacher_identity(first) for c in configs.values()):
+    same = [c for c in configs.values() if c.teacher == first.teacher]
+    if first.teacher and any(teacher_identity(c) != teacher_identity(first) for c in same):
         raise ConfigError(
             f"{what} changes stage 1, and --teacher {first.teacher} takes its place; leave it out."
         )

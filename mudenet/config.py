@@ -477,7 +477,7 @@ class Config:
     device: str = decides("nothing", "auto", place="here")
     "auto, cpu, cuda, cuda:1, mps."
     teacher: str | None = decides("teacher", None, place="here")
-    "Instead of stage 1: resnet18, general, small, another of `mudenet teachers`, auto (one that fits), a file."
+    "Instead of stage 1: resnet18, general, small, another of `mudenet teachers`, auto (what fits), a file."
     track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = decides("nothing", (), place="here")
     "Programs that are told how training goes, beside CSV files, offline unless set otherwise there."
     preset: Literal["paper", "fast"] = decides("nothing", "paper")

@@ -117,7 +117,8 @@ def _learned_advice(found: Health, trained: bool) -> list[str]:
         )
     if a * s2 < LIMITS["logical"]:
         out.append(
-            f"The logical branch has not learned yet (A gives {a:.0%} of what T does beyond its mean): "
+            f"The logical branch has not learned yet (A gives {a:.0%} of what T does beyond "
+            f"its mean, S2 {s2:.0%} of what A does): "
             "parts that are missing or swapped are found by the structural branch alone. Train longer "
             "(--train.steps)."
         )

@@ -233,7 +233,8 @@ def _counted(run: R, job: Job) -> R:
     taught = c.teacher or (job.folder / "teacher.safetensors").exists()
     begun = {stage: _saved_step(job, stage) for stage in STAGES}
     teacher = None if taught else shared_teacher(job)
-    stage1 = 0 if taught or teacher else total_steps(learned, c.distill) - begun["distill"]
+    whole = total_steps(learned, c.distill) if c.model.teacher_trunk == "descriptor" else 1
+    stage1 = 0 if taught or teacher else whole - begun["distill"]
     stage2 = total_steps(len(category.train), c.train) - begun["train"]
     run = replace(run, steps=(stage1, stage2), alone=c.train.autoencoder_first - begun["autoencoder"])
     return replace(run, teacher=teacher, saved=bool(taught or any(begun.values())))

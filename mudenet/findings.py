@@ -90,6 +90,8 @@ def scope(
     c, labels, n = record["config"], list(record["images"].values()), len(record["seeds"])
 
     def length(stage: str) -> str:
+        if stage == "distill" and c["model"].get("teacher_trunk", "descriptor") != "descriptor":
+            return "left out (A-059)"
         steps = c[stage]["steps"]
         return f"{c[stage]['epochs']} epochs" if steps is None else f"{steps} steps"
 

@@ -319,7 +319,8 @@ def _scope(root: Path, name: str) -> str:
     r = _ablation(root, name)
     c, env = r["config"], r["environment"]
     changed = ", from a changed tree" if env["commit"].endswith("-dirty") else ""
-    stages = " + ".join(str(c[s]["steps"]) for s in ("distill", "train"))
+    own = c["model"].get("teacher_trunk", "descriptor") == "descriptor"  # else nothing is distilled
+    stages = " + ".join(str(c[s]["steps"]) for s in (("distill", "train") if own else ("train",)))
     made = f"torch {env['packages']['torch']}, commit {env['commit'].removesuffix('-dirty')}{changed}"
     return (
         f"{r['category']}, {len(r['seeds'])} seeds, {c['data']['image_size']} px, {c['model']['channels']} "

@@ -360,4 +360,6 @@ def beside(
     "Fields that a value cannot do without."
     of_a_folder = any(k.startswith("distill.folder_") for k in settings)
     learns = of_a_folder or settings.get("distill.images") == "folder"
-    return {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}
+    needed = {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}
+    trunk = settings.get("model.teacher_trunk", "descriptor")
+    return needed if trunk == "descriptor" else {**needed, "backbone.name": trunk}

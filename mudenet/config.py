@@ -155,7 +155,7 @@ class BackboneConfig:
             _unchanged(self, "channel_seed", rule="draws nothing where backbone.reduction='pca'.")
 
 # %% ../nbs/11_config.ipynb #11-config-11
-Trunk = Literal["descriptor", "resnet18", "resnet34", "resnet50", "wide_resnet50_2"]
+Trunk = Literal["descriptor", "resnet18", "wide_resnet50_2"]
 
 
 @dataclass(frozen=True, kw_only=True)

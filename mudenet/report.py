@@ -441,17 +441,19 @@ def teacher_of(
 ) -> str:
     "Which teacher a record's detector has, and on what it was distilled."
     given, config = record.get("teacher"), from_saved(record["config"])
-    name, d = config.backbone.name, config.distill
+    d, name = config.distill, config.backbone.name
+    pretrained = config.model.teacher_trunk != "descriptor"
+    made, source = ("distilled", f" from {name}") if not pretrained else (f"layers of {name}, reduced", "")
     if not given:
         own = {"category": "the category's own training images", "dataset": "those of the data set"}
-        return f"its own, distilled on {own.get(d.images, d.folder)} from {name}"
+        return f"its own, {made} on {own.get(d.images, d.folder)}{source}"
     corpus = given.get("corpus")
     on = (
         f"{corpus['images']} images of {corpus['name']}"
         if corpus
         else f"{given.get('dataset')} {given.get('category')}"
     )
-    return f"{given.get('name', 'given')}, distilled on {on} from {name}"
+    return f"{given.get('name', 'given')}, {made} on {on}{source}"
 
 # %% ../nbs/21a_report.ipynb #21a-report-7556ad
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:

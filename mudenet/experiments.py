@@ -221,7 +221,7 @@ def _saved_step(job: Job, stage: str) -> int:
         return 0
 
 # %% ../nbs/23_experiments.ipynb #23-experiments-3f2a28
-def _teaching(config: Config, images: int) -> int:
+def _stage1_steps(config: Config, images: int) -> int:
     "Steps of stage 1; where nothing is distilled (A-059), one for the layers' components."
     return total_steps(images, config.distill) if config.model.teacher_trunk == "descriptor" else 1
 
@@ -238,7 +238,7 @@ def _counted(run: R, job: Job) -> R:
     taught = c.teacher or (job.folder / "teacher.safetensors").exists()
     begun = {stage: _saved_step(job, stage) for stage in STAGES}
     teacher = None if taught else shared_teacher(job)
-    stage1 = 0 if taught or teacher else _teaching(c, learned) - begun["distill"]
+    stage1 = 0 if taught or teacher else _stage1_steps(c, learned) - begun["distill"]
     stage2 = total_steps(len(category.train), c.train) - begun["train"]
     run = replace(run, steps=(stage1, stage2), alone=c.train.autoencoder_first - begun["autoencoder"])
     return replace(run, teacher=teacher, saved=bool(taught or any(begun.values())))

@@ -63,6 +63,8 @@ def variants(
 def with_fields(config: Config, fields: Mapping[str, Any], which: str) -> Config:
     "The configuration with a variant's fields. `distill.folder` goes to the variant that reads it."
     beside = {"distill.folder": None} if fields.get("distill.images", "folder") != "folder" else {}
+    if (trunk := fields.get("model.teacher_trunk", "descriptor")) != "descriptor":
+        beside["backbone.name"] = trunk  # whose layers T is
     try:
         return override(config, {**fields, **beside})
     except ConfigError as problem:

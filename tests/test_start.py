@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import interpolate
 from torchvision.models import resnet18
 
 from mudenet.cli_options import configure
@@ -92,9 +93,12 @@ def test_the_shipped_teacher_is_its_resnet(parts):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        for layer, ours, said in zip(
-            (net.layer1, net.layer2, net.layer3), teacher.trunk.each(images), teacher(images)
+        layers, maps = (net.layer1, net.layer2, net.layer3), teacher(images)
+        for layer, ours, said, projection in zip(
+            layers, teacher.trunk.each(images), maps, teacher.projections
         ):
             x = layer(x)
             torch.testing.assert_close(ours, x, rtol=0.02, atol=0.02)
-            assert said.shape == (2, 64, 32, 32)
+            components = projection(x)
+            expected = interpolate(components, size=(32, 32), mode="bilinear")
+            torch.testing.assert_close(said, expected, rtol=0.02, atol=0.05)

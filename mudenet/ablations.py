@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .assumptions import beside, nearest_id, read_register, read_value
-from .config import Config, from_saved, override, to_dict
+from .config import Config, from_saved, override, to_dict, trunk_fields
 from .core import ConfigError, DataError, MudenetError, WeightsError, digest, fingerprint
 from .core import markdown_table, new_record, write_json
 from .data import Category, load_masks, normalize
@@ -63,8 +63,7 @@ def variants(
 def with_fields(config: Config, fields: Mapping[str, Any], which: str) -> Config:
     "The configuration with a variant's fields. `distill.folder` goes to the variant that reads it."
     beside = {"distill.folder": None} if fields.get("distill.images", "folder") != "folder" else {}
-    if (trunk := fields.get("model.teacher_trunk", "descriptor")) != "descriptor":
-        beside["backbone.name"] = trunk  # whose layers T is
+    beside |= trunk_fields(fields.get("model.teacher_trunk", "descriptor"))
     try:
         return override(config, {**fields, **beside})
     except ConfigError as problem:

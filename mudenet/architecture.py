@@ -233,7 +233,7 @@ def teacher_network(
     config: ModelConfig,  # The architecture
 ) -> Teacher:
     "T as configured, its weights drawn at random."
-    return DescriptorNetwork(config) if config.teacher_trunk == "descriptor" else PretrainedTeacher(config)
+    return PretrainedTeacher(config) if config.pretrained_teacher else DescriptorNetwork(config)
 
 # %% ../nbs/01_architecture.ipynb #01-architecture-300
 class Embeddings(NamedTuple):

@@ -20,6 +20,7 @@ __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 
 import yaml
 
 import mudenet
+from .config import trunk_fields
 from .core import ConfigError, DataError, did_you_mean
 
 # %% ../nbs/27_assumptions.ipynb #27-assumptions-05
@@ -361,5 +362,4 @@ def beside(
     of_a_folder = any(k.startswith("distill.folder_") for k in settings)
     learns = of_a_folder or settings.get("distill.images") == "folder"
     needed = {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}
-    trunk = settings.get("model.teacher_trunk", "descriptor")
-    return needed if trunk == "descriptor" else {**needed, "backbone.name": trunk}
+    return needed | trunk_fields(settings.get("model.teacher_trunk", "descriptor"))

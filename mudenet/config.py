@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 
 # %% auto #0
 __all__ = ['Level', 'LEVELS', 'Augmentation', 'AUGMENT_SETS', 'Trunk', 'FOLDER_AUGMENT', 'FOLDER_FIELDS', 'Dataset', 'DECIDES',
-           'decides', 'DataConfig', 'BackboneConfig', 'ModelConfig', 'StageConfig', 'DistillConfig', 'TrainConfig',
-           'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'leaves', 'field_names', 'config_parser',
-           'plain', 'to_dict', 'from_dict', 'merge', 'nest', 'override', 'from_saved', 'shipped', 'read_config',
-           'load_config', 'save_config']
+           'decides', 'DataConfig', 'BackboneConfig', 'trunk_fields', 'ModelConfig', 'StageConfig', 'DistillConfig',
+           'TrainConfig', 'InferenceConfig', 'EvaluationConfig', 'ComputeConfig', 'Config', 'leaves', 'field_names',
+           'config_parser', 'plain', 'to_dict', 'from_dict', 'merge', 'nest', 'override', 'from_saved', 'shipped',
+           'read_config', 'load_config', 'save_config']
 
 # %% ../nbs/11_config.ipynb #e108537e
 import yaml
@@ -158,6 +158,13 @@ class BackboneConfig:
 Trunk = Literal["descriptor", "resnet18", "wide_resnet50_2"]
 
 
+def trunk_fields(
+    trunk: str,  # `model.teacher_trunk`
+) -> dict[str, Any]:  # Fields
+    "What a trunk asks for beside it: the backbone whose layers T is (A-059)."
+    return {} if trunk == "descriptor" else {"backbone.name": trunk}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     "The architecture of T, S1, S2 (figure 2) and A (figure 3)."
@@ -197,6 +204,11 @@ class ModelConfig:
     teacher_trunk: Trunk = decides("teacher", "descriptor", newer=True)
     "T is figure 2's network, which has to be distilled, or the layers of a pretrained ResNet (A-059)."
 
+    @property
+    def pretrained_teacher(self) -> bool:
+        "Whether T is a pretrained network's layers, so that nothing is distilled (A-059)."
+        return self.teacher_trunk != "descriptor"
+
     def __post_init__(self):
         depths, kernels, widest = self.depths, self.kernels, 2**16
         _positive(self, "channels", "latent", "width", most=widest)
@@ -213,7 +225,7 @@ class ModelConfig:
             _unchanged(self, "projection", rule=at_zero)
             stuck = "would never leave the 0 at which model.centre='place' begins."
             _unchanged(self, "decoder_last_relu", rule=stuck)
-        if self.teacher_trunk != "descriptor":
+        if self.pretrained_teacher:
             three = f"has three layers for model.teacher_trunk={self.teacher_trunk!r}: give three numbers."
             _require(self, "depths", len(depths) == 3, three)
             bare = f"has nothing to follow where model.teacher_trunk={self.teacher_trunk!r}."
@@ -504,7 +516,7 @@ class Config:
         if m.block == "no_bn" and m.stem != "bn_relu" and m.projection == "bare":
             no_norm = "is for a teacher with BatchNorm, but model.block='no_bn' leaves none."
             _unchanged(distill, "batchnorm", rule=no_norm)
-        if m.teacher_trunk != "descriptor":
+        if m.pretrained_teacher:
             same = f"must be model.teacher_trunk={m.teacher_trunk!r}: those layers are T."
             _require(self.backbone, "name", self.backbone.name == m.teacher_trunk, same)
         no_stage = "teaches nothing. With --teacher there is no stage 1."

@@ -195,6 +195,18 @@ class Backbone(ResNetLayers):
         return torch.cat([maps[0], *(F.interpolate(m, size=size, mode="nearest") for m in maps[1:])], 1)
 
 # %% ../nbs/03_distillation.ipynb #4bd800c6
+def _moments(
+    batches: Iterable[Sequence[Tensor]],  # Of each batch some maps (B, K, h, w), K of their own
+) -> list[tuple[Tensor, Tensor]]:  # For each: mean (K,) and covariance (K, K), float64
+    "How channels vary over all places of all images."
+    sums: list[tuple[Tensor, Tensor, int]] = []
+    for maps in batches:
+        rows = [m.float().movedim(1, 0).flatten(1) for m in maps]
+        found = [(r.double().sum(1).cpu(), (r @ r.T).double().cpu(), r.shape[1]) for r in rows]
+        sums = [(a + x, b + y, n + m) for (a, b, n), (x, y, m) in zip(sums, found)] if sums else found
+    return [(a / n, b / n - torch.outer(a / n, a / n)) for a, b, n in sums]
+
+
 def _components(
     covariance: Tensor,  # Of the K channels, float64 (K, K)
     channels: int,  # C
@@ -276,29 +288,17 @@ class Target(nn.Module):
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
         "Mean and deviation of each channel, for `zscore='dataset'`, over batches uint8 (B, 3, S, S)."
-        device, n = self.drawn.device, 0
-        total = torch.zeros(2, len(self.drawn), dtype=torch.float64)
-        for batch in progress(images, "statistics of E", unit="batch"):
-            x = self.features(normalize(batch.to(device))).double().cpu()
-            total += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-            n += x.numel() // x.shape[1]
-        mean = total[0] / n
+        said, device = progress(images, "statistics of E", unit="batch"), self.drawn.device
+        ((mean, covariance),) = _moments([self.features(normalize(b.to(device)))] for b in said)
         self.mean = mean.float().to(device)[:, None, None]
-        self.std = (total[1] / n - mean.square()).clamp_min(1e-12).sqrt().float().to(device)[:, None, None]
+        self.std = covariance.diagonal().clamp_min(1e-12).sqrt().float().to(device)[:, None, None]
 
     @torch.no_grad()
     def find_components(self, images: Iterable[Tensor]) -> None:
         "The basis, for `reduction='pca'`, from the standardised channels of batches uint8 (B, 3, S, S)."
-        K, n = len(self.drawn), 0
-        total, products = torch.zeros(K, dtype=torch.float64), torch.zeros(K, K, dtype=torch.float64)
-        for batch in progress(images, "components of E", unit="batch"):
-            rows = self.standardised(normalize(batch.to(self.drawn.device))).movedim(1, 0).flatten(1)
-            total += rows.double().sum(1).cpu()
-            products += (rows @ rows.T).double().cpu()
-            n += rows.shape[1]
-        covariance = products / n - torch.outer(total, total) / n**2
-        basis = _components(covariance, len(self.basis))
-        self.basis = basis.float().to(self.drawn.device)[:, :, None, None]
+        said, device = progress(images, "components of E", unit="batch"), self.drawn.device
+        ((_, covariance),) = _moments([self.standardised(normalize(b.to(device)))] for b in said)
+        self.basis = _components(covariance, len(self.basis)).float().to(device)[:, :, None, None]
 
 # %% ../nbs/03_distillation.ipynb #03-distillation-300
 def _sample(images: Tensor | Corpus, config: Config) -> Iterable[Tensor]:
@@ -474,29 +474,6 @@ def load_teacher(
     load_weights(teacher, tensors, path)
     return teacher.eval()
 
-# %% ../nbs/03_distillation.ipynb #406659fd
-def _correlation(moments: Tensor, products: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    "Mean, deviation and correlation of channels from their sums (K,) and sums of products (K, K)."
-    mean = moments / n
-    covariance = products / n - torch.outer(mean, mean)
-    std = covariance.diagonal().clamp_min(1e-12).sqrt()
-    return mean, std, covariance / torch.outer(std, std)
-
-
-@torch.no_grad()
-def _layer_sums(
-    layers: ResNetLayers, images: Iterable[Tensor], device: torch.device | str
-) -> list[tuple[Tensor, Tensor, int]]:
-    "Of each layer the sums of its channels, of their products, and the places, over uint8 batches."
-    sums = [(torch.zeros(w).double(), torch.zeros(w, w).double(), 0) for w in layers.widths]
-    for batch in progress(images, "components of the layers", unit="batch"):
-        rows = [m.float().movedim(1, 0).flatten(1) for m in layers.each(normalize(batch.to(device)))]
-        sums = [
-            (total + r.double().sum(1).cpu(), products + (r @ r.T).double().cpu(), n + r.shape[1])
-            for (total, products, n), r in zip(sums, rows)
-        ]
-    return sums
-
 # %% ../nbs/03_distillation.ipynb #05ae52ca
 @torch.no_grad()
 def reduced_layers(
@@ -514,9 +491,11 @@ def reduced_layers(
         raise ConfigError(f"model.channels={C}: {few}, and a layer of fewer cannot be reduced to that.")
     teacher = PretrainedTeacher(config.model).to(device)
     teacher.trunk.load_state_dict(trunk.state_dict())
-    for layer, sums in zip(teacher.projections, _layer_sums(trunk, _sample(images, config), device)):
-        mean, std, correlation = _correlation(*sums)
-        kernel = _components(correlation, C) / std
+    said = progress(_sample(images, config), "components of the layers", unit="batch")
+    found = _moments(list(trunk.each(normalize(b.to(device)))) for b in said)
+    for layer, (mean, covariance) in zip(teacher.projections, found):
+        std = covariance.diagonal().clamp_min(1e-12).sqrt()
+        kernel = _components(covariance / torch.outer(std, std), C) / std
         assert isinstance(layer, nn.Conv2d) and layer.bias is not None
         layer.weight.copy_(kernel[:, :, None, None])
         layer.bias.copy_(-kernel @ mean)
@@ -548,7 +527,7 @@ def distill(
     callbacks: Sequence[Callback] = (),  # Told how it goes
 ) -> Teacher:  # In evaluation mode
     "Stage 1: teach a fresh T to give E, or reduce a pretrained network's layers (A-059)."
-    if config.model.teacher_trunk != "descriptor":
+    if config.model.pretrained_teacher:
         return reduced_layers(config, images, device)
     c, (teacher, losses, data) = config.distill, stage1(config, images, category, device)
     fit(teacher, losses, data, c, folder, teacher_identity(config, category), config.compute, callbacks)

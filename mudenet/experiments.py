@@ -223,7 +223,7 @@ def _saved_step(job: Job, stage: str) -> int:
 # %% ../nbs/23_experiments.ipynb #23-experiments-3f2a28
 def _stage1_steps(config: Config, images: int) -> int:
     "Steps of stage 1; where nothing is distilled (A-059), one for the layers' components."
-    return total_steps(images, config.distill) if config.model.teacher_trunk == "descriptor" else 1
+    return 1 if config.model.pretrained_teacher else total_steps(images, config.distill)
 
 
 def _counted(run: R, job: Job) -> R:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .ablations import LOSSES, METRICS
+from .config import from_saved
 from .core import markdown_table
 from .report import SHOWN
 
@@ -90,7 +91,7 @@ def scope(
     c, labels, n = record["config"], list(record["images"].values()), len(record["seeds"])
 
     def length(stage: str) -> str:
-        if stage == "distill" and c["model"].get("teacher_trunk", "descriptor") != "descriptor":
+        if stage == "distill" and from_saved(c).model.pretrained_teacher:
             return "left out (A-059)"
         steps = c[stage]["steps"]
         return f"{c[stage]['epochs']} epochs" if steps is None else f"{steps} steps"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from .distillation import config_of, load_weights
 from .decisions import ORIGINS, cross_promise, held_out, p_value, promise, rate_threshold
 from .engine import autocast, fold, keep_memory
 from .images import Inputs, Prediction, batches, named_images, resize_image
-from .modes import modes_of, second_moments, without_modes
+from .modes import MOST, modes_on, second_moments, without_modes
 from .objective import raw_scores
 from .regions import Marker, survival
 from .start import evenly_chosen
@@ -169,27 +169,47 @@ def standardised(
     return maps * places[0] + places[1]
 
 # %% ../nbs/05_inference.ipynb #52a8f0810
-def _spread(
-    maps: Tensor,  # (N, L, C, h, w)
-) -> Tensor:  # (L,), at least 0
-    "Var X: the mean over images and places of the squared distance to the mean of the place, unbiased."
-    if len(maps) < 2:
-        return torch.full(maps.shape[1:2], float("nan"))
-    return maps.var(0, correction=1).sum(1).mean((1, 2))
+class _Spread:
+    "Var X: the mean squared distance of maps to the mean of their place, unbiased, a batch at a time."
+
+    def __init__(self):
+        self.count, self.first, self.total, self.squares = (
+            0,
+            torch.zeros(()),
+            torch.zeros(()),
+            torch.zeros(()),
+        )
+
+    def add(self, maps: Tensor) -> None:
+        "Some images' maps, (B, L, C, h, w)."
+        self.first = maps[:1] if self.count == 0 else self.first
+        d = maps - self.first  # which changes no variance, but keeps the sums of squares small
+        self.total = self.total + d.sum(0)
+        self.squares = self.squares + d.square().sum((0, 2, 3, 4)).double()
+        self.count += len(maps)
+
+    def value(self) -> Tensor:
+        "(L,), at least 0, NaN for fewer than two images."
+        between = self.total.double().square().sum((1, 2, 3)) / self.count
+        places = self.total.shape[-2] * self.total.shape[-1]
+        return ((self.squares - between).clamp_min(0) / (self.count - 1 or float("nan")) / places).float()
 
 # %% ../nbs/05_inference.ipynb #52a8f081
 def learned_shares(
-    maps: Embeddings,  # For nominal images that none has learned from: L maps (N, C, h, w) each
+    batches: Iterable[Embeddings],  # For nominal images that none has learned from
 ) -> Tensor:  # λ of S1, A and S2, (3, L), at most 1, NaN where there is one image or nothing varies
     "How much of what its target does beyond the mean of the place each network gives."
-    t, s1, a, s2 = (torch.stack([m.float() for m in of], 1) for of in maps)
-    least = 1e-6 * _spread(t)  # rounding alone makes this much of an A that says one thing only
-
-    def share(target: Tensor, imitation: Tensor) -> Tensor:
-        away, spread = (target - imitation).square().sum(2).mean((0, 2, 3)), _spread(target)
-        return (1 - away / spread).where(spread > least, torch.tensor(float("nan")))
-
-    return torch.stack([share(t, s1), share(t, a), share(a, s2)])
+    of_t, of_a, away = _Spread(), _Spread(), torch.zeros(())
+    for e in batches:
+        t, s1, a, s2 = (torch.stack([m.float() for m in of], 1).cpu() for of in e)
+        of_t.add(t)
+        of_a.add(a)
+        pairs = ((t, s1), (t, a), (a, s2))
+        squares = torch.stack([(x - y).square().sum(2).mean((2, 3)) for x, y in pairs])  # (3, B, L)
+        away = away + squares.sum(1)
+    spread = torch.stack([of_t.value(), of_t.value(), of_a.value()])
+    least = 1e-6 * of_t.value()  # rounding alone makes this much of an A that says one thing only
+    return (1 - away / of_t.count / spread).where(spread > least, torch.tensor(float("nan")))
 
 # %% ../nbs/05_inference.ipynb #b5c60f16
 def part_weights(
@@ -429,16 +449,8 @@ def shares_on(
     "The learned shares of S1, A and S2 (A-050)."
     if len(images) < 2:
         return torch.zeros(0)
-    few = evenly_chosen(images, FEW)
-    of = [
-        detector.embeddings(normalize(b.to(detector.device)))
-        for b in few.split(detector.config.inference.batch_size)
-    ]
-
-    def whole(network: str) -> tuple[Tensor, ...]:
-        return tuple(torch.cat(level).float().cpu() for level in zip(*(getattr(e, network) for e in of)))
-
-    return learned_shares(Embeddings(*(whole(name) for name in Embeddings._fields))).nan_to_num(0.0)
+    few = evenly_chosen(images, FEW).split(detector.config.inference.batch_size)
+    return learned_shares(detector.embeddings(normalize(b.to(detector.device))) for b in few).nan_to_num(0.0)
 
 # %% ../nbs/05_inference.ipynb #d847a9f4
 def _measured(detector: Detector, images: Tensor) -> list[Tensor]:
@@ -466,11 +478,16 @@ def _measured_modes(detector: Detector, trained: Tensor) -> Tensor | None:
     "How good parts vary at a place (A-055), from some training images; None where it is not in use."
     if not (count := detector.config.inference.place_modes):
         return None
-    batches = evenly_chosen(trained).split(detector.config.inference.batch_size)
-    said = progress(batches, "modes of variation", unit="batch")
-    moments = second_moments(detector.embeddings(normalize(b.to(detector.device))) for b in said)
+
+    def moments(images: Tensor) -> Tensor:
+        batches = images.split(detector.config.inference.batch_size)
+        said = progress(batches, "modes of variation", unit="batch")
+        return second_moments(detector.embeddings(normalize(b.to(detector.device))) for b in said)
+
+    count = min(count, detector.config.model.channels)
+    modes = modes_on(evenly_chosen(trained, MOST), moments, count).to(detector.device)
     with torch.inference_mode(False):  # it must serve outside of inference mode too
-        return modes_of(moments.clone(), min(count, moments.shape[-1])).to(detector.device)
+        return modes.clone()
 
 
 def _judged(detector: Detector, raw: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@
 # %% ../nbs/05a_modes.ipynb #7404fd27
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from .architecture import Embeddings
 
 # %% auto #0
-__all__ = ['CELLS', 'RIDGE', 'cells_along', 'in_cells', 'second_moments', 'modes_of', 'along_modes', 'without_modes']
+__all__ = ['CELLS', 'MOST', 'APART', 'RIDGES', 'cells_along', 'in_cells', 'second_moments', 'modes_of', 'along_modes',
+           'without_modes', 'likeliest_ridges', 'modes_on']
 
 # %% ../nbs/05a_modes.ipynb #bb5aa531
 CELLS = 32  # along a side, at most
@@ -49,16 +50,14 @@ def second_moments(
     return total / count
 
 # %% ../nbs/05a_modes.ipynb #e58a53a8
-RIDGE = 0.3  # ε, a share of the level's mean eigenvalue
-
-
 def modes_of(
     moments: Tensor,  # Q, (L, g, g, C, C)
     count: int,  # r, from 1 to C
+    ridges: Tensor,  # ε of each level, (L,), shares of its mean eigenvalue
 ) -> Tensor:  # (L, g, g, r, C): eigenvectors, each times the root of the share that is taken out
     "The strongest modes of every cell."
     values, vectors = torch.linalg.eigh(moments.double())  # ascending
-    ridge = RIDGE * values.mean((1, 2, 3)).clamp_min(1e-12)[:, None, None]
+    ridge = (ridges * values.mean((1, 2, 3)).clamp_min(1e-12))[:, None, None]
     channels = values.shape[-1]
     rest = values[..., : channels - count].mean(-1) if count < channels else values[..., 0]
     strongest = values[..., channels - count :].clamp_min(0)
@@ -88,3 +87,37 @@ def without_modes(
     "Equation 9 without the modes of good parts (A-055), equation 10 as it is."
     structural = (raw[:, 0] - along_modes(e, modes)).clamp_min(0)
     return torch.stack([structural, raw[:, 1]], 1)
+
+# %% ../nbs/05a_modes.ipynb #4ab0dd22
+MOST = 1024  # images, evenly chosen, that modes are found on: a covariance asks for more of them than a mean
+APART = 5  # one image in so many judges the ridge
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)  # shares of a level's mean eigenvalue
+
+
+def likeliest_ridges(
+    moments: Tensor,  # Q of some nominal images, (L, g, g, C, C)
+    apart: Tensor,  # P, the same of others
+) -> Tensor:  # ε of each level, (L,), among `RIDGES`
+    "How far what some good images say has to be softened, judged by others."
+    values, vectors = torch.linalg.eigh(moments.double())
+    along = torch.einsum("lghdc,lghde,lghec->lghc", vectors, apart.double(), vectors)
+    mean = values.mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    surprise = []
+    for ridge in RIDGES:
+        spread = values.clamp_min(0) + ridge * mean
+        surprise.append((spread.log() + along / spread).mean((1, 2, 3)))
+    return torch.tensor(RIDGES)[torch.stack(surprise).argmin(0)]
+
+
+def modes_on(
+    images: Tensor,  # (N, …), nominal
+    moments: Callable[[Tensor], Tensor],  # `second_moments` of some of them
+    count: int,  # r, at most C
+) -> Tensor:  # Of `modes_of`
+    "Modes with the ridges that every fifth image asks for, or the largest where there is no fifth."
+    fifth = torch.arange(len(images)) % APART == APART - 1
+    found = moments(images[~fifth])
+    if not fifth.any():
+        return modes_of(found, count, torch.full((len(found),), RIDGES[-1]))
+    apart, share = moments(images[fifth]), fifth.float().mean()
+    return modes_of(found.lerp(apart, share), count, likeliest_ridges(found, apart))

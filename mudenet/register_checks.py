@@ -316,10 +316,12 @@ def _detection(root: Path, *names: str) -> str:
 # %% ../nbs/27a_register_checks.ipynb #27-assumptions-e20b24
 def _scope(root: Path, name: str) -> str:
     "What a record was made from, in one phrase."
+    from mudenet.config import from_saved
+
     r = _ablation(root, name)
     c, env = r["config"], r["environment"]
     changed = ", from a changed tree" if env["commit"].endswith("-dirty") else ""
-    own = c["model"].get("teacher_trunk", "descriptor") == "descriptor"  # else nothing is distilled
+    own = not from_saved(c).model.pretrained_teacher  # else nothing is distilled
     stages = " + ".join(str(c[s]["steps"]) for s in (("distill", "train") if own else ("train",)))
     made = f"torch {env['packages']['torch']}, commit {env['commit'].removesuffix('-dirty')}{changed}"
     return (

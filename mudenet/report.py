@@ -442,7 +442,7 @@ def teacher_of(
     "Which teacher a record's detector has, and on what it was distilled."
     given, config = record.get("teacher"), from_saved(record["config"])
     d, name = config.distill, config.backbone.name
-    pretrained = config.model.teacher_trunk != "descriptor"
+    pretrained = config.model.pretrained_teacher
     made, source = ("distilled", f" from {name}") if not pretrained else (f"layers of {name}, reduced", "")
     if not given:
         own = {"category": "the category's own training images", "dataset": "those of the data set"}

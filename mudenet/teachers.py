@@ -48,14 +48,15 @@ class Card:
         m, d, b = self.config["model"], self.config["distill"], self.config["backbone"]
         shares = self.about.get("explained", {}).get("all", [])
         size, levels = self.config["data"]["image_size"], ", ".join(f"{100 * v:.0f} %" for v in shares)
-        own, loss = m.get("teacher_trunk", "descriptor"), self.about.get("loss")
-        trunk = f"trunk {m['width']}" if own == "descriptor" else f"layers 1 to 3 of {own}"
+        whose, loss = m.get("teacher_trunk", "descriptor"), self.about.get("loss")
+        own = whose == "descriptor"  # else a pretrained network's
+        trunk = f"trunk {m['width']}" if own else f"layers 1 to 3 of {whose}"
         steps = f"{d['steps'] or 'all'} steps of {d['batch_size']} crops at {size} px"
         return dict(
-            architecture=f"C = {m['channels']}, {trunk}, {m['padding'] if loss else 'zeros'} padding",
+            architecture=f"C = {m['channels']}, {trunk}, {m['padding'] if own else 'zeros'} padding",
             corpus=f"{self.corpus} ({self.about['corpus']['images']} images)",
             backbone=f"{b['name']}, {b['weights']}",
-            schedule=steps if loss else f"none: components of its layers at {size} px (A-059)",
+            schedule=steps if own else f"none: components of its layers at {size} px (A-059)",
             loss=f"{loss:.1f} of {m['channels']}" if loss else "–",
             explained=f"{levels} of E by level, on photographs held out" if shares else "–",
             licence=self.licence,

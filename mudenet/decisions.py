@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from .core import DataError
 
 # %% auto #0
-__all__ = ['ORIGINS', 'FEWEST_BAD', 'held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted',
+__all__ = ['ORIGINS', 'BY_HAND', 'FEWEST_BAD', 'held_out', 'p_values', 'p_value', 'smallest_rate', 'check_rate', 'images_wanted',
            'rank_from_top', 'rate_threshold', 'clopper_pearson', 'rate_bound', 'promise', 'promised', 'standing_apart',
            'check_bad', 'operating_points', 'operating_table', 'cross_p_values', 'cross_bound', 'cross_promise']
 
@@ -160,6 +160,7 @@ ORIGINS = dict(
     given="given by hand",
     labelled="chosen with bad parts in view and so no longer label-free",
 )
+BY_HAND = ("given", "labelled")  # nothing is promised, and held-out images cannot give it again
 
 # %% ../nbs/16_decisions.ipynb #d4933af2
 def standing_apart(

@@ -49,7 +49,7 @@ from mudenet.core import (
     rng,
 )
 from .data import MEAN, STD, Category, Item, load_images, normalize
-from .decisions import ORIGINS
+from .decisions import BY_HAND, ORIGINS
 from .images import Prediction, read_image
 from .inference import Detector, calibrate
 from .metrics import image_metrics
@@ -613,7 +613,7 @@ def _faults(found: Mapping[str, Any], precision: str) -> list[str]:
 def _threshold_from(detector: Detector) -> str:
     "Where a threshold comes from that held-out images alone cannot give again; empty where they can."
     now = detector.calibration
-    if now.get("how") in ("given", "labelled"):
+    if now.get("how") in BY_HAND:
         return f"threshold was {ORIGINS[now['how']]}"
     if now.get("folds"):
         return f"threshold comes from the {now['folds']} detectors of its folds, which the file does not hold"

@@ -25,7 +25,7 @@ from .config import from_saved
 from .core import markdown_table, progress
 from .curves import curve_svg, histogram_svg, roc_curve
 from .data import Item
-from .decisions import FEWEST_BAD, ORIGINS, operating_points, operating_table, promised
+from .decisions import BY_HAND, FEWEST_BAD, ORIGINS, operating_points, operating_table, promised
 from .health import Health, advice
 from .images import BRANCHES, Prediction, read_image
 from .intervals import share, shown_intervals
@@ -174,7 +174,7 @@ def _label_words(record: Mapping[str, Any]) -> list[str]:
     counted = [f"{share(*found)} anomalous images are found"] if kinds else []
     if nominal[1]:
         counted.append(f"{share(*nominal)} nominal ones are false alarms")
-    by_hand = how.get("how") in ("given", "labelled")
+    by_hand = how.get("how") in BY_HAND
     origin = ORIGINS[how["how"]] if by_hand else "set on nominal validation images only"
     out = [f"With the threshold {record['threshold']:.4g}, {origin}, {', and '.join(counted)}."]
     if "bound" in how:

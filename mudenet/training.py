@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,24 +151,14 @@ def _freeze_autoencoder(
     return _losses(config, model, data.device, autoencoder=True)
 
 # %% ../nbs/04_training.ipynb #04-training-139
-def _together(
-    config: Config,
-    model: MuDeNet,
-    losses: Losses,
-    data: Batches,
-    identity: dict[str, Any],
-    folder: Path | None,
-    callbacks: Sequence[Callback],
-    validation: Tensor | None,
-) -> MuDeNet:
-    "Teach all networks that are not frozen, and end early where that is asked for."
-    c, told, validate = config.train, list(callbacks), None
-    if c.patience and validation is not None:
-        told.append(Patience(c.patience))
-        validate = partial(held_out_loss, model, losses, validation.to(data.device), c.batch_size)
-    fit(model, losses, data, c, folder, identity, config.compute, told, validate, c.ema)
-    model.autoencoder.requires_grad_(True)
-    return model.eval()
+def _early_end(
+    config: Config, model: MuDeNet, losses: Losses, validation: Tensor | None
+) -> tuple[list[Callback], Callable[[], float] | None]:
+    "Who ends stage 2 early (A-052), and the loss that it watches; nobody without `train.patience`."
+    c = config.train
+    if not c.patience or validation is None:
+        return [], None
+    return [Patience(c.patience)], partial(held_out_loss, model, losses, validation, c.batch_size)
 
 # %% ../nbs/04_training.ipynb #04-training-14
 def train(
@@ -189,7 +179,11 @@ def train(
         raise ValueError("train.patience looks at held-out images: give `validation`.")
     if c.autoencoder_first:
         losses = _freeze_autoencoder(config, model, images, identity, category, folder, callbacks)
-    return _together(config, model, losses, data, identity, folder, callbacks, validation)
+    held = None if validation is None else validation.to(data.device)
+    ends, watched = _early_end(config, model, losses, held)
+    fit(model, losses, data, c, folder, identity, config.compute, [*callbacks, *ends], watched, c.ema)
+    model.autoencoder.requires_grad_(True)  # it learned alone where A-058 says so
+    return model.eval()
 
 # %% ../nbs/04_training.ipynb #c95b8078
 def _seconds_of(losses: Losses, optimiser: torch.optim.Optimizer, batch: Tensor) -> float:

@@ -273,11 +273,12 @@ def _differences(root: Path, name: str) -> str:
 
     def cell(v: str, m: str) -> str:
         seeds = ", ".join(_signed(100 * x) for x in r["differences"][v][m]["seeds"])
-        return f"{_difference(root, name, v, m)}; {seeds}"
+        return f"{_difference(root, name, v, m)}<br>{seeds}"
 
     names = [m for m in _METRICS if m in r["differences"][others[0]]]
-    head = (f"points against {first} (95 % interval); each seed", *(_METRICS[m] for m in names))
-    return markdown_table(head, [(v, *(cell(v, m) for m in names)) for v in others])
+    said = f"Points against `{first}`: mean (95 % interval), below it each seed."
+    head = ("variant", *(_METRICS[m] for m in names))
+    return f"{said}\n\n{markdown_table(head, [(v, *(cell(v, m) for m in names)) for v in others])}"
 
 # %% ../nbs/27a_register_checks.ipynb #27-assumptions-e20b04
 def _loss(root: Path, name: str, variant: str, loss: str) -> str:
@@ -401,7 +402,7 @@ def _read(root: Path, what: str) -> str:
         text = _READERS[name](root, *words)
     except (KeyError, OSError, TypeError, ValueError) as e:
         raise DataError(f"'read: {what}' cannot be read: {type(e).__name__}: {e}") from None
-    return f"\n\n{text}\n\n" if text.startswith("|") else text
+    return f"\n\n{text}\n\n" if "\n" in text else text
 
 
 def filled(

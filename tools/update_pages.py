@@ -162,11 +162,16 @@ PEERS = """Beside PaDiM and PatchCore, written down in [peers](FOLDERnbs/26_peer
 backbone at work and train nothing; seconds are one processor's, *kept* is what has to be remembered beside the backbone:"""
 
 
+def as_markdown(sentence: str) -> str:
+    """Options as code, whose hyphens stay as they are; a number and its % on one line."""
+    return re.sub(r"--[\w.]+", r"`\g<0>`", sentence).replace(" %", "\u00a0%")
+
+
 def one_run(file: Path, r: Mapping[str, Any], known: set[str]) -> str:
     """A run: what it was, its numbers with intervals, what it says in words, what made it."""
     env = r["environment"]
     packages = ", ".join(f"{k} {v}" for k, v in env["packages"].items())
-    said = "\n".join(f"- {s}" for s in verdict(r))
+    said = "\n".join(f"- {as_markdown(s)}" for s in verdict(r))
     doubts = f"\n\n**Provenance:** {d}." if (d := provenance(r, known)) else ""
     return f"""### {file.stem}
 

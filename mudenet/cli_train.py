@@ -125,7 +125,7 @@ def _fitted(job: Job, minutes: float) -> Job:
 def run_train(args: Namespace) -> None:
     "Both stages and calibration."
     from mudenet.job import ensure_detector, open_job
-    from mudenet.health import Health, advice
+    from mudenet.health import Health, advice, s1_speaks
 
     job = open_job(configure(given_fields(args, "resume", "minutes"), args.get("config")))
     if args.get("minutes") is not None:
@@ -135,7 +135,7 @@ def run_train(args: Namespace) -> None:
         print(f"note: {note}", flush=True)
     about = ensure_detector(job, resume=args.get("resume", True)).about
     if about.get("health"):
-        for sentence in advice(Health.read(about["health"]), job.config.train.steps != 0):
+        for sentence in advice(Health.read(about["health"]), s1_speaks(job.config)):
             print(f"note: {sentence}")
     print(f"detector: {job.folder / 'detector.safetensors'}\nNext: mudenet evaluate {job.folder}")
 

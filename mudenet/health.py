@@ -13,13 +13,14 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from .config import Config
 from .data import normalize
 from .decisions import standing_apart
 from .inference import FEW, Detector, scored_maps, shares_on
 from .start import evenly_chosen
 
 # %% auto #0
-__all__ = ['RIM', 'LIMITS', 'Health', 'in_rim', 'halves_agree', 'health', 'advice']
+__all__ = ['RIM', 'LIMITS', 'Health', 'in_rim', 'halves_agree', 'health', 's1_speaks', 'advice']
 
 # %% ../nbs/20a_health.ipynb #8e308e690
 RIM = 1 / 32  # of the side
@@ -106,11 +107,11 @@ def _rim_advice(found: Health) -> str:
     )
 
 # %% ../nbs/20a_health.ipynb #ac6bed63
-def _learned_advice(found: Health, trained: bool) -> list[str]:
+def _learned_advice(found: Health, of_s1: bool) -> list[str]:
     "What networks mean that have learned little."
     s1, a, s2 = (max(0.0, share) for share in found.learned)
     out = []
-    if trained and s1 < LIMITS["student"]:
+    if of_s1 and s1 < LIMITS["student"]:
         out.append(
             f"S1 has hardly learned more than the mean of each place ({s1:.0%} of what T does beyond "
             "it): train longer (--train.steps)."
@@ -144,11 +145,18 @@ def _score_advice(found: Health) -> list[str]:
     return out
 
 # %% ../nbs/20a_health.ipynb #e2654df1
+def s1_speaks(
+    config: Config,  # Of the detector
+) -> bool:
+    "Whether detection hangs on what S1 has learned: it was trained, and no modes are left out (A-055)."
+    return config.train.steps != 0 and not config.inference.place_modes
+
+
 def advice(
     found: Health,  # Of `health`
-    trained: bool,  # Whether any step was taken
+    of_s1: bool,  # Of `s1_speaks`
 ) -> list[str]:  # Sentences; none where nothing is the matter
     "What a detector's health means and what to do."
     out = [_rim_advice(found)] if found.rim > LIMITS["rim"] else []
-    out += _learned_advice(found, trained) if found.learned else []
+    out += _learned_advice(found, of_s1) if found.learned else []
     return out + _score_advice(found)

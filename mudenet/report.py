@@ -26,7 +26,7 @@ from .core import markdown_table, progress
 from .curves import curve_svg, histogram_svg, roc_curve
 from .data import Item
 from .decisions import BY_HAND, FEWEST_BAD, ORIGINS, operating_points, operating_table, promised
-from .health import Health, advice
+from .health import Health, advice, s1_speaks
 from .images import BRANCHES, Prediction, read_image
 from .intervals import share, shown_intervals
 from .metrics import KINDS
@@ -206,7 +206,7 @@ def _caveats(record: Mapping[str, Any]) -> list[str]:
     spread = shown_intervals(record)
     out = [f"Not defined here: {u}." for u in record["results"]["all"]["undefined"]]
     if found_health := record.get("health"):
-        out += advice(Health.read(found_health), record["config"]["train"]["steps"] != 0)
+        out += advice(Health.read(found_health), s1_speaks(from_saved(record["config"])))
     if any(i["few"] for i in spread.values()):
         out.append("There are few test images; such intervals tend to be too narrow.")
     if edge := ", ".join(SHOWN[n] for n, i in spread.items() if i.get("edge")):

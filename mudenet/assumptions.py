@@ -20,7 +20,6 @@ __all__ = ['STATUSES', 'SECTIONS', 'find_register', 'Assumption', 'read_entry', 
 import yaml
 
 import mudenet
-from .config import trunk_fields
 from .core import ConfigError, DataError, did_you_mean
 
 # %% ../nbs/27_assumptions.ipynb #27-assumptions-05
@@ -359,6 +358,8 @@ def beside(
     folder: Path,  # With images
 ) -> dict[str, Any]:  # Fields to add
     "Fields that a value cannot do without."
+    from mudenet.config import trunk_fields
+
     of_a_folder = any(k.startswith("distill.folder_") for k in settings)
     learns = of_a_folder or settings.get("distill.images") == "folder"
     needed = {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}

@@ -158,7 +158,8 @@ def _early_end(
     c = config.train
     if not c.patience or validation is None:
         return [], None
-    return [Patience(c.patience)], partial(held_out_loss, model, losses, validation, c.batch_size)
+    images = validation.to(next(model.parameters()).device)
+    return [Patience(c.patience)], partial(held_out_loss, model, losses, images, c.batch_size)
 
 # %% ../nbs/04_training.ipynb #04-training-14
 def train(
@@ -179,8 +180,7 @@ def train(
         raise ValueError("train.patience looks at held-out images: give `validation`.")
     if c.autoencoder_first:
         losses = _freeze_autoencoder(config, model, images, identity, category, folder, callbacks)
-    held = None if validation is None else validation.to(data.device)
-    ends, watched = _early_end(config, model, losses, held)
+    ends, watched = _early_end(config, model, losses, validation)
     fit(model, losses, data, c, folder, identity, config.compute, [*callbacks, *ends], watched, c.ema)
     model.autoencoder.requires_grad_(True)  # it learned alone where A-058 says so
     return model.eval()

@@ -22,7 +22,7 @@ from typing import Any
 # %% auto #0
 __all__ = ['OUTPUTS', 'OPSET', 'SUFFIX', 'TOLERANCE', 'PRECISIONS', 'FAITHFUL', 'Square', 'Decision', 'Whole', 'traced',
            'described', 'need', 'onnx_model', 'openvino_model', 'write_graph', 'trial_images', 'agreement',
-           'recalibrated', 'graph_of', 'consequences', 'export_detector']
+           'recalibrated', 'in_format', 'graph_of', 'consequences', 'export_detector']
 
 # %% ../nbs/30_export.ipynb #fa60656c
 import numpy as np
@@ -529,23 +529,33 @@ def _quantised_openvino(model: Any, kernel: int | None, squares: np.ndarray) -> 
 FAITHFUL = dict(auroc=0.005, decisions=0.98)
 
 
-def graph_of(
-    detector: Detector,
-    to: str,  # "onnx", "openvino", "pt2"
+def in_format(
+    model: Any,  # Of `onnx_model`, not changed
+    to: str,  # "onnx", "openvino"
     precision: str,  # One of `PRECISIONS`
+    kernel: int,  # Side of the widest kernels, which 8-bit numbers are for
     squares: np.ndarray,  # uint8 (N, S, S, 3): nominal images, for the ranges of 8-bit numbers
-    raw: bool = False,  # See `Whole`
 ) -> Any:  # For `write_graph`
-    "The graph in its format and precision."
-    if to == "pt2":
-        return traced(Whole(detector, raw))
-    model, kernel = onnx_model(detector, raw), max(detector.config.model.kernels)
+    "An ONNX model in a format and precision."
     if precision == "float16":
-        return _halved_onnx(model) if to == "onnx" else _halved_openvino(openvino_model(model))
+        return _halved_onnx(copy.deepcopy(model)) if to == "onnx" else _halved_openvino(openvino_model(model))
     if to == "onnx":
         return _quantised_onnx(model, kernel, squares) if precision == "int8" else model
     graph = openvino_model(model)
     return _quantised_openvino(graph, kernel, squares) if precision == "int8" else graph
+
+
+def graph_of(
+    detector: Detector,
+    to: str,  # "onnx", "openvino", "pt2"
+    precision: str,  # One of `PRECISIONS`
+    squares: np.ndarray,  # See `in_format`
+    raw: bool = False,  # See `Whole`
+) -> Any:  # For `write_graph`
+    "The graph of a detector in its format and precision."
+    if to == "pt2":
+        return traced(Whole(detector, raw))
+    return in_format(onnx_model(detector, raw), to, precision, max(detector.config.model.kernels), squares)
 
 # %% ../nbs/30_export.ipynb #9363640b
 def _program(path: Path) -> Exported:

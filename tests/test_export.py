@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 BOTTLE = ROOT.parent / "shared" / "data" / "mvtec_bottle"
 SMALL = {"data.image_size": 64, "model.channels": 16, "model.width": 16, "inference.smoothing": 1.0}
 NEEDS = dict(onnx=("onnx", "onnxscript", "onnxruntime"), openvino=("onnx", "onnxscript", "openvino"))
+ORIGINAL = ex.onnx_model
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "I;16")
 
 
@@ -52,6 +53,33 @@ def made(root, **fields):
     )
     calibrate(detector, nominal, trained)
     return detector
+
+
+def memory(trace):
+    """A function that traces a detector, which it does once for each of the same state and configuration."""
+    known = {}
+
+    def remembered(detector, raw=False):
+        key = digest(detector.state_dict()), repr((detector.config, detector.held_out, raw))
+        if key not in known:
+            known[key] = trace(detector, raw)
+        return copy.deepcopy(known[key])
+
+    return remembered
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """A trace takes far longer than all that is done with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ex, "onnx_model", memory(ex.onnx_model))
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch):
+    """For what a trace itself decides: it is done again, and remembered by itself."""
+    monkeypatch.setattr(ex, "onnx_model", memory(ORIGINAL))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +265,7 @@ def test_what_a_file_says(to, detector, files):
         assert not file.exists() or str(ROOT).encode() not in file.read_bytes()
 
 
-def test_the_same_detector_gives_the_same_bytes(detector, files, tmp_path):
+def test_the_same_detector_gives_the_same_bytes(detector, files, tmp_path, traced_anew):
     need("onnx")
     ex.export_detector(detector, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == files["onnx"][0].read_bytes()
@@ -258,7 +286,7 @@ def test_openvino_reads_the_onnx_file_too(detector, files, pictures):
     assert abs(ours[0].score - theirs[0].score) <= 1e-5 * abs(ours[0].score)
 
 
-def test_a_file_that_disagrees_is_refused(detector, tmp_path, monkeypatch):
+def test_a_file_that_disagrees_is_refused(detector, tmp_path, monkeypatch, traced_anew):
     need("onnx")
     exact = ex._product
     # one grey level brighter

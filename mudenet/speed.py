@@ -488,7 +488,7 @@ def speed_table(
 # maps, size, sides of a defect as a share of it from … to …: sets of 2 % defective pixels, and one of about
 # 15 %
 _BENCH_SETS = ((100, 256, 0.02, 0.2), (1000, 256, 0.02, 0.2), (100, 1024, 0.02, 0.2), (100, 512, 0.25, 0.45))
-_QUICK_SETS = ((10, 64, 0.02, 0.2), (10, 80, 0.25, 0.45))
+_QUICK_SETS = ((10, 64, 0.02, 0.2), (20, 96, 0.02, 0.2), (10, 80, 0.25, 0.45))
 
 
 def _bench_maps(n: int, size: int, small: float, large: float) -> tuple[np.ndarray, np.ndarray]:

@@ -53,7 +53,7 @@ from .decisions import BY_HAND, ORIGINS
 from .images import Prediction, read_image
 from .inference import Detector, calibrate
 from .metrics import image_metrics
-from .runtime import META, Engine, Detector as Exported
+from .runtime import META, Engine, Detector as Exported, openvino_core
 
 # %% ../nbs/30_export.ipynb #eb6696a50
 def _divided(
@@ -306,9 +306,7 @@ def openvino_model(
 ) -> Any:  # An `openvino.Model`
     "The same graph by OpenVINO's converter."
     need("openvino")
-    import openvino as ov
-
-    return ov.Core().read_model(model.SerializeToString())
+    return openvino_core().read_model(model.SerializeToString())
 
 
 def _write_openvino(path: Path, model: Any, text: str) -> None:

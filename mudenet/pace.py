@@ -42,7 +42,7 @@ from mudenet.export import (
     write_graph,
 )
 from .inference import Detector, calibrate
-from .runtime import Detector as Exported
+from .runtime import Detector as Exported, openvino_core
 
 # %% ../nbs/31c_pace.ipynb #d705c75e0
 def _descriptor(channels: int) -> nn.Sequential:
@@ -186,10 +186,8 @@ def _by_onnxruntime(model: Any, threads: int) -> Look:
 
 
 def _by_openvino(model: Any, threads: int, hint: str) -> Look:
-    import openvino as ov
-
     how = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-    compiled = ov.Core().compile_model(openvino_model(model), "CPU", how)
+    compiled = openvino_core().compile_model(openvino_model(model), "CPU", how)
     return lambda pixels: compiled(_as_input(pixels).numpy())
 
 # %% ../nbs/31c_pace.ipynb #8702fb09

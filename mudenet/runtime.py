@@ -5,6 +5,7 @@
 # %% ../nbs/30a_runtime.ipynb #4202ff4a
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -19,7 +20,8 @@ from .images import Inputs, Prediction, batches, named_images
 from .regions import Marker
 
 # %% auto #0
-__all__ = ['Run', 'Engine', 'META', 'cut', 'in_three', 'Described', 'Detector', 'is_export', 'open_detector', 'detector_id']
+__all__ = ['Run', 'Engine', 'META', 'openvino_core', 'cut', 'in_three', 'Described', 'Detector', 'is_export', 'open_detector',
+           'detector_id']
 
 # %% ../nbs/30a_runtime.ipynb #f87740e9
 Run = Callable[..., dict[str, np.ndarray]]  # named inputs → outputs by name
@@ -63,12 +65,18 @@ def _one_after_another(squares: Run, networks: Run, answers: Run) -> Engine:
 
     return run
 
+# %% ../nbs/30a_runtime.ipynb #7622273a
+@functools.cache
+def openvino_core() -> Any:
+    "OpenVINO's `Core`, one for all detectors of a process."
+    import openvino as ov
+
+    return ov.Core()
+
 # %% ../nbs/30a_runtime.ipynb #1bf8b54c0
 def _openvino(path: Path, threads: int | None) -> tuple[Engine, str | None]:
     "OpenVINO on the CPU."
-    import openvino as ov
-
-    core = ov.Core()
+    core = openvino_core()
     model = core.read_model(path)
     entries = ([META], ["framework", META])  # its own file's, and an ONNX file's
     text = next((model.get_rt_info(e).astype(str) for e in entries if model.has_rt_info(e)), None)

@@ -5,6 +5,8 @@ without PyTorch.
 import configparser
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -207,10 +209,10 @@ def decided(program, to, scores):
 
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         return [session.run(None, {model.graph.input[0].name: scores})]
-    import openvino as ov
-
     graph, how = ex.openvino_model(model), "INFERENCE_PRECISION_HINT"
-    answers = [ov.Core().compile_model(graph, "CPU", {how: hint})(scores) for hint in ("f32", "bf16")]
+    answers = [
+        runtime.openvino_core().compile_model(graph, "CPU", {how: hint})(scores) for hint in ("f32", "bf16")
+    ]
     return [list(found.values()) for found in answers]
 
 
@@ -284,6 +286,24 @@ def test_openvino_reads_the_onnx_file_too(detector, files, pictures):
     one = pictures / "003.png"
     ours, theirs = detector.predict(one), Exported.load(files["onnx"][0], "openvino").predict(one)
     assert abs(ours[0].score - theirs[0].score) <= 1e-5 * abs(ours[0].score)
+
+
+def test_a_signal_after_several_detectors(files):
+    """OpenVINO gives signals a stack of their own; it must still be there when detectors have gone."""
+    need("openvino")
+    code = """
+import signal, sys
+from mudenet.runtime import Detector
+
+open_ = [Detector.load(sys.argv[1], "openvino") for _ in range(2)]
+while open_:
+    del open_[0]
+signal.signal(signal.SIGTERM, lambda *given: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    argv = [sys.executable, "-c", code, str(files["openvino"][0])]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 def test_a_file_that_disagrees_is_refused(detector, tmp_path, monkeypatch, traced_anew):

@@ -20,7 +20,7 @@ from .core import ConfigError, seed_for
 
 # %% auto #0
 __all__ = ['Teacher', 'seeded', 'ResidualBlock', 'DescriptorNetwork', 'decoder_start', 'Autoencoder', 'ResNetLayers',
-           'PretrainedTeacher', 'teacher_network', 'Embeddings', 'MuDeNet']
+           'patch_mean', 'PretrainedTeacher', 'teacher_network', 'Embeddings', 'MuDeNet']
 
 # %% ../nbs/01_architecture.ipynb #01-architecture-05
 @contextlib.contextmanager
@@ -209,20 +209,32 @@ class ResNetLayers(nn.Module):
         return maps
 
 # %% ../nbs/01_architecture.ipynb #59602f33
+def patch_mean(
+    maps: Tensor,  # (B, C, h, w)
+    patch: int,  # p, odd
+) -> Tensor:  # The same shape
+    "The mean of the p×p places around each, as far as there are any (A-060)."
+    return F.avg_pool2d(maps, patch, stride=1, padding=patch // 2, count_include_pad=False)
+
+
 class PretrainedTeacher(nn.Module):
     "T without distillation (A-059): images (B, 3, H, W) → 3 maps (B, C, H/2, W/2) of a ResNet's layers."
 
     def __init__(
         self,
-        config: ModelConfig,  # `teacher_trunk`, `channels`
+        config: ModelConfig,  # `teacher_trunk`, `channels`, `teacher_patch`
     ):
         super().__init__()
         self.trunk = ResNetLayers(config.teacher_trunk)
         self.projections = nn.ModuleList(nn.Conv2d(w, config.channels, 1) for w in self.trunk.widths)
+        self.patch = config.teacher_patch
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         grid = [side // 2 for side in images.shape[-2:]]
         maps = [projection(m) for projection, m in zip(self.projections, self.trunk.each(images))]
+        if self.patch > 1:
+            first = maps[0].shape[-2:]
+            maps = [patch_mean(F.interpolate(m, size=first, mode="bilinear"), self.patch) for m in maps]
         return tuple(F.interpolate(m, size=grid, mode="bilinear") for m in maps)
 
 

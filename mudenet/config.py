@@ -203,6 +203,8 @@ class ModelConfig:
     "What S1, A and S2 add their maps to: nothing, or T's mean map of nominal images, by place (A-048)."
     teacher_trunk: Trunk = decides("teacher", "descriptor", newer=True)
     "T is figure 2's network, which has to be distilled, or the layers of a pretrained ResNet (A-059)."
+    teacher_patch: int = decides("detector", 1, newer=True)
+    "Places along a side, on the grid of layer 1, that such a ResNet's maps are averaged over (A-060)."
 
     @property
     def pretrained_teacher(self) -> bool:
@@ -230,6 +232,8 @@ class ModelConfig:
             _require(self, "depths", len(depths) == 3, three)
             bare = f"has nothing to follow where model.teacher_trunk={self.teacher_trunk!r}."
             _unchanged(self, "projection", rule=bare)
+        patch = 0 < self.teacher_patch < 100 and self.teacher_patch % 2
+        _require(self, "teacher_patch", patch, "must be odd (A-060), from 1 to 99; 1 averages nothing.")
 
 # %% ../nbs/11_config.ipynb #11-config-13
 @dataclass(frozen=True, kw_only=True)

@@ -131,6 +131,7 @@ LATER = {
     "backbone.reduction": "pca",
     "model.centre": "place",
     "model.teacher_trunk": "resnet18",
+    "model.teacher_patch": 3,
     "train.whiten": True,
     "preset": "fast",
     "inference.false_alarms": None,
@@ -208,7 +209,12 @@ def test_every_field_has_a_row():
 def test_later_fields_name_another_run():
     plain = config_of({})
     trained = ("patience", "warmup", "ema", "autoencoder_first", "whiten")
-    for name in ("backbone.reduction", "model.centre", *(f"train.{field}" for field in trained)):
+    for name in (
+        "backbone.reduction",
+        "model.centre",
+        "model.teacher_patch",
+        *(f"train.{field}" for field in trained),
+    ):
         assert run_key(config_of({name: LATER[name]})) != run_key(plain), name
     components = config_of({"backbone.reduction": "pca"})
     assert teacher_identity(components) != teacher_identity(plain)

@@ -87,7 +87,10 @@ def test_the_shipped_teacher_is_its_resnet(parts):
     weights = ROOT.parent / "shared" / "weights" / "resnet18_imagenet.safetensors"
     if not weights.is_file():
         pytest.skip("needs shared/weights")
-    config = configure(dict(root=str(parts), device="cpu", dataset="folder", preset="fast"))
+    place_by_place = dict(teacher_patch=1)
+    config = configure(
+        dict(root=str(parts), device="cpu", dataset="folder", preset="fast", model=place_by_place)
+    )
     teacher, net = load_teacher(config.teacher, config), resnet18().eval()
     net.load_state_dict(load_file(weights), strict=False)  # without layer4 and the classifier
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -74,6 +74,8 @@ def why_ignored(a: Config, b: Config) -> str:
     "Why b cannot come out differently from a: what takes each field that differs out of play, or nothing."
     (was, was1), (used, used1) = ((c.data.augmentation(c.category), stage1_augmentation(c)) for c in (a, b))
     under = {f"{s}.epochs": f"{s}.steps={n}" for s in ("distill", "train") if (n := getattr(b, s).steps)}
+    if not b.model.pretrained_teacher:
+        under["model.teacher_patch"] = f"model.teacher_trunk={b.model.teacher_trunk}"
     for word in {"rotate", "jitter"} - {*used, *used1}:
         idle = (f"data.{f}" for f in to_dict(b)["data"] if f.startswith(word))
         under |= dict.fromkeys(idle, f"an augmentation without {word}")

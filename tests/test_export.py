@@ -235,7 +235,7 @@ def decided(program, to, scores):
         {"data.interpolation": "box", "model.block": "pre", "model.autoencoder_size": "figure"},
         {"inference.standardise_places": True},
         {"inference.place_modes": 4},
-        {"model.teacher_trunk": "resnet18", "backbone.name": "resnet18"},
+        {"model.teacher_trunk": "resnet18", "backbone.name": "resnet18", "model.teacher_patch": 3},
     ],
 )
 def test_other_readings_of_the_paper(fields, line, tmp_path):

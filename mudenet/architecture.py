@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
 from .config import ModelConfig
 from .core import ConfigError, seed_for
@@ -194,6 +193,8 @@ class ResNetLayers(nn.Module):
         self,
         name: str,  # torchvision's, e.g. "resnet18"
     ):
+        from torchvision import models  # which brings torch's compiler, as long to import as torch itself
+
         super().__init__()
         with seeded(0, "backbone", name):
             net = models.get_model(name, weights=None)

@@ -232,7 +232,7 @@ class ModelConfig:
             _require(self, "depths", len(depths) == 3, three)
             bare = f"has nothing to follow where model.teacher_trunk={self.teacher_trunk!r}."
             _unchanged(self, "projection", rule=bare)
-        patch = 0 < self.teacher_patch < 100 and self.teacher_patch % 2
+        patch = 0 < self.teacher_patch < 100 and self.teacher_patch % 2 == 1
         _require(self, "teacher_patch", patch, "must be odd (A-060), from 1 to 99; 1 averages nothing.")
 
 # %% ../nbs/11_config.ipynb #11-config-13

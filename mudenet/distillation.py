@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
-from torchvision import models
 
 from .architecture import PretrainedTeacher, ResNetLayers, Teacher, seeded, teacher_network
 from .config import BackboneConfig, Config, DistillConfig, from_dict, from_saved
@@ -45,6 +44,8 @@ _KEPT = ("conv1", "bn1", "layer1", "layer2", "layer3")
 
 def backbone_names() -> list[str]:
     "The torchvision networks that have a ResNet's layers."
+    from torchvision import models
+
     families = "resnet", "resnext", "wide_resnet"
     return [m for m in models.list_models(module=models) if m.startswith(families)]
 
@@ -125,6 +126,8 @@ def _ways_out(name: str, weights: str, url: str, e: Exception) -> str:
 # %% ../nbs/03_distillation.ipynb #03-distillation-06
 def _download(name: str, weights: str) -> Mapping[str, Tensor]:
     "torchvision's weights of that name, from its cache or the network. Raises `WeightsError`."
+    from torchvision import models
+
     known = {w.name: w for w in models.get_model_weights(name)}
     if weights not in known:
         raise WeightsError(

@@ -325,8 +325,9 @@ def _scope(root: Path, name: str) -> str:
     own = not from_saved(c).model.pretrained_teacher  # else nothing is distilled
     stages = " + ".join(str(c[s]["steps"]) for s in (("distill", "train") if own else ("train",)))
     made = f"torch {env['packages']['torch']}, commit {env['commit'].removesuffix('-dirty')}{changed}"
+    seeds = f"{n} seeds" if (n := len(r["seeds"])) > 1 else "1 seed"
     return (
-        f"{r['category']}, {len(r['seeds'])} seeds, {c['data']['image_size']} px, {c['model']['channels']} "
+        f"{r['category']}, {seeds}, {c['data']['image_size']} px, {c['model']['channels']} "
         f"channels, trunk {c['model']['width']}, {c['backbone']['name']} with {c['backbone']['weights']}, "
         f"{stages} steps of {c['train']['batch_size']} images; {made}"
     )

@@ -1,5 +1,7 @@
 """The fast preset and the start in closed form, from the command line's configuration to the scores."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,9 @@ def test_the_shipped_teacher_is_its_resnet(parts):
             components = projection(x)
             expected = interpolate(components, size=(32, 32), mode="bilinear")
             torch.testing.assert_close(said, expected, rtol=0.02, atol=0.05)
+
+
+def test_importing_inference_does_not_import_torchvision():
+    """It brings torch's compiler, which takes as long as torch; a detector without a ResNet does without."""
+    code = "import sys, mudenet.inference\nassert not {'torchvision', 'torch._dynamo'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

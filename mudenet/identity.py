@@ -101,7 +101,8 @@ def image_treatment(
 def _compared(config: Config, upto: Level) -> Iterator[tuple[str, Field]]:
     "The fields that may tell two runs apart, as far as `upto`."
     levels = LEVELS[: LEVELS.index(upto) + 1]
-    idle = () if config.distill.images == "folder" else tuple(f"distill.{k}" for k in FOLDER_FIELDS)
+    idle = set() if config.distill.images == "folder" else {f"distill.{k}" for k in FOLDER_FIELDS}
+    idle |= set() if config.model.pretrained_teacher else {"model.teacher_patch"}
     for name, f in leaves(Config):
         if DECIDES[name] in levels and f.metadata["place"] != "here" and name not in idle:
             yield name, f

@@ -209,12 +209,7 @@ def test_every_field_has_a_row():
 def test_later_fields_name_another_run():
     plain = config_of({})
     trained = ("patience", "warmup", "ema", "autoencoder_first", "whiten")
-    for name in (
-        "backbone.reduction",
-        "model.centre",
-        "model.teacher_patch",
-        *(f"train.{field}" for field in trained),
-    ):
+    for name in ("backbone.reduction", "model.centre", *(f"train.{field}" for field in trained)):
         assert run_key(config_of({name: LATER[name]})) != run_key(plain), name
     components = config_of({"backbone.reduction": "pca"})
     assert teacher_identity(components) != teacher_identity(plain)
@@ -222,6 +217,11 @@ def test_later_fields_name_another_run():
     r18 = {"backbone.name": "resnet18"}
     pretrained = config_of({**r18, "model.teacher_trunk": "resnet18"})
     assert teacher_identity(pretrained) != teacher_identity(config_of(r18))
+    averaged = {"model.teacher_patch": 3}  # by a pretrained T only, and it stays the same T
+    assert run_key(config_of(averaged)) == run_key(plain)
+    whole = {**r18, "model.teacher_trunk": "resnet18"}
+    assert run_key(config_of({**whole, **averaged})) != run_key(pretrained)
+    assert teacher_identity(config_of({**whole, **averaged})) == teacher_identity(pretrained)
     same_teacher = {"data.white": None, "backbone.reduction": "draw", "distill.warmup": 0}
     same_teacher["model.teacher_trunk"] = "descriptor"
     aside = LATER | {"preset": "paper"} | same_teacher

@@ -188,7 +188,7 @@ class PatchCore:
 
     name = "PatchCore"
 
-    def __init__(self, backbone: Backbone, share: float = 0.01, most: int = 1024, seed: int = 0):
+    def __init__(self, backbone: Backbone, share: float = 0.01, most: int = 200, seed: int = 0):
         self.backbone, self.share, self.most, self.seed = backbone, share, most, seed
 
     @property

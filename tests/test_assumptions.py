@@ -88,7 +88,8 @@ def test_every_switch_can_be_ablated(tmp_path):
         data=dict(augment=["hflip", "rotate", "jitter"]),
     )
     folder = dict(distill=dict(images="folder", folder=str(tmp_path / "data" / "two" / "train")))
-    given = {"A-023": folder, "A-046": folder, "A-047": folder}
+    whole = dict(model=dict(teacher_trunk="resnet18"), backbone=dict(name="resnet18"))
+    given = {"A-023": folder, "A-046": folder, "A-047": folder, "A-060": whole}
     configs = {a: load_config(tree={**tree, **given.get(a, {})}) for a in ("", *given)}
     for e in read_register():
         if e.field:

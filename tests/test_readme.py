@@ -114,6 +114,7 @@ def test_inline_commands(my_parts):
         "--preset fast",
         "--preset paper",
         "--train.steps 0",
+        "--model.teacher_patch 1",
         "--minutes 10",
         "--track [tensorboard]",
         "--train.patience 25",

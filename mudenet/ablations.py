@@ -32,7 +32,7 @@ from .data import Category, load_masks, normalize
 from .distillation import Target, make_target, teacher_identity
 from .evaluation import measure, setting_key
 from .experiments import Here, Pool, Run, Variants, clock, named, plan_runs, read_result
-from .identity import absolute, differences, identity, portable, stage1_augmentation
+from .identity import absolute, differences, identity, idle_fields, portable, stage1_augmentation
 from .inference import Detector
 from .intervals import bootstrap_draws, paired_interval
 from .job import Job, calibrate_on, ensure_detector, images_of, open_job
@@ -73,9 +73,8 @@ def with_fields(config: Config, fields: Mapping[str, Any], which: str) -> Config
 def why_ignored(a: Config, b: Config) -> str:
     "Why b cannot come out differently from a: what takes each field that differs out of play, or nothing."
     (was, was1), (used, used1) = ((c.data.augmentation(c.category), stage1_augmentation(c)) for c in (a, b))
-    under = {f"{s}.epochs": f"{s}.steps={n}" for s in ("distill", "train") if (n := getattr(b, s).steps)}
-    if not b.model.pretrained_teacher:
-        under["model.teacher_patch"] = f"model.teacher_trunk={b.model.teacher_trunk}"
+    under = idle_fields(b)
+    under |= {f"{s}.epochs": f"{s}.steps={n}" for s in ("distill", "train") if (n := getattr(b, s).steps)}
     for word in {"rotate", "jitter"} - {*used, *used1}:
         idle = (f"data.{f}" for f in to_dict(b)["data"] if f.startswith(word))
         under |= dict.fromkeys(idle, f"an augmentation without {word}")

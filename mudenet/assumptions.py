@@ -363,6 +363,6 @@ def beside(
     of_a_folder = any(k.startswith("distill.folder_") for k in settings)
     learns = of_a_folder or settings.get("distill.images") == "folder"
     needed = {"distill.images": "folder", "distill.folder": str(folder)} if learns else {}
-    own = {"model.teacher_trunk": "resnet18"} if "model.teacher_patch" in settings else {}
-    trunk = {**own, **settings}.get("model.teacher_trunk", "descriptor")
-    return needed | own | trunk_fields(trunk)
+    if "model.teacher_patch" in settings:  # of a pretrained T only
+        needed |= {"model.teacher_trunk": "resnet18"}
+    return needed | trunk_fields({**needed, **settings}.get("model.teacher_trunk", "descriptor"))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['portable', 'absolute', 'stage1_augmentation', 'deciding', 'image_treatment', 'identity', 'short_key', 'run_key',
-           'run_folder', 'differences']
+__all__ = ['portable', 'absolute', 'stage1_augmentation', 'deciding', 'image_treatment', 'idle_fields', 'identity', 'short_key',
+           'run_key', 'run_folder', 'differences']
 
 # %% ../nbs/11a_identity.ipynb #1b9eae72
 from .config import DECIDES, FOLDER_FIELDS, LEVELS, Augmentation, Config, DataConfig, Level, leaves
@@ -98,11 +98,21 @@ def image_treatment(
     return {**plain(tree), "augment": list(augmentation)}
 
 # %% ../nbs/11a_identity.ipynb #77ee8af9
+def idle_fields(
+    config: Config,  # A configuration
+) -> dict[str, str]:  # Field → the setting that takes it out of play
+    "The fields of another network or of other images than this configuration's: they tell no two runs apart."
+    idle = dict[str, str]()
+    if config.distill.images != "folder":
+        idle |= {f"distill.{k}": f"distill.images={config.distill.images}" for k in FOLDER_FIELDS}
+    if not config.model.pretrained_teacher:
+        idle |= {"model.teacher_patch": f"model.teacher_trunk={config.model.teacher_trunk}"}
+    return idle
+
+
 def _compared(config: Config, upto: Level) -> Iterator[tuple[str, Field]]:
     "The fields that may tell two runs apart, as far as `upto`."
-    levels = LEVELS[: LEVELS.index(upto) + 1]
-    idle = set() if config.distill.images == "folder" else {f"distill.{k}" for k in FOLDER_FIELDS}
-    idle |= set() if config.model.pretrained_teacher else {"model.teacher_patch"}
+    levels, idle = LEVELS[: LEVELS.index(upto) + 1], idle_fields(config)
     for name, f in leaves(Config):
         if DECIDES[name] in levels and f.metadata["place"] != "here" and name not in idle:
             yield name, f

@@ -136,8 +136,7 @@ def readme_section() -> str:
 def beside_peers() -> str:
     """PaDiM and PatchCore beside our detectors, and what they cost."""
     theirs, ours = on_equal_terms()
-    methods = [r for r in theirs if "mudenet" not in r["run"]]
-    tables = results_table([*methods, *map(named, ours)]), cost_table(theirs)
+    tables = results_table([*theirs, *map(named, ours)]), cost_table(theirs)
     return "\n\n".join([*tables, *doubtful([*theirs, *ours])])
 
 
@@ -153,13 +152,14 @@ def named(r: Mapping[str, Any]) -> dict[str, Any]:
     c = r["config"]
     steps = c["train"]["steps"]
     length = f"{c['train']['epochs']} epochs" if steps is None else f"{steps} steps"
-    return dict(
-        r, run=f"mudenet, teacher {(r['teacher'] or {}).get('name', 'its own')}, {length}-s{c['seed']}"
-    )
+    teacher, patch = (r["teacher"] or {}).get("name", "its own"), from_saved(c).model.teacher_patch
+    averaged = f" over {patch}×{patch} places" if patch > 1 else ""
+    return dict(r, run=f"mudenet, teacher {teacher}{averaged}, {length}-s{c['seed']}")
 
 
 PEERS = """Beside PaDiM and PatchCore, written down in [peers](FOLDERnbs/26_peers.ipynb), with ResNet-18, on the same images and split, by the same metrics. They need the
-backbone at work and train nothing; seconds are one processor's, *kept* is what has to be remembered beside the backbone:"""
+backbone at work and train nothing; seconds are one processor's, *kept* is what has to be remembered beside the backbone. *mudenet, 0 steps, 256 px* is
+the `fast` preset before any training; other rows say which teacher they have, and over how many places its maps are averaged (A-060):"""
 
 
 def as_markdown(sentence: str) -> str:
